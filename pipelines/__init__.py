@@ -1,0 +1,1 @@
+"""The command line: Ray moves the work, MLflow keeps the numbers; no mathematics here."""
