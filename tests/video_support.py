@@ -8,7 +8,9 @@ import numpy as np
 
 
 def picture(number: int, width: int = 160, height: int = 96) -> np.ndarray:
-    """RGB uint8 [height, width, 3]: `number` in binary as 4 x 4 black and white tiles over a moving background."""
+    """RGB uint8 [height, width, 3]: `number` in binary as 4 x 4 black and white tiles over a moving
+    background.
+    """
     y, x = np.mgrid[0:height, 0:width]
     rgb = np.stack(
         [(x + 3 * number) % 256, (y * 2 + 5 * number) % 256, np.full_like(x, 7 * number % 256)], axis=-1
@@ -79,7 +81,9 @@ def write_silence(container: av.container.OutputContainer, stream: av.AudioStrea
 
 
 def numbers(path: Path) -> list[int]:
-    """The numbers that a plain sequential decoding of all packets shows, packet by packet past broken ones."""
+    """The numbers that a plain sequential decoding of all packets shows, packet by packet past broken
+    ones.
+    """
     found = []
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):

@@ -1,4 +1,6 @@
-"""Videos in: which frames (`sample`), what must be decoded for them (`plan`), and the frames themselves (`decode`)."""
+"""Videos in: which frames (`sample`), what must be decoded for them (`plan`), and the frames themselves
+(`decode`).
+"""
 
 from vopcore.video.decode import DECODER_VERSION, Decoded, decode
 from vopcore.video.sample import SAMPLERS, choose

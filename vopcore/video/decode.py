@@ -1,8 +1,9 @@
 """Frames of a video, exactly the ones asked for, for the least decoding.
 
-Two ways give the same pictures. Where packets carry times, the wanted frames are planned on packets and only what they need is
-decoded, without pictures that nothing refers to. Elsewhere (raw streams, AVI with B-frames, broken files) everything is decoded
-and frames are counted. No seeking: it gives wrong frames in open groups, AVI and fragmented files.
+Two ways give the same pictures. Where packets carry times, the wanted frames are planned on packets and
+only what they need is decoded, without pictures that nothing refers to. Elsewhere (raw streams, AVI with
+B-frames, broken files) everything is decoded and frames are counted. No seeking: it gives wrong frames in
+open groups, AVI and fragmented files.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,9 +30,11 @@ Pick = Callable[[np.ndarray], list[int]]  # times of all frames -> ordinals of t
 
 @dataclass(frozen=True)
 class Decoded:
-    """Sampled frames of one video. `pixels` uint8 [F, size, size, 3] RGB; `times` seconds of each after the first frame.
+    """Sampled frames of one video. `pixels` uint8 [F, size, size, 3] RGB; `times` seconds of each after
+    the first frame.
 
-    `status` is "ok" or "damaged" (`error` says how); `width`, `height` of the stored pictures, before rotation.
+    `status` is "ok" or "damaged" (`error` says how); `width`, `height` of the stored pictures, before
+    rotation.
     """
 
     pixels: np.ndarray
@@ -55,10 +58,11 @@ def decode(
     end: float | None = None,
     time_limit: float | None = None,
 ) -> Decoded:
-    """At most `count` frames of the clip [start, end) seconds, chosen by a sampler of SAMPLERS; fewer where it has fewer.
+    """At most `count` frames of the clip [start, end) seconds, chosen by a sampler of SAMPLERS; fewer
+    where it has fewer.
 
-    Raises VideoError, with the reason in one line, when no frame can be decoded or `time_limit` seconds have passed; a decoder
-    that hangs inside one packet must be ended from outside.
+    Raises VideoError, with the reason in one line, when no frame can be decoded or `time_limit` seconds
+    have passed; a decoder that hangs inside one packet must be ended from outside.
     """
     if start is not None and end is not None and end <= start:
         raise VideoError(f"the clip ends at {end:g} s, before it starts at {start:g} s")
@@ -91,7 +95,9 @@ def decode(
 
 
 def _can_plan(source: Source) -> bool:
-    """Whether the packets' times are the pictures' times: AVI repeats decoding times where pictures are reordered."""
+    """Whether the packets' times are the pictures' times: AVI repeats decoding times where pictures are
+    reordered.
+    """
     in_decoding_order = source.stream.container.format.name == "avi" and source.decoder.has_b_frames
     return source.packets.are_timed() and not in_decoding_order
 
@@ -147,7 +153,9 @@ class _Shots:
         return pts, pixels
 
     def _nearest(self, pick: Pick, pts: list[int | None]) -> list[int] | None:
-        """In a damaged stream with times: ordinals of the decoded frames nearest to the ones that were meant."""
+        """In a damaged stream with times: ordinals of the decoded frames nearest to the ones that were
+        meant.
+        """
         packets = self._source.packets
         if not (self._source.problems and _can_plan(self._source)) or None in pts:
             return None
@@ -156,7 +164,9 @@ class _Shots:
         return [int(np.abs(np.asarray(pts) - moment).argmin()) for moment in meant]
 
     def _counted_times(self, pts: list[int | None]) -> np.ndarray:
-        """Seconds of the frames as they came out; by the frame rate where their times are missing or out of order."""
+        """Seconds of the frames as they came out; by the frame rate where their times are missing or
+        out of order.
+        """
         if None in pts or (np.diff(pts) <= 0).any():
             return np.arange(len(pts)) / self._fps
         return self._seconds(np.asarray(pts))
@@ -181,8 +191,8 @@ class _Shots:
 def _frames(source: Source, plan: list[Run], targets: set[int] | None = None) -> Iterator[av.VideoFrame]:
     """The pictures that the runs of packets give, in the order they come out of the decoder.
 
-    With `targets` (positions of packets) pictures that are neither a target nor referred to may be left out. A packet that
-    cannot be decoded is noted among the source's problems, and the next one tried.
+    With `targets` (positions of packets) pictures that are neither a target nor referred to may be left
+    out. A packet that cannot be decoded is noted among the source's problems, and the next one tried.
     """
     can_skip = targets is not None and source.decoder.name in SKIPPING_DECODERS
     waiting = iter(plan)

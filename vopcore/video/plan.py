@@ -1,7 +1,8 @@
 """What must be decoded to see certain frames: arithmetic on packets, before anything is decoded.
 
-Header fields (`frames`, `duration`, frame rate) lie; packets do not. Where every packet has a time of its own, the N-th frame is
-the N-th packet sorted by time, and it needs the packets from the key picture before it up to itself.
+Header fields (`frames`, `duration`, frame rate) lie; packets do not. Where every packet has a time of its
+own, the N-th frame is the N-th packet sorted by time, and it needs the packets from the key picture
+before it up to itself.
 """
 
 from array import array
@@ -22,7 +23,9 @@ class Run(NamedTuple):
 
 @dataclass
 class Packets:
-    """What is remembered of every packet of a stream, in decoding order: 10 bytes each, so hours of video fit."""
+    """What is remembered of every packet of a stream, in decoding order: 10 bytes each, so hours of
+    video fit.
+    """
 
     pts: array = field(default_factory=lambda: array("q"))
     is_key: bytearray = field(default_factory=bytearray)
@@ -61,8 +64,9 @@ def runs(packets: Packets, targets: list[int]) -> list[Run]:
 
 
 def _key_before(packets: Packets, keys: np.ndarray, target: int) -> int:
-    """Where decoding starts for one picture. In an open group a picture shown before its key picture also needs the
-    group before; a picture with no key picture before it starts at the stream's first packet."""
+    """Where decoding starts for one picture. In an open group a picture shown before its key picture also
+    needs the group before; a picture with no key picture before it starts at the stream's first
+    packet."""
     position = int(np.searchsorted(keys, target, side="right")) - 1
     while position >= 0 and packets.pts[keys[position]] > packets.pts[target]:
         position -= 1
@@ -70,9 +74,11 @@ def _key_before(packets: Packets, keys: np.ndarray, target: int) -> int:
 
 
 def span(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
-    """First and one past the last frame of the clip [start, end) seconds, given all frames' ascending times.
+    """First and one past the last frame of the clip [start, end) seconds, given all frames' ascending
+    times.
 
-    A clip between two frames is the frame on screen at `start`. Raises ValueError if the clip begins after the video's end.
+    A clip between two frames is the frame on screen at `start`. Raises ValueError if the clip begins
+    after the video's end.
     """
     slack = 1e-4  # times are rounded to a time base, bounds were written by people
     last_until = times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1)

@@ -1,7 +1,8 @@
 """A decoded picture as CLIP wants it: upright, short side resized, centre cropped, still uint8.
 
-The arithmetic of open_clip's evaluation transform (bicubic resize of the short side with antialiasing, centre crop), on uint8
-tensors instead of PIL images: within 2/255 of it, 0.002/255 in the mean. swscale's own resize differs by up to 117/255.
+The arithmetic of open_clip's evaluation transform (bicubic resize of the short side with antialiasing,
+centre crop), on uint8 tensors instead of PIL images: within 2/255 of it, 0.002/255 in the mean. swscale's
+own resize differs by up to 117/255.
 """
 
 import numpy as np
@@ -12,19 +13,23 @@ from av.video.reformatter import VideoReformatter
 
 
 def preprocess(frame: VideoFrame, size: int, reformatter: VideoReformatter) -> np.ndarray:
-    """The picture as uint8 [size, size, 3] RGB. One `reformatter` is shared by a video's frames: building one costs as
-    much as the conversion. The sample aspect ratio is ignored, as the field does."""
+    """The picture as uint8 [size, size, 3] RGB. One `reformatter` is shared by a video's frames: building
+    one costs as much as the conversion. The sample aspect ratio is ignored, as the field does."""
     rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return crop(resize(upright(rgb, frame.rotation), size), size)
 
 
 def upright(rgb: np.ndarray, rotation: float) -> np.ndarray:
-    """The picture [H, W, 3] turned by the container's display matrix (`rotation` in degrees, counter-clockwise)."""
+    """The picture [H, W, 3] turned by the container's display matrix (`rotation` in degrees, counter-
+    clockwise).
+    """
     return np.rot90(rgb, round(rotation / 90))
 
 
 def resize(rgb: np.ndarray, size: int) -> np.ndarray:
-    """The picture with its short side `size` pixels long; the long side is rounded down, as torchvision does."""
+    """The picture with its short side `size` pixels long; the long side is rounded down, as torchvision
+    does.
+    """
     height, width = rgb.shape[:2]
     short = min(height, width)
     if short == size:

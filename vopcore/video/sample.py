@@ -1,7 +1,8 @@
 """Which frames of a video: arithmetic on frame counts, no I/O.
 
-A sampler takes the number of frames of a video (or clip), its frame rate and how many frames are wanted, and gives their
-ordinals: ascending, in [0, num_frames), at most `count`, none twice. A video with fewer frames gives what it has.
+A sampler takes the number of frames of a video (or clip), its frame rate and how many frames are wanted,
+and gives their ordinals: ascending, in [0, num_frames), at most `count`, none twice. A video with fewer
+frames gives what it has.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import numpy as np
 
 
 def uniform(num_frames: int, fps: float, count: int) -> list[int]:
-    """The middle frame of `count` equal intervals, as X-Pool and VoP sample (X-Pool, `sample_type: uniform`)."""
+    """The middle frame of `count` equal intervals, as X-Pool and VoP sample (X-Pool, `sample_type:
+    uniform`).
+    """
     edges = np.linspace(0, num_frames, min(count, num_frames) + 1).astype(int)
     return ((edges[:-1] + edges[1:] - 1) // 2).tolist()
 
@@ -23,9 +26,11 @@ def segment(num_frames: int, fps: float, count: int) -> list[int]:
 
 
 def clip4clip_1fps(num_frames: int, fps: float, count: int) -> list[int]:
-    """Every `int(fps)`-th frame, thinned by `linspace` when there are more than `count` (CLIP4Clip, `slice_framepos 2`).
+    """Every `int(fps)`-th frame, thinned by `linspace` when there are more than `count` (CLIP4Clip,
+    `slice_framepos 2`).
 
-    29.97 frames a second give every 29th frame, which drifts 3 % from one frame a second: kept, as it is what was published.
+    29.97 frames a second give every 29th frame, which drifts 3 % from one frame a second: kept, as it is
+    what was published.
     """
     candidates = range(0, num_frames, max(int(fps), 1))
     if len(candidates) <= count:
@@ -47,11 +52,12 @@ SAMPLERS: dict[str, Callable[[int, float, int], list[int]]] = {
 
 
 def choose(num_stored: int, frames: int, rng: np.random.Generator | None) -> list[int]:
-    """Which of a video's stored frames one look at it uses: `frames` ascending indices, or all where fewer are stored.
+    """Which of a video's stored frames one look at it uses: `frames` ascending indices, or all where
+    fewer are stored.
 
-    With `rng` (training) one random frame of each of `frames` equal segments, as TSN trains; without (evaluation) the middle of
-    each. Where `num_stored` is an odd multiple of `frames` the middles are, up to rounding, the frames a sampler asked for
-    `frames` would have stored.
+    With `rng` (training) one random frame of each of `frames` equal segments, as TSN trains; without
+    (evaluation) the middle of each. Where `num_stored` is an odd multiple of `frames` the middles are, up
+    to rounding, the frames a sampler asked for `frames` would have stored.
     """
     if num_stored <= frames:
         return list(range(num_stored))

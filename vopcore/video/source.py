@@ -15,13 +15,16 @@ HELD_BYTES = 64 * 2**20  # a longer stream is read from the file twice instead o
 
 
 class VideoError(ValueError):
-    """A video of which nothing can be shown; the message is the reason, in one line, without the file's name."""
+    """A video of which nothing can be shown; the message is the reason, in one line, without the file's
+    name.
+    """
 
 
 class Source:
     """One video stream of one file. `scan` reads all packets without decoding, `replay` gives them again.
 
-    Raises VideoError where the file holds no video, or pictures of more than MAX_PIXELS, or after `time_limit` seconds.
+    Raises VideoError where the file holds no video, or pictures of more than MAX_PIXELS, or after
+    `time_limit` seconds.
     """
 
     def __init__(self, file: str | Path | BinaryIO, time_limit: float | None = None) -> None:
@@ -127,7 +130,9 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def _is_shown(packet: Packet, codec: str) -> bool:
-    """Whether a packet makes a picture to look at: not those an edit list cuts, nor VP8's invisible references."""
+    """Whether a packet makes a picture to look at: not those an edit list cuts, nor VP8's invisible
+    references.
+    """
     if packet.is_discard:
         return False
     return codec not in ("vp8", "libvpx") or bool(bytes(packet)[0] & 0x10)
