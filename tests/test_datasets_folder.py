@@ -1,0 +1,125 @@
+"""`folder`: people's own videos, and what a broken captions.jsonl is told."""
+
+import json
+
+import pytest
+
+from vopcore.datasets import ANNOTATIONS, DATASETS, DatasetError, layout, problems
+
+
+def write(root, *lines):
+    (root / "captions.jsonl").write_text(
+        "".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines)
+    )
+
+
+def line(**changes):
+    return {"video": "clips/a.mp4", "split": "train", "captions": ["a dog"]} | changes
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "clips" / name).touch()
+    return tmp_path
+
+
+def read(root):
+    return DATASETS["folder"](root, root)
+
+
+def test_rows_follow_the_file_and_captions_of_a_video_stand_together(root):
+    write(
+        root,
+        line(captions=["a dog", "a cat"]),
+        line(video="clips/b.mp4", split="test", start=0, end=7.5),
+        line(captions=["a bird"]),
+        line(video="clips/c.mp4", split="val"),
+    )
+    table = read(root)
+    assert table.schema.equals(ANNOTATIONS)
+    assert layout(table) == "folder"
+    assert problems(table) == []
+    a, b = str(root / "clips/a.mp4"), str(root / "clips/b.mp4")
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        ("train", "clips/a.mp4", a, None, None, "a dog"),
+        ("train", "clips/a.mp4", a, None, None, "a cat"),
+        ("train", "clips/a.mp4", a, None, None, "a bird"),
+        ("test", "clips/b.mp4#0.0-7.5", b, 0.0, 7.5, "a dog"),
+        ("val", "clips/c.mp4", None, None, None, "a dog"),
+    ]
+
+
+def test_two_moments_of_one_file_are_two_videos(root):
+    write(root, line(start=0.0, end=2.0), line(start=2.0, end=4.0), line(start=4.0))
+    assert read(root)["video"].to_pylist() == [
+        "clips/a.mp4#0.0-2.0",
+        "clips/a.mp4#2.0-4.0",
+        "clips/a.mp4#4.0-",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ('{"video": "clips/a.mp4", "split"', "not JSON"),
+        ('["clips/a.mp4"]', "captions and split and video missing"),
+        ({"video": "clips/a.mp4", "split": "train", "caption": "a dog"}, "captions missing"),
+        (line(split="training"), "split is 'training', not one of train, val, test"),
+        (line(video=3), "video is 3"),
+        (line(captions="a dog"), "captions is 'a dog', not a list of texts"),
+        (line(start=3, end=2), "start 3 and end 2 are no moment"),
+        (line(start="0:03"), "start is '0:03', not seconds"),
+        (line(end=float("nan")), "no moment"),
+    ],
+)
+def test_a_broken_line_stops_with_its_number(root, bad, says):
+    write(root, line(), bad, line())
+    with pytest.raises(DatasetError, match=says) as error:
+        read(root)
+    assert str(error.value).startswith(f"{root / 'captions.jsonl'}:2: ")
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_not_utf8_stop_with_their_line(root):
+    (root / "captions.jsonl").write_bytes(json.dumps(line()).encode() + b'\n{"video": "caf\xe9.mp4"}\n')
+    with pytest.raises(DatasetError, match=r"captions\.jsonl:2: byte 15 is not UTF-8"):
+        read(root)
+
+
+def test_ids_that_leave_the_folder_are_refused_and_the_rest_goes_on(root):
+    (root.parent / "secret.mp4").touch()
+    write(
+        root,
+        line(video="../secret.mp4"),
+        line(video="/etc/passwd"),
+        line(),
+        line(video="clips/../../secret.mp4"),
+    )
+    table = read(root)
+    assert table["video"].to_pylist() == ["clips/a.mp4"]
+    assert [problem.line for problem in problems(table)] == [1, 2, 4]
+    assert all("refused" in problem.what for problem in problems(table))
+
+
+def test_empty_captions_are_left_out_and_long_ones_noted(root):
+    write(root, line(captions=["", "a dog", " \t"]), line(video="clips/b.mp4", captions=["word " * 10_000]))
+    table = read(root)
+    assert [len(caption.split()) for caption in table["caption"].to_pylist()] == [2, 10_000]
+    assert [str(problem).removeprefix(f"{root}/") for problem in problems(table)] == [
+        "captions.jsonl:1: empty caption of 'clips/a.mp4' left out",
+        "captions.jsonl:1: empty caption of 'clips/a.mp4' left out",
+        "captions.jsonl:2: caption of 'clips/b.mp4' has 10000 words; the tokenizer will cut it",
+    ]
+
+
+def test_a_missing_folder_or_file_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"captions\.jsonl does not exist"):
+        read(tmp_path)
+    write(tmp_path, line())
+    with pytest.raises(DatasetError, match=r"videos' folder .*/nowhere does not exist"):
+        DATASETS["folder"](tmp_path, tmp_path / "nowhere")
+    write(tmp_path)
+    with pytest.raises(DatasetError, match="holds no usable line"):
+        read(tmp_path)

@@ -1,0 +1,110 @@
+"""The annotation table: one row per caption, and what a reader has to say about the files it read."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from vopcore.datasets.errors import Line, Problem
+
+ANNOTATIONS = pa.schema(
+    [
+        ("split", pa.string()),  # train | val | test
+        ("video", pa.string()),  # unique id of a clip; two moments of one file are two clips
+        ("path", pa.string()),  # absolute path of the video file; null: no file found
+        ("start", pa.float64()),  # seconds; null: from the beginning
+        ("end", pa.float64()),  # seconds; null: to the end
+        ("caption", pa.string()),
+    ]
+)
+SPLITS = ("train", "val", "test")
+MAX_WORDS = 1000  # the longest caption of the seven benchmarks has about 450 words
+
+
+@dataclass
+class Reading:
+    """What a reader gathers: clips in the field's order, and problems.
+
+    `find` gives the files that go by one of some names, best first (see match.py). Captions added to a
+    (split, video) that is already there join it, so the captions of a video are consecutive.
+    """
+
+    find: Callable[[list[str]], list[str]]
+    problems: list[Problem] = field(default_factory=list)
+    clips: dict[tuple[str, str], dict] = field(default_factory=dict)
+
+    def problem(self, where: Line, what: str) -> None:
+        self.problems.append(Problem(str(where.file), where.number, what))
+
+    def add(
+        self,
+        split: str,
+        video: str,
+        captions: Iterable[str],
+        where: Line,
+        names: Iterable[str] = (),
+        start: float | None = None,
+        end: float | None = None,
+    ) -> None:
+        """Adds the captions of a clip. `names`: what its file may be called, best first (default: the id)."""
+        names = list(names) or [video]
+        if not all(is_safe(name) for name in [video, *names]):
+            self.problem(where, f"id {video!r} refused: it points outside the videos' folder")
+            return
+        kept = [caption for caption in captions if self._is_caption(caption, video, where)]
+        if not kept:
+            self.problem(where, f"video {video!r} left out: no caption")
+            return
+        if (split, video) not in self.clips:
+            path = self._path(video, names, where)
+            self.clips[split, video] = {"path": path, "start": start, "end": end, "captions": []}
+        self.clips[split, video]["captions"] += kept
+
+    def _is_caption(self, caption: str, video: str, where: Line) -> bool:
+        if not isinstance(caption, str):
+            self.problem(where, f"caption of {video!r} left out: it is {type(caption).__name__}, not text")
+            return False
+        if not caption.strip():
+            self.problem(where, f"empty caption of {video!r} left out")
+            return False
+        if (num_words := len(caption.split())) > MAX_WORDS:
+            self.problem(where, f"caption of {video!r} has {num_words} words; the tokenizer will cut it")
+        return True
+
+    def _path(self, video: str, names: list[str], where: Line) -> str | None:
+        found = self.find(names)
+        if len(found) > 1:
+            others = ", ".join(found[1:])
+            self.problem(where, f"{len(found)} files for {video!r}: took {found[0]}, not {others}")
+        return found[0] if found else None
+
+    def table(self, layout: str) -> pa.Table:
+        """The ANNOTATIONS table; `layout` and the problems travel in its schema's metadata."""
+        columns: dict[str, list] = {name: [] for name in ANNOTATIONS.names}
+        for (split, video), clip in self.clips.items():
+            n = len(clip["captions"])
+            for name, value in [("split", split), ("video", video)]:
+                columns[name] += [value] * n
+            for name in ("path", "start", "end"):
+                columns[name] += [clip[name]] * n
+            columns["caption"] += clip["captions"]
+        said = {"layout": layout, "problems": json.dumps([asdict(problem) for problem in self.problems])}
+        return pa.table(columns, schema=ANNOTATIONS).replace_schema_metadata(said)
+
+
+def is_safe(name: str) -> bool:
+    """Whether an id, taken as a path, stays inside the folder it is looked up in."""
+    path = PurePosixPath(name)
+    return bool(name.strip()) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+
+
+def layout(table: pa.Table) -> str:
+    """Which of the known layouts the reader took, e.g. "CLIP4Clip"."""
+    return table.schema.metadata[b"layout"].decode()
+
+
+def problems(table: pa.Table) -> list[Problem]:
+    """What was wrong in the annotation files and did not stop the reader."""
+    return [Problem(**problem) for problem in json.loads(table.schema.metadata[b"problems"])]
