@@ -1,0 +1,247 @@
+"""Videos to shards, each video once: Ray Data hands out shards to write; only index rows come back.
+
+Kill it anywhere and start it again: committed shards stay, the others are decoded. A video that fails is
+a row with a reason.
+"""
+
+import csv
+import io
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from pipelines.decode_shard import DiskFullError, Job, decode_shard
+from pipelines.progress import Progress
+from vopcore.shards import (
+    Clip,
+    Entry,
+    Layout,
+    Storage,
+    Store,
+    clips_in,
+    folder_name,
+    is_current,
+    shard_plan,
+    sidecars,
+    source_facts,
+)
+from vopcore.video import DECODER_VERSION
+
+RAW_BYTES_PER_VIDEO = (
+    5_000_000  # more than this in a video's raw frames, and JPEG is the default: 32 frames of 224 x 224
+)
+TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all cores busy to the end
+INDEX = pa.schema([("video", pa.string()), ("status", pa.string()), ("disk_full", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingested:
+    """What an ingest leaves behind: the folder of shards, how many of the wanted videos ended how, and
+    what it cost now.
+    """
+
+    folder: str
+    videos: int
+    ok: int
+    damaged: int
+    failed: int
+    decoded_now: int
+    seconds: float
+
+
+class TooManyFailedError(RuntimeError):
+    """More videos failed than the run allows; the message is a summary for people."""
+
+
+def ingest(
+    annotations: pa.Table,
+    root: str,
+    *,
+    stored_frames: int,
+    size: int = 224,
+    sampler: str = "uniform",
+    storage: Storage | None = None,
+    quality: int = 95,
+    max_failed: float = 0.01,
+    shard_megabytes: int = 256,
+    time_limit: float = 600.0,
+) -> Ingested:
+    """Decodes the videos of an ANNOTATIONS table into shards under `root` (path or URI), on the Ray this
+    process has joined.
+
+    `storage` None picks raw or jpeg by the size of a video's frames. `max_failed` is a share of all
+    videos. `time_limit` (seconds) is for one video. Raises ValueError (no room for the shards, a video id
+    with two meanings), DiskFullError (a ValueError) and TooManyFailedError; what was committed until then
+    stays.
+    """
+    started = time.monotonic()
+    layout = Layout(size, storage or default_storage(stored_frames, size), quality)
+    name = folder_name(
+        sampler=sampler, stored_frames=stored_frames, layout=layout, decoder_version=DECODER_VERSION
+    )
+    job = Job(
+        folder=f"{root.rstrip('/')}/{name}" if "?" not in root else _with_query(root, name),
+        layout=layout,
+        sampler=sampler,
+        stored_frames=stored_frames,
+        time_limit=time_limit,
+    )
+    store = Store(job.folder)
+    clips = clips_in(annotations)
+    committed = sidecars(store)
+    entries = _current({e.video: e for sidecar in committed for e in sidecar.entries}, clips)
+    todo = [clip for clip in clips if clip.video not in entries]
+    check_room(store, layout, sum(clip.path is not None for clip in todo) * stored_frames)
+    rows = rows_per_shard(len(clips), stored_frames * layout.bytes_per_frame(), shard_megabytes)
+    plan = shard_plan(todo, [sidecar.number for sidecar in committed], rows)
+
+    allowed = int(max_failed * len(clips))
+    failed = sum(entry.status == "failed" for entry in entries.values())
+    stopped = failed > allowed
+    if not stopped:
+        stopped = _decode_all(job, plan, allowed - failed)
+    entries = _current(
+        {e.video: e for sidecar in sidecars(store) for e in sidecar.entries}, clips, look=False
+    )
+    _write_failed(store, clips, entries)
+    counts = Counter(entry.status for entry in entries.values())
+    if stopped:
+        raise TooManyFailedError(_failure_summary(store, entries, len(clips), max_failed))
+    return Ingested(
+        folder=job.folder,
+        videos=len(clips),
+        ok=counts["ok"],
+        damaged=counts["damaged"],
+        failed=counts["failed"],
+        decoded_now=len(todo),
+        seconds=time.monotonic() - started,
+    )
+
+
+def default_storage(stored_frames: int, size: int) -> Storage:
+    """By the size of one video, not of the data set: adding videos must not change the answer."""
+    return "raw" if stored_frames * size * size * 3 <= RAW_BYTES_PER_VIDEO else "jpeg"
+
+
+def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int) -> int:
+    """As many as fit, but few enough to keep every CPU busy. Counts all videos, committed or not, so that
+    a run that is resumed cuts the same shards."""
+    fitting = max(shard_megabytes * 2**20 // bytes_per_video, 1)
+    tasks = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    return min(fitting, max(-(-num_videos // tasks), 1))
+
+
+def check_room(store: Store, layout: Layout, num_frames: int) -> None:
+    """Raises ValueError if the disk cannot hold `num_frames` more frames."""
+    needed, free = num_frames * layout.bytes_per_frame(), store.free_bytes()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{store.folder} needs about {needed / 1e9:.1f} GB for {num_frames:,} frames and has "
+            f"{free / 1e9:.1f} GB free; choose another folder, fewer stored_frames, or storage: jpeg"
+        )
+
+
+def _current(entries: dict[str, Entry], clips: list[Clip], look: bool = True) -> dict[str, Entry]:
+    """The entries that still answer for their clips. Looks at local files and, as that costs a request,
+    at remote ones only where they failed."""
+
+    def current(clip: Clip) -> bool:
+        entry = entries.get(clip.video)
+        if entry is None:
+            return False
+        looked = look and (entry.status == "failed" or "://" not in (clip.path or ""))
+        return is_current(entry, clip, source_facts(clip.path) if looked else None)
+
+    return {clip.video: entries[clip.video] for clip in clips if current(clip)}
+
+
+def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> bool:
+    """Writes the planned shards; True if it stopped because more than `may_fail` videos failed."""
+    if not plan:
+        return False
+    failed = 0
+    with Progress("ingest", sum(len(clips) for _, clips in plan), "video") as progress:
+        for index in _index_rows(job, plan):
+            if reason := next(filter(None, index["disk_full"].to_pylist()), None):
+                raise DiskFullError(
+                    f"{reason}; make room and run the same command again, finished shards are kept"
+                )
+            newly_failed = index["status"].to_pylist().count("failed")
+            failed += newly_failed
+            progress.add(index.num_rows, newly_failed)
+            if failed > may_fail:
+                return True
+    return False
+
+
+def _index_rows(job: Job, plan: list[tuple[int, list[Clip]]]) -> Iterator[pa.Table]:
+    """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
+    items = [{"number": number, "clips": json.dumps(clips)} for number, clips in plan]
+    with _quiet_ray_data():
+        yield from (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .map_batches(_task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs={"job": job})
+            .iter_batches(batch_size=None, batch_format="pyarrow")
+        )
+
+
+def _task(batch: pa.Table, job: Job) -> pa.Table:
+    number, clips = batch["number"][0].as_py(), json.loads(batch["clips"][0].as_py())
+    try:
+        entries = decode_shard(job, number, [Clip(*clip) for clip in clips])
+    except (
+        DiskFullError
+    ) as error:  # a row, not an exception: Ray would try again, and drown the reason in its traceback
+        return pa.Table.from_pylist([{"disk_full": str(error)}], schema=INDEX)
+    return pa.Table.from_pylist([{"video": e.video, "status": e.status} for e in entries], schema=INDEX)
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Without Ray Data's own bars and its log of each execution."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    bars, level = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)
+
+
+def _write_failed(store: Store, clips: list[Clip], entries: dict[str, Entry]) -> None:
+    """failed.csv beside the shards: every video that is damaged or failed, with the reason."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["video", "status", "error", "path"])
+    for clip in clips:
+        entry = entries.get(clip.video)
+        if entry is not None and entry.status != "ok":
+            writer.writerow([entry.video, entry.status, entry.error, clip.path])
+    store.write("failed.csv", table.getvalue().encode())
+
+
+def _failure_summary(store: Store, entries: dict[str, Entry], num_videos: int, max_failed: float) -> str:
+    failures = [entry for entry in entries.values() if entry.status == "failed"]
+    reasons = Counter(entry.error for entry in failures).most_common(5)
+    lines = [
+        f"{len(failures)} of {num_videos} videos failed, more than max_failed ({max_failed:.2%}) allows:",
+        *(f"  {count:>5}  {reason}" for reason, count in reasons),
+        f"all of them: {store.path('failed.csv')}",
+    ]
+    return "\n".join(lines)
+
+
+def _with_query(root: str, name: str) -> str:
+    """A URI with options, s3://bucket/shards?region=..: the folder goes before the question mark."""
+    path, query = root.split("?", 1)
+    return f"{path.rstrip('/')}/{name}?{query}"

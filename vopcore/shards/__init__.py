@@ -1,0 +1,30 @@
+"""Decoded frames on disk: Arrow files that are written once, whole or not at all, and read through a
+memory map.
+"""
+
+from vopcore.shards.plan import Clip, SourceFacts, clips_in, is_current, shard_plan
+from vopcore.shards.read import Shards, Sidecar, sidecars, verify
+from vopcore.shards.schema import Entry, Layout, Storage, folder_name
+from vopcore.shards.store import Store, local_copy, open_uri, source_facts
+from vopcore.shards.write import write_shard
+
+__all__ = [
+    "Clip",
+    "Entry",
+    "Layout",
+    "Shards",
+    "Sidecar",
+    "SourceFacts",
+    "Storage",
+    "Store",
+    "clips_in",
+    "folder_name",
+    "is_current",
+    "local_copy",
+    "open_uri",
+    "shard_plan",
+    "sidecars",
+    "source_facts",
+    "verify",
+    "write_shard",
+]

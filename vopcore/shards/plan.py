@@ -1,0 +1,72 @@
+"""What still has to be decoded, and into which shards: arithmetic on what is wanted and what is
+committed.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from vopcore.shards.schema import Entry
+
+
+class Clip(NamedTuple):
+    """A video as annotations name it: its id, its file (None: none was found), and seconds of it (None:
+    the whole).
+    """
+
+    video: str
+    path: str | None
+    start: float | None
+    end: float | None
+
+
+class SourceFacts(NamedTuple):
+    """Size in bytes and time of change (seconds since 1970) of a video file; both None where there is
+    no file.
+    """
+
+    size: int | None
+    mtime: float | None
+
+
+def clips_in(annotations: pa.Table) -> list[Clip]:
+    """Each video of an annotation table once, sorted by id. Raises ValueError if an id names two
+    different clips.
+    """
+    columns = annotations.select(["video", "path", "start", "end"]).to_pydict()
+    clips: dict[str, Clip] = {}
+    for clip in map(Clip._make, zip(*columns.values(), strict=True)):
+        if clips.setdefault(clip.video, clip) != clip:
+            raise ValueError(f"video {clip.video!r} names two clips: {clips[clip.video][1:]} and {clip[1:]}")
+    return sorted(clips.values())
+
+
+def is_current(entry: Entry, clip: Clip, facts: SourceFacts | None) -> bool:
+    """Whether a committed entry still answers for a clip; `facts` of its file now, or None if nobody
+    looked.
+
+    Decoded frames stand until the file has another size (a copied data set has new times); a failure
+    stands until anything about the file changes, so repairing a file is enough to have it tried again.
+    """
+    if (entry.start, entry.end) != (clip.start, clip.end):
+        return False
+    if facts is None:
+        return True
+    if entry.status == "failed":
+        return facts == (entry.source_size, entry.source_mtime)
+    return facts.size in (None, entry.source_size)
+
+
+def shard_plan(
+    clips: Sequence[Clip], committed: Iterable[int], rows_per_shard: int
+) -> list[tuple[int, list[Clip]]]:
+    """The shards to write: a number and clips each. The same clips and committed shards give the same plan.
+
+    The lowest free numbers are taken in order of the clips' ids, so a run that was killed plans just the
+    shards it had not committed, under the numbers they had.
+    """
+    taken = set(committed)
+    groups = [list(clips[i : i + rows_per_shard]) for i in range(0, len(clips), rows_per_shard)]
+    free = (number for number in range(len(taken) + len(groups)) if number not in taken)
+    return list(zip(free, groups, strict=False))

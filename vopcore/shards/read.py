@@ -1,0 +1,137 @@
+"""Reads shards: which videos are committed, and their frames through a memory map."""
+
+import json
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from vopcore.shards.schema import Entry, Layout
+from vopcore.shards.store import Store
+from vopcore.shards.write import arrow_name, file_sha256
+
+
+class Sidecar(NamedTuple):
+    """What a shard's JSON file says."""
+
+    number: int
+    rows: int
+    bytes: int
+    sha256: str
+    layout: Layout
+    entries: list[Entry]
+
+
+def sidecars(store: Store) -> list[Sidecar]:
+    """The committed shards, by number."""
+    names = [name for name in store.names() if name.endswith(".json") and name[:-5].isdigit()]
+    return [_sidecar(int(name[:-5]), json.loads(store.read(name))) for name in names]
+
+
+def _sidecar(number: int, said: dict[str, Any]) -> Sidecar:
+    entries = [Entry(**video) for video in said["videos"]]
+    return Sidecar(number, said["rows"], said["bytes"], said["sha256"], Layout(**said["layout"]), entries)
+
+
+class Shards:
+    """The committed videos of a shard folder.
+
+    `videos` maps a video's id to its entry; decoded twice (its file was replaced), the later shard
+    counts. Pickles, and may be used by several threads. Shards of an object store are copied once to
+    `cache`, a folder on this machine.
+    """
+
+    def __init__(self, folder: str | Path, cache: str | Path | None = None) -> None:
+        self._store = Store(folder)
+        self._cache = Path(cache or Path(tempfile.gettempdir()) / "vopcore-shards")
+        self._sidecars = {sidecar.number: sidecar for sidecar in sidecars(self._store)}
+        self._place = {
+            entry.video: (sidecar.number, row)
+            for sidecar in self._sidecars.values()
+            for row, entry in enumerate(sidecar.entries)
+        }
+        self._readers: dict[int, pa.RecordBatchFileReader] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def videos(self) -> dict[str, Entry]:
+        return {video: self._sidecars[number].entries[row] for video, (number, row) in self._place.items()}
+
+    def num_frames(self, video: str) -> int:
+        """How many frames of a video are stored; 0 for a failed one."""
+        number, row = self._place[video]
+        return self._sidecars[number].entries[row].num_frames
+
+    def frames(self, video: str, indices: list[int] | None = None) -> np.ndarray:
+        """The stored frames of a video, uint8 [F, size, size, 3], or those at `indices`.
+
+        All frames of a raw shard are a read-only view of the file. A failed video has none: [0, size,
+        size, 3]. Raises KeyError for a video that is not committed.
+        """
+        number, row = self._place[video]
+        sidecar = self._sidecars[number]
+        if sidecar.entries[row].num_frames == 0:
+            return np.zeros((0, sidecar.layout.size, sidecar.layout.size, 3), np.uint8)
+        with self._lock:
+            batch = self._reader(sidecar).get_batch(row)
+        return sidecar.layout.pixels(batch, indices)
+
+    def _reader(self, sidecar: Sidecar) -> pa.RecordBatchFileReader:
+        if sidecar.number not in self._readers:
+            mapped = pa.memory_map(str(self._local_file(sidecar)))
+            self._readers[sidecar.number] = pa.ipc.open_file(mapped)
+        return self._readers[sidecar.number]
+
+    def _local_file(self, sidecar: Sidecar) -> Path:
+        name = arrow_name(sidecar.number)
+        if self._store.is_local:
+            return Path(self._store.path(name))
+        cached = Store(self._cache)
+        cached_name = f"{sidecar.sha256}.arrow"  # by content: never stale, and several processes may race
+        if not cached.exists(cached_name):
+            with cached.writing(cached_name) as path:
+                fs.copy_files(self._store.path(name), str(path), self._store.filesystem, fs.LocalFileSystem())
+        return Path(cached.path(cached_name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_lock": threading.Lock()}
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Reads every committed shard in full and compares it with its sidecar; one line for each fault,
+    none if all is well.
+    """
+    store = Store(folder)
+    faults = []
+    for sidecar in sidecars(store):
+        name = arrow_name(sidecar.number)
+        if not store.exists(name):
+            faults.append(f"{store.path(name)}: is missing")
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(store.path(name))
+            if not store.is_local:
+                path = Path(scratch) / name
+                fs.copy_files(store.path(name), str(path), store.filesystem, fs.LocalFileSystem())
+            faults += [f"{store.path(name)}: {fault}" for fault in _faults(path, sidecar)]
+    return faults
+
+
+def _faults(path: Path, sidecar: Sidecar) -> list[str]:
+    num_bytes = path.stat().st_size
+    if num_bytes != sidecar.bytes:
+        return [f"has {num_bytes:,} bytes, was written with {sidecar.bytes:,}"]
+    if file_sha256(path) != sidecar.sha256:
+        return ["its content has changed since it was written (sha256 differs)"]
+    with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+        videos = [reader.get_batch(row)["video"][0].as_py() for row in range(reader.num_record_batches)]
+    if videos != [entry.video for entry in sidecar.entries] or len(videos) != sidecar.rows:
+        return [f"holds {len(videos)} videos, its sidecar lists {sidecar.rows} or others"]
+    return []

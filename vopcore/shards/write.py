@@ -1,0 +1,53 @@
+"""Writes shards: Arrow IPC files of one record batch per video, each committed by a JSON file of the
+same number.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vopcore.shards.schema import Entry, Layout
+from vopcore.shards.store import Store
+
+
+def arrow_name(number: int) -> str:
+    return f"{number:06d}.arrow"
+
+
+def sidecar_name(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def write_shard(
+    store: Store, number: int, layout: Layout, videos: Iterable[tuple[Entry, np.ndarray | None]]
+) -> list[Entry]:
+    """Writes shard `number`, holding one video in memory at a time, and returns its entries.
+
+    The Arrow file appears when it is whole; the shard counts once its sidecar is there, which comes last.
+    `videos` gives each entry with its pixels uint8 [F, size, size, 3], or None for a failed video.
+    """
+    entries = []
+    with store.writing(arrow_name(number)) as path:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as writer:
+            for entry, pixels in videos:
+                writer.write_batch(layout.batch(entry, pixels))
+                entries.append(entry)
+        sidecar = {
+            "rows": len(entries),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+            "layout": asdict(layout),
+            "videos": [asdict(entry) for entry in entries],
+        }
+    store.write(sidecar_name(number), json.dumps(sidecar, indent=1).encode())
+    return entries
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
