@@ -1,0 +1,30 @@
+"""The seams of open_clip: load a CLIP, find its towers, wrap their blocks, encode. Its only importer."""
+
+from vopcore.clip.encode import encode_text, encode_video
+from vopcore.clip.frozen import Tuning, freeze, frozen_hash, share, thaw
+from vopcore.clip.load import activation, blank, load, tokenizer
+from vopcore.clip.towers import Tower, towers
+from vopcore.clip.wrap import Block, PerFrame, Prompted, Prompts, VideoBlock, with_prompts, wrap
+
+__all__ = [
+    "Block",
+    "PerFrame",
+    "Prompted",
+    "Prompts",
+    "Tower",
+    "Tuning",
+    "VideoBlock",
+    "activation",
+    "blank",
+    "encode_text",
+    "encode_video",
+    "freeze",
+    "frozen_hash",
+    "load",
+    "share",
+    "thaw",
+    "tokenizer",
+    "towers",
+    "with_prompts",
+    "wrap",
+]

@@ -1,0 +1,65 @@
+"""Freeze, thaw, share and fingerprint the weights of a CLIP."""
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a CLIP was tuned: kept on it as `clip.tuning`.
+
+    `frames` per video; if `fixed_frames`, the tuned weights know no other number. `pooling` is known once
+    read back from a file.
+    """
+
+    name: str
+    method: object
+    frames: int
+    fixed_frames: bool
+    pooling: str | None = None
+
+
+def freeze(clip: nn.Module) -> None:
+    """Nothing of `clip` requires a gradient, and nothing drops out."""
+    clip.eval().requires_grad_(False)
+
+
+def thaw(parameters: Iterable[nn.Parameter]) -> None:
+    """Let these be trained, in memory of their own: other CLIPs may `share` their old values."""
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
+
+
+def share(clip: nn.Module) -> nn.Module:
+    """A CLIP of its own modules over the very memory of `clip`'s weights, frozen.
+
+    Wrapping or thawing the copy leaves `clip` as it is. Move `clip` to its device first: `.to(...)` ends
+    the sharing.
+    """
+    memo: dict[int, Tensor] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in clip.parameters()
+    }
+    memo |= {id(b): b for b in clip.buffers()}
+    return copy.deepcopy(clip, memo).eval()
+
+
+def frozen_hash(clip: nn.Module) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of the parameters that require no gradient."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(clip.named_parameters()):
+        if not parameter.requires_grad:
+            update(digest, name, parameter)
+    return digest.hexdigest()
+
+
+def update(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    """Feed one named tensor to a hash."""
+    tensor = tensor.detach().cpu().contiguous()
+    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(tensor.flatten().view(dtype=torch.uint8).numpy().data)

@@ -1,0 +1,105 @@
+"""Wrappers around the blocks of a tower: what a tuning method puts into a frozen CLIP.
+
+A wrapper is a module that takes a block's place and is called like it, so wrappers nest and open_clip's
+own loop, checkpointing, pooling and projection stay as they are.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vopcore.clip.towers import Tower
+
+
+class Block(nn.Module):
+    """A block in the place of another one, which it holds as `block`."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def get_weight_dtype(self) -> torch.dtype:
+        """What open_clip asks of the first block of the text tower."""
+        return self.block.get_weight_dtype()
+
+
+class VideoBlock(Block):
+    """A vision block that knows which frames make a video.
+
+    open_clip hands every block an `attn_mask`, which the vision tower does not use. Where a method looks
+    across frames every vision block is a VideoBlock and reads there which frames are real: Bool [B, F],
+    or None for videos of `frames` real frames. So the mask is an argument, and a recomputation
+    (checkpointing) sees the same.
+    """
+
+
+class PerFrame(VideoBlock):
+    """A block that sees each frame on its own, between others that do not."""
+
+    def forward(
+        self, x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """x [B * F, L, D] -> the same shape; `attn_mask`, the mask of real frames, is not needed here."""
+        return self.block(x)
+
+
+class Prompts(nn.Module):
+    """`count` prompt tokens of their own, the same for every sequence; normal init, std 0.02 (VoP's
+    release)."""
+
+    def __init__(self, tower: Tower, count: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(nn.init.normal_(tower.new(count, tower.width), std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, L, D] -> prompts [N, count, D]."""
+        return self.tokens.expand(len(x), -1, -1)
+
+
+class Prompted(Block):
+    """A block that reads prompts after its first token.
+
+    Fresh `prompts` take the place of the `held` ones that the block before has kept; they leave the sequence
+    after this block unless `keep`. Without `prompts` the held ones are read on.
+    """
+
+    def __init__(
+        self, block: nn.Module, prompts: nn.Module | None, held: int = 0, keep: bool = False
+    ) -> None:
+        super().__init__(block)
+        self.prompts, self.held, self.keep = prompts, held, keep
+
+    def forward(
+        self, x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """x [N, L, D] -> [N, L, D], longer by the prompts that are kept."""
+        prompts = x[:, 1 : 1 + self.held] if self.prompts is None else self.prompts(x)
+        x = torch.cat([x[:, :1], x[:, 1 + self.held :]], dim=1) if self.held else x
+        return with_prompts(self.block, x, prompts, causal=attn_mask is not None, keep=self.keep)
+
+
+def with_prompts(
+    block: nn.Module, x: Tensor, prompts: Tensor, causal: bool = False, keep: bool = False
+) -> Tensor:
+    """Run `block` on `[x_0, prompts, x_1...]`; x [N, L, D], prompts [N, p, D].
+
+    The text towers that `towers` lets in are causal, so there the order of the longer sequence says who
+    sees whom: a prompt is seen by whoever sees the token it stands before (VoP, Eq. 3).
+    """
+    count = prompts.shape[1]
+    x = torch.cat([x[:, :1], prompts.to(x.dtype), x[:, 1:]], dim=1)
+    x = block(x, attn_mask=causal_mask(x) if causal else None)
+    return x if keep else torch.cat([x[:, :1], x[:, 1 + count :]], dim=1)
+
+
+def causal_mask(x: Tensor) -> Tensor:
+    """The additive mask [L, L] under which a token of x [N, L, D] sees itself and those before it."""
+    length = x.shape[1]
+    return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+
+
+def wrap(tower: Tower, make: Callable[[int, nn.Module], nn.Module], layers: range | None = None) -> None:
+    """Put `make(i, block)` in the place of the blocks numbered `layers` (all, if None), counted from 0."""
+    for i in range(tower.layers) if layers is None else layers:
+        tower.blocks[i] = make(i, tower.blocks[i])

@@ -1,0 +1,45 @@
+"""What a tuning method is, and how it says that an option is out of range."""
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+from torch import nn
+
+from vopcore.clip import Tower
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass; its fields are its hyperparameters.
+
+    `fixed_frames` is True where the tuned weights hold one entry per frame, so that they know one number
+    of frames.
+    """
+
+    fixed_frames: ClassVar[bool]
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Thaw parameters of a frozen CLIP, or wrap its blocks; `frames` per video. ValueError for
+        options that do not fit this CLIP."""
+
+
+def require(field: str, value: object, allowed: bool, wanted: str) -> None:
+    """ValueError that names the field, its value and what would be right, unless `allowed`."""
+    if not allowed:
+        raise ValueError(f"{field}: {value} must be {wanted}")
+
+
+def first_layers(field: str, layers: int | None, tower: Tower) -> range:
+    """The first `layers` blocks of a tower, all of them if None."""
+    if layers is None:
+        return range(tower.layers)
+    limit = f"at most {tower.layers}, the layers of the {tower.name} tower"
+    require(field, layers, layers <= tower.layers, limit)
+    return range(layers)
+
+
+def fits_context(field: str, prompts: int, context_length: int) -> None:
+    """Text prompts take no word's position, but a text of nothing but prompts is surely a slip."""
+    room = context_length - 2
+    require(
+        field, prompts, prompts <= room, f"at most {room}: a context of {context_length} but start and end"
+    )

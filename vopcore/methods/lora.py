@@ -1,0 +1,76 @@
+"""LoRA: low-rank updates of the attention's projections in both towers.
+
+Low-rank adaptation: https://arxiv.org/abs/2106.09685 (4.1): `W + alpha / r * B A`, B zero at the start.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vopcore.clip import Tower, towers
+from vopcore.methods.base import require
+
+
+class LowRank(nn.Module):
+    """Adds `scale * B_k A_k` to the square parts `rows` of a weight of D columns (query, key, value:
+    parts 0, 1, 2)."""
+
+    def __init__(self, tower: Tower, parts: list[int], rank: int, scale: float) -> None:
+        super().__init__()
+        self.parts, self.scale, width = parts, scale, tower.width
+        self.a = nn.Parameter(tower.new(len(parts), rank, width))
+        self.b = nn.Parameter(nn.init.zeros_(tower.new(len(parts), width, rank)))
+        for a in self.a.data:
+            nn.init.kaiming_uniform_(a, a=5**0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """weight [k * D, D] -> the same, updated"""
+        update = self.scale * self.b @ self.a
+        parts = list(weight.split(weight.shape[1]))
+        for part, change in zip(self.parts, update, strict=True):
+            parts[part] = parts[part] + change
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank updates of self-attention in every layer of both towers (LoRA 4.2).
+
+    rank: r. alpha: the update is scaled by alpha / rank. targets: which projections, of `q`, `k`, `v` and `o`
+    (the output), as one word such as `qv`.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: str = "qv"
+
+    fixed_frames: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require("rank", self.rank, self.rank >= 1, "at least 1")
+        letters = set(self.targets)
+        fits = 0 < len(letters) == len(self.targets) and letters <= set("qkvo")
+        require("targets", repr(self.targets), fits, "letters of qkvo, each once")
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Parametrize the projections."""
+        scale = self.alpha / self.rank
+        parts = ["qkv".index(letter) for letter in self.targets if letter != "o"]
+        for tower in towers(clip)[:2]:
+            require(
+                "rank", self.rank, self.rank <= tower.width, f"at most {tower.width}, the {tower.name} width"
+            )
+            for block in tower.blocks:
+                if parts:
+                    update(block.attn, "in_proj_weight", LowRank(tower, parts, self.rank, scale))
+                if "o" in self.targets:
+                    update(block.attn.out_proj, "weight", LowRank(tower, [0], self.rank, scale))
+
+
+def update(module: nn.Module, name: str, low_rank: LowRank) -> None:
+    """Let `module.name` read as the updated weight; the weight itself stays frozen."""
+    parametrize.register_parametrization(module, name, low_rank)
+    module.parametrizations[name].original.requires_grad_(False)

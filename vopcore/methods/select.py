@@ -1,0 +1,82 @@
+"""Methods that add nothing and choose which of CLIP's own parameters to train: VoP's baselines (paper 4.1).
+
+Prompt tuning for video retrieval: https://arxiv.org/abs/2211.12764
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from vopcore.clip import thaw, towers
+from vopcore.methods.base import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """CLIP as it is (CLIP4Clip 4.3, zero-shot); nothing to train."""
+
+    fixed_frames: ClassVar[bool] = False
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """Every parameter, logit_scale included (VoP 4.1, "Full")."""
+
+    fixed_frames: ClassVar[bool] = False
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Thaw everything."""
+        thaw(clip.parameters())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias:
+    """Every bias term, those inside the attention included (VoP 4.1, "Bias")."""
+
+    fixed_frames: ClassVar[bool] = False
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Thaw the `bias` and `in_proj_bias` of each layer."""
+        thaw(p for name, p in clip.named_parameters() if name.endswith((".bias", ".in_proj_bias")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proj:
+    """The projections of both towers into the joint space (VoP 4.1, "Proj")."""
+
+    fixed_frames: ClassVar[bool] = False
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Thaw `visual.proj` and the text projection."""
+        names = ("visual.proj", "text_projection", "text_projection.weight", "text_projection.bias")
+        thaw(p for name, p in clip.named_parameters() if name.removeprefix("text.") in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial:
+    """The last layers of both towers (VoP 4.1, "Partial": one).
+
+    layers: how many; 0 to the depth of the shallower tower. CLIP4Clip's curves in Cross-Modal Adapter
+    freeze the first 0, 6, 9, 11, 12 of 12.
+    """
+
+    layers: int = 1
+
+    fixed_frames: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require("layers", self.layers, self.layers >= 0, "at least 0")
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Thaw the last blocks."""
+        vision, text, _ = towers(clip)
+        depth = min(vision.layers, text.layers)
+        require(
+            "layers", self.layers, self.layers <= depth, f"at most {depth}, the layers of the shallower tower"
+        )
+        for tower in (vision, text):
+            thaw(p for block in tower.blocks[tower.layers - self.layers :] for p in block.parameters())

@@ -1,0 +1,41 @@
+"""Tune a CLIP by a method; what of it is tuned."""
+
+from torch import nn
+
+from vopcore.clip import Tuning, freeze, towers
+from vopcore.methods.base import Method
+
+
+def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
+    """Freeze `clip`, attach `method` to it for videos of `frames` frames, and return it.
+
+    Weights must be loaded before; the new parameters take the dtype and device of the CLIP and are drawn from
+    torch's global generator. Raises ValueError for options that do not fit this CLIP, or a CLIP that is
+    tuned.
+    """
+    if hasattr(clip, "tuning"):
+        raise ValueError(
+            f"this CLIP is tuned by {clip.tuning.name}; tune a fresh one, or `share(clip)` first"
+        )
+    if frames < 1:
+        raise ValueError(f"frames: {frames} must be at least 1")
+    towers(clip)
+    freeze(clip)
+    method.attach(clip, frames)
+    clip.tuning = Tuning(method_name(method), method, frames, method.fixed_frames)
+    return clip
+
+
+def tuned(clip: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are tuned, by name, each once: the checkpoint, and what is counted.
+
+    Works on a CLIP and on a module around it; there each name has the module's prefix.
+    """
+    return {name: parameter for name, parameter in clip.named_parameters() if parameter.requires_grad}
+
+
+def method_name(method: Method) -> str:
+    """The name under which METHODS holds the class of `method`; the name of the class if it is not there."""
+    from vopcore.methods import METHODS  # which imports this file
+
+    return next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)

@@ -1,0 +1,56 @@
+"""The optimizer and its schedule: AdamW, parameters without decay, linear warm-up and cosine."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def build(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float = 0.2,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    no_decay: tuple[str, ...] = (),
+) -> torch.optim.AdamW:
+    """AdamW over named parameters (`tuned(clip).items()`).
+
+    no_decay: parameters whose name contains one of these words are not decayed: `("bias",)` as
+    Cross-Modal Adapter, `("bias", "prompts")` for prompts too, () for decay everywhere as VoP. AdamW
+    always corrects its bias: the released Cross-Modal Adapter's BertAdam does not, and no optimizer that
+    torch keeps does. Raises ValueError if there is nothing to train.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in parameters:
+        groups[not any(word in name for word in no_decay)].append(parameter)
+    if not any(groups.values()):
+        raise ValueError("nothing to train: the method tunes no parameter")
+    return torch.optim.AdamW(
+        [
+            {"params": group, "weight_decay": weight_decay if decayed else 0.0}
+            for decayed, group in groups.items()
+            if group
+        ],
+        lr=lr,
+        betas=betas,
+        eps=eps,
+    )
+
+
+def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1) -> LambdaLR:
+    """Call `step()` after each of `steps` optimizer steps: linear from 0 over the first `warmup` share of
+    the run, then half a cosine down to 0, as in X-Pool (Cross-Modal Adapter lets its cosine begin at step
+    0 and jumps from 1.0 to 0.98 where the warm-up ends)."""
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup: {warmup} is not a share of the run, in 0..1")
+    rising = warmup * steps
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return step / rising
+        return (1 + math.cos(math.pi * min(1, (step - rising) / (steps - rising)))) / 2
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,138 @@
+"""From frames and captions to vectors, and from vectors to similarities.
+
+Pooling `mean` (CLIP4Clip, VoP): the mean of the normalised frame features. `query_aware` (Cross-Modal
+Adapter, 3.1): each text weighs the frames itself, by a softmax over `text . frame / 5` of features that
+are not normalised.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vopcore.clip import encode_text, encode_video, thaw
+
+Pooling = Literal["mean", "query_aware"]
+TEMPERATURE = 5.0  # of the query-aware softmax
+TEXTS, PAIRS = 256, 2**22  # a block: at most so many texts, and (text, frame) pairs: 16 MiB in fp32
+
+
+class Retriever(nn.Module):
+    """A CLIP, tuned or not, that compares captions with videos.
+
+    The frozen CLIP stays in eval mode whatever `train` says; only the modules of the method follow.
+    """
+
+    def __init__(self, clip: nn.Module, pooling: Pooling | None = None, learn_scale: bool = False) -> None:
+        """pooling: None is what the tuned weights were saved with, or `mean`. learn_scale: tune
+        logit_scale too."""
+        super().__init__()
+        tuning = getattr(clip, "tuning", None)
+        self.pooling = pooling or (tuning and tuning.pooling) or "mean"
+        if self.pooling not in ("mean", "query_aware"):
+            raise ValueError(f"pooling: {pooling} is neither mean nor query_aware")
+        self.clip = clip
+        if learn_scale:
+            thaw([clip.logit_scale])
+        preprocess = clip.visual.preprocess_cfg
+        for name in ("mean", "std"):
+            value = 255 * torch.tensor(preprocess[name]).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def train(self, mode: bool = True) -> "Retriever":
+        """As ever, but nothing drops patches from the frozen CLIP."""
+        super().train(mode)
+        self.clip.visual.patch_dropout.eval()
+        return self
+
+    def forward(self, frames: Tensor, mask: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`video` and `text` in one call, for DistributedDataParallel: -> text [N, D], video [B, F, D]."""
+        return self.text(tokens), self.video(frames, mask)
+
+    def text(self, tokens: Tensor) -> Tensor:
+        """tokens Int [N, L] -> Float [N, D], not normalised."""
+        return encode_text(self.clip, tokens)
+
+    def video(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """frames UInt8 [B, F, 3, H, W], mask Bool [B, F] (True: a real frame; None: all) -> Float [B, F, D].
+
+        One feature per frame, not normalised; those of padding mean nothing and `similarity` leaves them out.
+        Raises ValueError if dtype, size or number of frames are not what the CLIP was built or tuned for.
+        """
+        self._check(frames)
+        pixels = (frames.to(self.mean.dtype) - self.mean) / self.std
+        return encode_video(self.clip, pixels.to(self.clip.visual.conv1.weight.dtype), mask)
+
+    def similarity(self, text: Tensor, video: Tensor, mask: Tensor | None = None) -> Tensor:
+        """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B], rows texts, columns
+        videos.
+
+        Raises ValueError for a video without one real frame.
+        """
+        if mask is not None:
+            if not mask.any(dim=1).all():
+                row = int((~mask.any(dim=1)).nonzero()[0])
+                raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
+            video = video.masked_fill(~mask.unsqueeze(-1), 0)
+        compare = mean_similarity if self.pooling == "mean" else query_aware_similarity
+        with torch.autocast(text.device.type, enabled=False):
+            return compare(text.float(), video.float(), mask)
+
+    def _check(self, frames: Tensor) -> None:
+        size = tuple(self.clip.visual.image_size)
+        if frames.dtype != torch.uint8 or frames.dim() != 5 or tuple(frames.shape[2:]) != (3, *size):
+            raise ValueError(
+                f"frames are {frames.dtype} {list(frames.shape)}; "
+                f"{self.clip.model_name} reads torch.uint8 [B, F, 3, {size[0]}, {size[1]}]"
+            )
+        tuning = getattr(self.clip, "tuning", None)
+        if tuning and tuning.fixed_frames and frames.shape[1] != tuning.frames:
+            raise ValueError(
+                f"{tuning.name} was tuned with {tuning.frames} frames per video and was given "
+                f"{frames.shape[1]}: sample {tuning.frames} (pad shorter videos, with a mask) or tune again"
+            )
+
+
+def mean_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+    """Cosine of each text and the mean of a video's normalised frame features; padding holds zeros."""
+    frames = F.normalize(video, dim=-1)
+    # the cosine does not ask by how many frames the sum is divided
+    return F.normalize(text, dim=-1) @ F.normalize(frames.sum(dim=1), dim=-1).T
+
+
+def query_aware_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+    """cos(t, v) with v = sum_j w_j f_j and w = softmax_j(t . f_j / 5), without forming a v per pair.
+
+    `<t, v> = w . a` with `a_j = t . f_j`, and `|v|^2 = w^T G w` with the video's Gram matrix G [F, F].
+    Blocks of texts and videos bound the memory: a few times 16 MiB beside the arguments, the Gram
+    matrices and the result.
+    """
+    gram = video @ video.mT
+    norm = text.norm(dim=-1)
+    num_videos = max(1, PAIRS // (TEXTS * video.shape[1]))
+    rows = []
+    for i in range(0, len(text), TEXTS):
+        t, n = text[i : i + TEXTS], norm[i : i + TEXTS]
+        block = [
+            _query_aware_block(
+                t, n, *(None if x is None else x[j : j + num_videos] for x in (video, gram, mask))
+            )
+            for j in range(0, len(video), num_videos)
+        ]
+        rows.append(torch.cat(block, dim=1))
+    return torch.cat(rows)
+
+
+def _query_aware_block(
+    text: Tensor, norm: Tensor, video: Tensor, gram: Tensor, mask: Tensor | None
+) -> Tensor:
+    """text [N, D], its norms [N], video [B, F, D], gram [B, F, F] -> [N, B]."""
+    alike = (text @ video.flatten(0, 1).T).unflatten(1, video.shape[:2]).transpose(0, 1)  # [B, N, F]
+    scores = alike / TEMPERATURE
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
+    weights = scores.softmax(dim=-1)
+    length = ((weights @ gram) * weights).sum(dim=-1)
+    tiny = torch.finfo(length.dtype).tiny
+    return ((weights * alike).sum(dim=-1) * length.clamp(min=tiny).rsqrt()).T / norm.unsqueeze(1)
