@@ -1,4 +1,4 @@
-"""Recall, ranks and nDCG against an exhaustive reference: the mean over all orders that can break the ties."""
+"""Recall, ranks and nDCG against an exhaustive reference: the mean over all orders that break the ties."""
 
 from itertools import permutations
 

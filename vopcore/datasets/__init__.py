@@ -9,12 +9,32 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from vopcore.datasets import activitynet, didemo, folder, lsmdc, msrvtt, msvd, vatex
 from vopcore.datasets.errors import DatasetError, Problem
-from vopcore.datasets.folder import folder
 from vopcore.datasets.table import ANNOTATIONS, SPLITS, layout, problems
 
-__all__ = ["ANNOTATIONS", "DATASETS", "SPLITS", "DatasetError", "Problem", "layout", "problems"]
+__all__ = ["ANNOTATIONS", "DATASETS", "PUBLISHED", "SPLITS", "DatasetError", "Problem", "layout", "problems"]
 
 DATASETS: dict[str, Callable[[Path, Path], pa.Table]] = {
-    "folder": folder,
+    "folder": folder.folder,
+    "msrvtt_9k": msrvtt.msrvtt_9k,
+    "msrvtt_7k": msrvtt.msrvtt_7k,
+    "msrvtt_full": msrvtt.msrvtt_full,
+    "msvd": msvd.msvd,
+    "lsmdc": lsmdc.lsmdc,
+    "activitynet": activitynet.activitynet,
+    "didemo": didemo.didemo,
+    "vatex": vatex.vatex,
+}
+
+# split -> (videos, captions) as published, None where a number is not; people's own videos have none
+PUBLISHED: dict[str, dict[str, tuple[int | None, int]]] = {
+    "msrvtt_9k": msrvtt.PUBLISHED_9K,
+    "msrvtt_7k": msrvtt.PUBLISHED_7K,
+    "msrvtt_full": msrvtt.PUBLISHED_FULL,
+    "msvd": msvd.PUBLISHED,
+    "lsmdc": lsmdc.PUBLISHED,
+    "activitynet": activitynet.PUBLISHED,
+    "didemo": didemo.PUBLISHED,
+    "vatex": vatex.PUBLISHED,
 }

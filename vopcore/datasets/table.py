@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
@@ -37,6 +37,9 @@ class Reading:
 
     def problem(self, where: Line, what: str) -> None:
         self.problems.append(Problem(str(where.file), where.number, what))
+
+    def absent(self, path: Path, split: str) -> None:
+        self.problem(Line(path), f"not there: no {split} split")
 
     def add(
         self,

@@ -1,0 +1,187 @@
+"""The annotation files a user holds: found by name, read with every flaw named by file and line."""
+
+import csv
+import io
+import json
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vopcore.datasets.errors import DatasetError, Line
+from vopcore.datasets.table import Reading
+
+DEPTH = 2  # folders below the root in which a file is looked for
+
+
+class AnnotationFiles:
+    """Files by name in `root` and at most DEPTH folders below; raises DatasetError if `root` is no folder."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise DatasetError(f"the annotations' folder {root} does not exist")
+        self.root = root
+        self._folders = [root]
+        level = [root]
+        for _ in range(DEPTH):
+            level = sorted(below for folder in level for below in folder.iterdir() if below.is_dir())
+            self._folders += level
+
+    def find(self, *names: str) -> Path | None:
+        """The first of the names that there is. Raises DatasetError if two folders hold it: which is
+        meant?
+        """
+        for name in names:
+            found = [folder / name for folder in self._folders if (folder / name).is_file()]
+            if len(found) > 1 and found[0].parent != self.root:
+                raise DatasetError(
+                    f"{found[0]} and {found[1]}: which is meant? point data.root at one folder"
+                )
+            if found:
+                return found[0]
+        return None
+
+    def choose(self, dataset: str, layouts: Mapping[str, Sequence[str]]) -> tuple[str, list[Path]]:
+        """The first layout (name -> files) that is complete, and its files.
+
+        Raises DatasetError saying what was looked for and what of it is missing.
+        """
+        missing = []
+        for name, files in layouts.items():
+            found = [self.find(file) for file in files]
+            if None not in found:
+                return name, [path for path in found if path]
+            lacks = ", ".join(file for file, path in zip(files, found, strict=True) if path is None)
+            missing.append(f"{name} (no {lacks})")
+        raise DatasetError(f"{self.root} holds no layout of {dataset} that is known: {'; '.join(missing)}")
+
+
+def read_text(path: Path, reading: Reading) -> str:
+    """The file's text; bytes that are not UTF-8 become U+FFFD, their lines recorded."""
+    raw = path.read_bytes()
+    text = raw.decode("utf-8-sig", errors="replace")
+    if "\ufffd" in text:
+        for number, line in enumerate(raw.split(b"\n"), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                reading.problem(Line(path, number), f"byte {error.start + 1} is not UTF-8; read as \ufffd")
+    return text
+
+
+def read_lines(path: Path, reading: Reading) -> list[tuple[Line, str]]:
+    """Lines that are not empty, with their places; only `\\n` ends a line, as captions hold odder
+    characters.
+    """
+    lines = enumerate(read_text(path, reading).split("\n"), 1)
+    return [(Line(path, number), line.rstrip("\r")) for number, line in lines if line.strip()]
+
+
+def read_ids(path: Path, reading: Reading) -> dict[str, Line]:
+    """Ids of a list (`.txt`: one a line, `.json`: a flat list, `.npy`: texts), in order; repeated ones
+    noted.
+    """
+    if path.suffix == ".json":
+        listed = [(Line(path), str(video)) for video in read_json(path, reading, list)]
+    elif path.suffix == ".npy":
+        listed = [(Line(path), video) for video in read_names(path)]
+    else:
+        listed = [(where, line.strip()) for where, line in read_lines(path, reading)]
+    return unique(listed, reading)
+
+
+def unique(listed: Iterable[tuple[Line, str]], reading: Reading) -> dict[str, Line]:
+    """Ids to the place where each stands first."""
+    places: dict[str, Line] = {}
+    for where, video in listed:
+        if video in places:
+            reading.problem(where, f"{video!r} stands there again; counted once")
+        places.setdefault(video, where)
+    return places
+
+
+def read_names(path: Path) -> list[str]:
+    """The texts of a `.npy` file; nothing is unpickled."""
+    try:
+        names = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise DatasetError(
+            f"{path} is no array of texts ({error}); save it as a .txt, an id a line"
+        ) from error
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names.ravel().tolist()]
+
+
+def read_csv(path: Path, columns: Sequence[str], reading: Reading) -> list[tuple[Line, dict[str, str]]]:
+    """Rows of a csv with a header; rows too short for `columns` are recorded and left out.
+
+    Raises DatasetError if the header lacks one of `columns`.
+    """
+    rows = csv.reader(io.StringIO(read_text(path, reading), newline="\n"), strict=True)
+    header = [name.strip() for name in next(rows, [])]
+    if lacking := [name for name in columns if name not in header]:
+        raise DatasetError(f"{path}:1: no column {' or '.join(lacking)}; the header is {','.join(header)!r}")
+    kept = []
+    try:
+        for row in rows:
+            where = Line(path, rows.line_num)
+            if len(row) == len(header):
+                kept.append((where, dict(zip(header, row, strict=True))))
+            elif row:
+                reading.problem(where, f"{len(row)} fields, not {len(header)}; left out")
+    except csv.Error as error:  # a quote that is never closed, a field of more than 131,072 characters
+        raise DatasetError(f"{path}:{rows.line_num}: not csv ({error})") from error
+    return kept
+
+
+def read_json(path: Path, reading: Reading, kind: type) -> Any:  # noqa: ANN401 - JSON is anything
+    """The value in the file, which must be a `kind`. Raises DatasetError naming file and line if it is not
+    JSON.
+    """
+    try:
+        value = json.loads(read_text(path, reading))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file complete?") from error
+    except RecursionError as error:
+        raise DatasetError(f"{path}: JSON nested too deeply") from error
+    if not isinstance(value, kind):
+        raise DatasetError(f"{path}: holds a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def entries(items: object, keys: Mapping[str, type], path: Path, reading: Reading) -> list[tuple[Any, ...]]:
+    """The values of `keys` of each object of a list; objects that lack one are recorded and left out.
+
+    Raises DatasetError if `items` is no list or none of its objects has all keys.
+    """
+    wanted = ", ".join(keys)
+    if not isinstance(items, list):
+        raise DatasetError(f"{path}: no list of objects with {wanted}")
+    kept = []
+    for number, item in enumerate(items):
+        if isinstance(item, dict) and all(isinstance(item.get(key), kind) for key, kind in keys.items()):
+            kept.append(tuple(item[key] for key in keys))
+        else:
+            reading.problem(Line(path), f"entry {number} left out: it lacks {wanted}")
+    if not kept:
+        raise DatasetError(f"{path}: none of its {len(items)} entries has {wanted}")
+    return kept
+
+
+def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was pickled, of plain types
+    """A pickle of plain values (dict, list, text, numbers); anything that would run code is refused."""
+    try:
+        with path.open("rb") as file:
+            return PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError, AttributeError) as error:
+        raise DatasetError(
+            f"{path}: not a pickle of plain values ({error}); is the file complete?"
+        ) from error
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Builds plain values only: no class or function is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as in the base class
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -1,0 +1,57 @@
+"""MSVD / YouTubeClips (Chen & Dolan, ACL 2011): 1,970 short clips with about 41 captions each.
+
+Files: train_list.txt, val_list.txt, test_list.txt with CLIP4Clip's raw-captions.pkl ({id: [[token, ...],
+...]}) or X-Pool's captions_msvd.json ({id: [sentence, ...]}); youtube_mapping.txt where files are called
+vid<k>.avi. Videos: <id>.avi of YouTubeClips.tar, the id being <youtube id>_<start>_<end>.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from vopcore.datasets.errors import DatasetError, Line
+from vopcore.datasets.files import AnnotationFiles, read_ids, read_json, read_lines, read_pickle
+from vopcore.datasets.match import VideoFiles
+from vopcore.datasets.table import SPLITS, Reading
+
+# (videos, captions), counted on captions_msvd.json and the lists; CLIP4Clip's last cut-off point is 27,763
+PUBLISHED = {"train": (1200, 48_774), "val": (100, 4290), "test": (670, 27_763)}
+
+LISTS = [f"{split}_list.txt" for split in SPLITS]
+LAYOUTS = {"CLIP4Clip": ["raw-captions.pkl", *LISTS], "X-Pool": ["captions_msvd.json", *LISTS]}
+
+
+def msvd(annotations: Path, videos: Path) -> pa.Table:
+    """All captions of all clips, videos in list order."""
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    layout, (path, *lists) = files.choose("MSVD", LAYOUTS)
+    captions = read_tokens(path) if layout == "CLIP4Clip" else read_json(path, reading, dict)
+    names = {}
+    if mapping := files.find("youtube_mapping.txt"):
+        names = read_mapping(mapping, reading)
+    for split, ids in zip(SPLITS, lists, strict=True):
+        for video, where in read_ids(ids, reading).items():
+            called = [video, names[video]] if video in names else [video]
+            reading.add(split, video, captions.get(video, ()), where, names=called)
+    return reading.table(f"{layout} ({path.name})")
+
+
+def read_tokens(path: Path) -> dict[str, list[str]]:
+    """Captions of CLIP4Clip's pickle, whose tokens are joined by a space as CLIP4Clip does."""
+    captions = read_pickle(path)
+    if not isinstance(captions, dict):
+        raise DatasetError(f"{path}: holds a {type(captions).__name__}, not a dict of captions by video")
+    return {
+        str(video): [" ".join(map(str, tokens)) for tokens in listed] for video, listed in captions.items()
+    }
+
+
+def read_mapping(path: Path, reading: Reading) -> dict[str, str]:
+    """`<id> vid<k>` a line: ids to the other name of their file."""
+    names = {}
+    for where, line in read_lines(path, reading):
+        if len(fields := line.split()) == 2:
+            names[fields[0]] = fields[1]
+        else:
+            reading.problem(Line(path, where.number), f"{len(fields)} fields, not `<id> vid<k>`; left out")
+    return names

@@ -1,0 +1,63 @@
+"""VATEX (Wang et al., ICCV 2019) in the cut of HGR (Chen et al., CVPR 2020): ten English captions per video.
+
+HGR keeps the 25,991 training clips and halves the 3,000 validation clips into val and test, so its lists
+are needed: train_list.txt, val_list.txt, test_list.txt (TS2-Net, DGL, EMCL) or HGR's own
+trn/val/tst_names.npy. Captions: ref_captions.json ({id: [sentence, ...]}; HGR, TS2-Net, DGL),
+vatex_data.json ({id: {"enCap": [...]}}; EMCL), or the official vatex_training_v1.0.json and
+vatex_validation_v1.0.json ([{"videoID", "enCap"}]). Videos: <id>.mp4, 10 s each, the id being <youtube
+id>_<start>_<end>. TS2-Net and DGL use the test list as val too.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from vopcore.datasets.errors import DatasetError
+from vopcore.datasets.files import AnnotationFiles, entries, read_ids, read_json
+from vopcore.datasets.match import VideoFiles
+from vopcore.datasets.table import SPLITS, Reading
+
+# (videos, captions): the lists as EMCL holds them, ten captions each
+PUBLISHED = {"train": (25_991, 259_910), "val": (1500, 15_000), "test": (1500, 15_000)}
+
+CAPTIONS = {
+    "HGR / TS2-Net": ["ref_captions.json"],
+    "EMCL": ["vatex_data.json"],
+    "official": ["vatex_training_v1.0.json", "vatex_validation_v1.0.json"],
+}
+LISTS = {
+    split: [f"{split}_list.txt", name]
+    for split, name in zip(SPLITS, ("trn_names.npy", "val_names.npy", "tst_names.npy"), strict=True)
+}
+
+
+def vatex(annotations: Path, videos: Path) -> pa.Table:
+    """All English captions, videos in list order; a split whose list is missing is noted."""
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    lists = {split: files.find(*names) for split, names in LISTS.items()}
+    if lists["test"] is None:
+        raise DatasetError(
+            f"{annotations} holds no list of VATEX's test: looked for {' or '.join(LISTS['test'])}"
+        )
+    layout, paths = files.choose("VATEX's captions", CAPTIONS)
+    captions = read_captions(layout, paths, reading)
+    for split, path in lists.items():
+        if path is None:
+            reading.absent(files.root / LISTS[split][0], split)
+            continue
+        for video, where in read_ids(path, reading).items():
+            reading.add(split, video, captions.get(video, ()), where)
+    return reading.table(f"{layout} ({', '.join(path.name for path in paths)})")
+
+
+def read_captions(layout: str, paths: list[Path], reading: Reading) -> dict[str, list[str]]:
+    """English captions by video."""
+    if layout == "official":
+        keys = {"videoID": str, "enCap": list}
+        return dict(
+            pair for path in paths for pair in entries(read_json(path, reading, list), keys, path, reading)
+        )
+    content = read_json(paths[0], reading, dict)
+    if layout == "EMCL":
+        return {video: entry.get("enCap", []) for video, entry in content.items() if isinstance(entry, dict)}
+    return {video: listed for video, listed in content.items() if isinstance(listed, list)}
