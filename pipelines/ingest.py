@@ -19,7 +19,7 @@ import ray
 import ray.data
 
 from pipelines.decode_shard import DiskFullError, Job, decode_shard
-from pipelines.progress import Progress
+from pipelines.progress import Bar
 from vopcore.shards import (
     Clip,
     Entry,
@@ -167,16 +167,16 @@ def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> 
     """Writes the planned shards; True if it stopped because more than `may_fail` videos failed."""
     if not plan:
         return False
-    failed = 0
-    with Progress("ingest", sum(len(clips) for _, clips in plan), "video") as progress:
+    done = failed = 0
+    with Bar("ingest", sum(len(clips) for _, clips in plan), "videos") as bar:
         for index in _index_rows(job, plan):
             if reason := next(filter(None, index["disk_full"].to_pylist()), None):
                 raise DiskFullError(
                     f"{reason}; make room and run the same command again, finished shards are kept"
                 )
-            newly_failed = index["status"].to_pylist().count("failed")
-            failed += newly_failed
-            progress.add(index.num_rows, newly_failed)
+            done += index.num_rows
+            failed += index["status"].to_pylist().count("failed")
+            bar.show(done, f"{failed} failed")
             if failed > may_fail:
                 return True
     return False
@@ -206,16 +206,22 @@ def _task(batch: pa.Table, job: Job) -> pa.Table:
 
 @contextmanager
 def _quiet_ray_data() -> Iterator[None]:
-    """Without Ray Data's own bars and its log of each execution."""
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.WARNING)
+    """Without Ray Data's own bars, its log of each execution, and its advice to turn the bars on again."""
+    context = ray.data.DataContext.get_current()
+    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
+    before = {name: logging.getLogger(name).level for name in levels}
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    _set_levels(levels)
     try:
         yield
     finally:
         context.enable_progress_bars = bars
-        logger.setLevel(level)
+        _set_levels(before)
+
+
+def _set_levels(levels: dict[str, int]) -> None:
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _write_failed(store: Store, clips: list[Clip], entries: dict[str, Entry]) -> None:

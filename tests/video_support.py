@@ -85,7 +85,8 @@ def numbers(path: Path) -> list[int]:
     ones.
     """
     found = []
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="ignore") as container:
+        container.streams.video[0].codec_context.thread_type = "NONE"  # threads lose frames of broken streams
         for packet in container.demux(video=0):
             try:
                 frames = packet.decode()

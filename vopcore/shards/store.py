@@ -48,7 +48,8 @@ class Store:
         An object store commits even a stream that an error cut short, so it gets whole files only: copied
         to `name.part`, then moved.
         """
-        self.filesystem.create_dir(self.root)
+        if self.is_local:
+            self.filesystem.create_dir(self.root)
         folder = self.root if self.is_local else None
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
         os.close(handle)

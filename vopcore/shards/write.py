@@ -44,7 +44,7 @@ def write_shard(
             "layout": asdict(layout),
             "videos": [asdict(entry) for entry in entries],
         }
-    store.write(sidecar_name(number), json.dumps(sidecar, indent=1).encode())
+    store.write(sidecar_name(number), json.dumps(sidecar).encode())
     return entries
 
 

@@ -7,6 +7,7 @@ from typing import BinaryIO, Self
 
 import av
 from av.packet import Packet
+from av.stream import Discard, Disposition
 
 from vopcore.video.plan import Packets
 
@@ -83,6 +84,16 @@ class Source:
                 held_bytes += packet.size
                 if held_bytes > HELD_BYTES:
                     self._held = None
+        self._note_missing_end()
+
+    def _note_missing_end(self) -> None:
+        """Matroska that was cut off ends like a whole one, but its header promises more."""
+        if "matroska" not in self._container.format.name or not self.packets.are_timed():
+            return
+        promised = _seconds(self.stream.metadata.get("DURATION")) or (self._container.duration or 0) / 1e6
+        found = float(max(self.packets.pts) * self.stream.time_base)
+        if promised > found + max(1.0, 0.1 * found):
+            self.problems.append(f"the pictures end at {found:.1f} s of {promised:.1f} s")
 
     def replay(self) -> Iterator[Packet]:
         """The packets that `scan` read, in the same order."""
@@ -96,7 +107,7 @@ class Source:
     def _demux(self, note_problems: bool = False) -> Iterator[Packet]:
         for stream in self._container.streams:
             if stream.index != self.stream.index:
-                stream.discard = "all"
+                stream.discard = Discard.all
         try:
             for packet in self._container.demux(self.stream):
                 self.check_time()
@@ -114,11 +125,11 @@ def reason(error: av.FFmpegError) -> str:
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The best video stream that is not a cover picture."""
-    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-        cover = " (a cover picture is none)" if container.streams.video else ""
-        raise VideoError(f"no video stream{cover}, only {', '.join(kinds)}")
+        others = {stream.type for stream in container.streams if stream.type != "video"}
+        others |= {"a cover picture"} if container.streams.video else set()
+        raise VideoError(f"no video stream, only {', '.join(sorted(others)) or 'an empty container'}")
     best = container.streams.best("video")
     stream = best if best in videos else videos[0]
     if stream.codec_context is None:
@@ -127,6 +138,17 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if width * height > MAX_PIXELS:
         raise VideoError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,}")
     return stream
+
+
+def _seconds(clock: str | None) -> float | None:
+    """Seconds of "00:01:02.500000000", as Matroska writes the length of a stream; None for anything
+    else.
+    """
+    parts = (clock or "").split(":")
+    if len(parts) != 3 or not all(part.replace(".", "", 1).isdigit() for part in parts):
+        return None
+    hours, minutes, seconds = map(float, parts)
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def _is_shown(packet: Packet, codec: str) -> bool:
