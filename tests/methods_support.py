@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from vopcore.methods import METHODS, tune
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
 FRAMES, IMAGE, WORDS = 4, 16, 12
 OPTIONS = {  # for towers of 3 and 2 layers
     "adapter_attn": {"hidden": 4},

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,8 @@ def _config(model: str) -> dict[str, Any]:
     if not model.endswith(".json"):
         config = open_clip.get_model_config(model)
         if config is None:
-            raise ValueError(
-                f"{model}: open_clip has no such model; it has {', '.join(open_clip.list_models())}"
-            )
+            near = ", ".join(get_close_matches(model, open_clip.list_models(), 5, 0))
+            raise ValueError(f"{model}: open_clip has no such model; near it are {near}")
         return config
     try:
         config = json.loads(Path(model).read_text())
@@ -148,6 +148,8 @@ def _read_checkpoint(clip: nn.Module, path: str) -> None:
         message = " ".join(str(error).split())
         if "TorchScript" in message:
             message = "a TorchScript archive; use `pretrained: openai`, or save its state_dict as safetensors"
+        elif "Weights only load failed" in message:
+            message = "it holds more than tensors, and nothing is unpickled here; save its state_dict alone"
         raise ValueError(f"{path}: not the weights of {clip.model_name}: {message[:300]}") from None
 
 
