@@ -54,12 +54,11 @@ class Shards:
             for sidecar in self._sidecars.values()
             for row, entry in enumerate(sidecar.entries)
         }
+        self.videos: dict[str, Entry] = {
+            video: self._sidecars[number].entries[row] for video, (number, row) in self._place.items()
+        }
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
         self._lock = threading.Lock()
-
-    @property
-    def videos(self) -> dict[str, Entry]:
-        return {video: self._sidecars[number].entries[row] for video, (number, row) in self._place.items()}
 
     def num_frames(self, video: str) -> int:
         """How many frames of a video are stored; 0 for a failed one."""
