@@ -60,7 +60,7 @@ def test_weights_of_the_other_activation_are_an_error_that_names_the_right_model
     with pytest.raises(ValueError, match=wanted):
         clips.load("ViT-B-32", "openai")
     with pytest.raises(
-        ValueError, match="laion2b_s34b_b79k were trained with GELU; the right model is ViT-B-32$"
+        ValueError, match=r"laion2b_s34b_b79k were trained with GELU; the right model is ViT-B-32$"
     ):
         clips.load("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
     (tmp_path / "vit_b_16-laion400m_e32-55e67d44.pt").write_bytes(b"")

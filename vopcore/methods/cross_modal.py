@@ -27,7 +27,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "relu": F.relu}
 
 
-class Up(nn.Module):
+class UpProjection(nn.Module):
     """Weight (channels, r) and bias (channels,) of an up-projection, or of the shared slice of two."""
 
     def __init__(self, tower: Tower, channels: int, reduction: int) -> None:
@@ -44,7 +44,7 @@ class SharedAdapter(nn.Module):
     """One A_k. `parts` are the up-projections that fill the channels in order, the shared one last."""
 
     def __init__(
-        self, tower: Tower, reduction: int, parts: list[Up], activation: str, dropout: float
+        self, tower: Tower, reduction: int, parts: list[UpProjection], activation: str, dropout: float
     ) -> None:
         super().__init__()
         self.down_weight = nn.Parameter(small(tower.new(reduction, tower.width)))
@@ -98,13 +98,17 @@ class CrossModalAdapter:
         for i in range(max(vision.layers, text.layers)):
             here = [tower for tower in (vision, text) if i < tower.layers]
             for site in ("ls_1", "ls_2"):
-                shared = Up(text, self.shared, self.reduction) if len(here) == 2 and self.shared else None
+                shared = (
+                    UpProjection(text, self.shared, self.reduction)
+                    if len(here) == 2 and self.shared
+                    else None
+                )
                 for tower in here:
                     branch = getattr(tower.blocks[i], site)
                     setattr(tower.blocks[i], site, nn.Sequential(branch, self._adapter(tower, shared)))
 
-    def _adapter(self, tower: Tower, shared: Up | None) -> SharedAdapter:
+    def _adapter(self, tower: Tower, shared: UpProjection | None) -> SharedAdapter:
         own = tower.width - (self.shared if shared else 0)
-        parts = [Up(tower, own, self.reduction)] if own else []
+        parts = [UpProjection(tower, own, self.reduction)] if own else []
         parts += [shared] if shared else []
         return SharedAdapter(tower, self.reduction, parts, self.activation, self.dropout)
