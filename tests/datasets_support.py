@@ -15,7 +15,10 @@ OFFICIAL = dict.fromkeys(["video0", "video1"], "train") | {
     "video3": "test",
     "video4": "test",
 }
-VIDEOS = [{"video_id": video, "split": split, "start time": 1.0} for video, split in OFFICIAL.items()]
+VIDEOS = [
+    {"video_id": video, "split": split, "start time": 1.0, "url": f"u{video[-1]}"}
+    for video, split in OFFICIAL.items()
+]
 LISTS = {"train_list.txt": "a_1_2\nb_3_4", "val_list.txt": "c_5_6\n\n", "test_list.txt": "-d_7_8\r\n"}
 MSVD = {"a_1_2": ["one", "two"], "b_3_4": ["three"], "c_5_6": ["four"], "-d_7_8": ["five", "six"]}
 CLIP = "3086_UGLY_TRUTH_00.23.23.000-00.23.28.886"

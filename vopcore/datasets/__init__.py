@@ -11,9 +11,19 @@ import pyarrow as pa
 
 from vopcore.datasets import activitynet, didemo, folder, lsmdc, msrvtt, msvd, vatex
 from vopcore.datasets.errors import DatasetError, Problem
-from vopcore.datasets.table import ANNOTATIONS, SPLITS, layout, problems
+from vopcore.datasets.table import ANNOTATIONS, SPLITS, layout, problems, sources
 
-__all__ = ["ANNOTATIONS", "DATASETS", "PUBLISHED", "SPLITS", "DatasetError", "Problem", "layout", "problems"]
+__all__ = [
+    "ANNOTATIONS",
+    "DATASETS",
+    "PUBLISHED",
+    "SPLITS",
+    "DatasetError",
+    "Problem",
+    "layout",
+    "problems",
+    "sources",
+]
 
 DATASETS: dict[str, Callable[[Path, Path], pa.Table]] = {
     "folder": folder.folder,

@@ -41,7 +41,14 @@ def lsmdc(annotations: Path, videos: Path) -> pa.Table:
             fields = line.split("\t")
             if len(fields) == NUM_COLUMNS:
                 clip = fields[0].strip()
-                reading.add(split, clip, [fields[-1].strip()], where, names=[clip, f"{clip}.avi"])
+                reading.add(
+                    split, clip, [fields[-1].strip()], where, names=[clip, f"{clip}.avi"], source=film(clip)
+                )
             else:
                 reading.problem(where, f"{len(fields)} columns between tabs, not {NUM_COLUMNS}; left out")
     return reading.table(f"CLIP4Clip ({', '.join(path.name for path in found.values())})")
+
+
+def film(clip: str) -> str:
+    """`3086_UGLY_TRUTH` of `3086_UGLY_TRUTH_00.23.23.000-00.23.28.886`: also the folder of its file."""
+    return clip.split(".")[0][:-3]

@@ -78,30 +78,27 @@ class Source:
         self.path = paths[0]
         self.captions: dict[str, list[str]] = defaultdict(list)
         self.splits: dict[str, str] = {}  # empty for Frozen's file
+        self.urls: dict[str, str] = {}  # empty for Frozen's file, and where the user's has none
         for path in paths:
             content = read_json(path, reading, dict)
             key, listed = ("image_id", "annotations") if name == "Frozen" else ("video_id", "sentences")
             for video, caption in entries(content.get(listed), {key: str, "caption": str}, path, reading):
                 self.captions[video].append(caption)
-            if name != "Frozen":
-                self.splits |= dict(
-                    entries(content.get("videos"), {"video_id": str, "split": str}, path, reading)
-                )
+            if videos := content.get("videos"):
+                self.splits |= entries(videos, {"video_id": str, "split": str}, path, reading)
+                self.urls |= {video["video_id"]: video["url"] for video in videos if "url" in video}
 
     def of_splits(self, official: set[str] | None) -> dict[str, Line]:
         """Ids of the official splits (None: all), in the file's order."""
         if official and not self.splits:
             raise DatasetError(f"{self.path} does not say which split a video is of: a list of ids is needed")
-        ids = (
-            self.captions
-            if official is None
-            else [video for video, split in self.splits.items() if split in official]
-        )
-        return {video: Line(self.path) for video in ids}
+        if official is None:
+            return dict.fromkeys(self.captions, Line(self.path))
+        return {video: Line(self.path) for video, split in self.splits.items() if split in official}
 
     def add(self, split: str, ids: dict[str, Line]) -> None:
         for video, where in ids.items():
-            self.reading.add(split, video, self.captions.get(video, ()), where)
+            self.reading.add(split, video, self.captions.get(video, ()), where, source=self.urls.get(video))
 
 
 def with_1ka(annotations: Path, videos: Path, lists: list[str], official: set[str] | None) -> pa.Table:
@@ -127,7 +124,7 @@ def with_1ka(annotations: Path, videos: Path, lists: list[str], official: set[st
         ids = source.of_splits(official)
         source.add("train", {video: where for video, where in ids.items() if video not in test})
     for video, (where, captions) in test.items():
-        reading.add("test", video, captions, where)
+        reading.add("test", video, captions, where, source=source.urls.get(video))
     train = path.name if path else "derived from the captions' file"
     return reading.table(f"captions: {source.layout}; train: {train}; test: {name} ({paths[0].name})")
 

@@ -32,7 +32,7 @@ def msvd(annotations: Path, videos: Path) -> pa.Table:
     for split, ids in zip(SPLITS, lists, strict=True):
         for video, where in read_ids(ids, reading).items():
             called = [video, names[video]] if video in names else [video]
-            reading.add(split, video, captions.get(video, ()), where, names=called)
+            reading.add(split, video, captions.get(video, ()), where, names=called, source=cut_from(video))
     return reading.table(f"{layout} ({path.name})")
 
 
@@ -55,3 +55,8 @@ def read_mapping(path: Path, reading: Reading) -> dict[str, str]:
         else:
             reading.problem(Line(path, where.number), f"{len(fields)} fields, not `<id> vid<k>`; left out")
     return names
+
+
+def cut_from(video: str) -> str:
+    """The YouTube id of `<youtube id>_<start>_<end>`; it may hold `_` itself."""
+    return video.rsplit("_", 2)[0]

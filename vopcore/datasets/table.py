@@ -34,6 +34,7 @@ class Reading:
     find: Callable[[list[str]], list[str]]
     problems: list[Problem] = field(default_factory=list)
     clips: dict[tuple[str, str], dict] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def problem(self, where: Line, what: str) -> None:
         self.problems.append(Problem(str(where.file), where.number, what))
@@ -50,8 +51,13 @@ class Reading:
         names: Iterable[str] = (),
         start: float | None = None,
         end: float | None = None,
+        source: str | None = None,
     ) -> None:
-        """Adds the captions of a clip. `names`: what its file may be called, best first (default: the id)."""
+        """Adds the captions of a clip.
+
+        names: what its file may be called, best first (default: the id). source: the film or longer video it
+        was cut from, where that is known.
+        """
         names = list(names) or [video]
         if not all(is_safe(name) for name in [video, *names]):
             self.problem(where, f"id {video!r} refused: it points outside the videos' folder")
@@ -64,6 +70,8 @@ class Reading:
             path = self._path(video, names, where)
             self.clips[split, video] = {"path": path, "start": start, "end": end, "captions": []}
         self.clips[split, video]["captions"] += kept
+        if source:
+            self.sources[video] = source
 
     def _is_caption(self, caption: str, video: str, where: Line) -> bool:
         if not isinstance(caption, str):
@@ -93,7 +101,8 @@ class Reading:
             for name in ("path", "start", "end"):
                 columns[name] += [clip[name]] * n
             columns["caption"] += clip["captions"]
-        said = {"layout": layout, "problems": json.dumps([asdict(problem) for problem in self.problems])}
+        noted = json.dumps([asdict(problem) for problem in self.problems])
+        said = {"layout": layout, "problems": noted, "sources": json.dumps(self.sources)}
         return pa.table(columns, schema=ANNOTATIONS).replace_schema_metadata(said)
 
 
@@ -111,3 +120,8 @@ def layout(table: pa.Table) -> str:
 def problems(table: pa.Table) -> list[Problem]:
     """What was wrong in the annotation files and did not stop the reader."""
     return [Problem(**problem) for problem in json.loads(table.schema.metadata[b"problems"])]
+
+
+def sources(table: pa.Table) -> dict[str, str]:
+    """Video ids to the film or longer video each was cut from, where the annotations say it."""
+    return json.loads(table.schema.metadata[b"sources"])

@@ -46,7 +46,7 @@ def vatex(annotations: Path, videos: Path) -> pa.Table:
             reading.absent(files.root / LISTS[split][0], split)
             continue
         for video, where in read_ids(path, reading).items():
-            reading.add(split, video, captions.get(video, ()), where)
+            reading.add(split, video, captions.get(video, ()), where, source=video.rsplit("_", 2)[0])
     return reading.table(f"{layout} ({', '.join(path.name for path in paths)})")
 
 

@@ -1,0 +1,204 @@
+"""What is in a data set's files, before hours of work: a report in seconds.
+
+    python pipelines/check_data.py conf/activitynet.yaml data.root=/data/ActivityNet
+    python pipelines/check_data.py conf/msvd.yaml --headers all --json
+
+Exit codes: 0 the splits can be used (there may be warnings), 1 they cannot, 2 the config is wrong.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+
+import pyarrow as pa
+
+from pipelines.ingest import default_storage
+from vopcore import clip
+from vopcore.config import RunConfig, read_config
+from vopcore.datasets import DATASETS, PUBLISHED, DatasetError, check, layout, problems
+from vopcore.shards import Layout
+from vopcore.video import VideoError
+from vopcore.video.source import Source
+
+Report = dict[str, Any]
+SHOWN = 5  # problems, unreadable files that are printed; --json has them all
+
+
+def num_headers(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+CLI = argparse.ArgumentParser(
+    prog="pipelines/check_data.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+)
+CLI.add_argument("config", help="a YAML file, such as conf/activitynet.yaml")
+CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+CLI.add_argument(
+    "--headers", type=num_headers, default=200, metavar="N|all", help="how many files to open (200)"
+)
+CLI.add_argument(
+    "--missing", metavar="FILE", help="where missing videos are listed (OUTPUT/missing_videos.txt)"
+)
+CLI.add_argument("--json", action="store_true", help="print the whole report as JSON")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    args = CLI.parse_intermixed_args(argv)
+    try:
+        config = read_config(args.config, args.overrides)
+        count = token_counter(config)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    listed = Path(args.missing or Path(config.output) / "missing_videos.txt")
+    try:
+        report = report_on(config, count, args.headers, listed)
+    except DatasetError as error:
+        report = {"dataset": config.data.dataset, "usable": False, "errors": [str(error)], "warnings": []}
+    print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else as_text(report))
+    return 0 if report["usable"] else 1
+
+
+def token_counter(config: RunConfig) -> Callable[[str], int]:
+    """Tokens of a caption, start and end included, before anything is cut off."""
+    tokenize = clip.tokenizer(config.clip.model, config.clip.words)
+    return lambda caption: len(tokenize.encode(caption)) + 2
+
+
+def report_on(config: RunConfig, count: Callable[[str], int], headers: int | None, listed: Path) -> Report:
+    """Everything that is known without decoding, as JSON can say it. Raises DatasetError."""
+    root = Path(config.data.root)
+    table = DATASETS[config.data.dataset](root, Path(config.data.videos or root))
+    splits = check.rows_by_split(table)
+    published = PUBLISHED.get(config.data.dataset, {})
+    missing = check.missing(splits)
+    report = {
+        "dataset": config.data.dataset,
+        "layout": layout(table),
+        "splits": {split: check.counts(rows, published.get(split)) for split, rows in splits.items()},
+        "missing": {"videos": len(missing), "list": str(write_missing(missing, listed)) if missing else None},
+        "headers": check.unreadable(splits, probe, headers),
+        "duplicates": {split: check.duplicates(rows) for split, rows in splits.items()},
+        "leakage": check.leakage(table, splits),
+        "tokens": {split: check.tokens(rows, config.clip.words, count) for split, rows in splits.items()},
+        "disk": disk(config, table),
+        "problems": [str(problem) for problem in problems(table)],
+    }
+    errors = what_forbids(report, needs_train=any(run.name != "zero_shot" for run in config.methods))
+    warnings = what_is_odd(report, published)
+    return report | {"usable": not errors, "errors": errors, "warnings": warnings}
+
+
+def probe(file: str) -> str | None:
+    """Why a file's header cannot be read; None: it can."""
+    try:
+        with Source(file):
+            return None
+    except (VideoError, OSError) as error:
+        return str(error)
+
+
+def write_missing(missing: list[tuple[str, str]], listed: Path) -> Path:
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("".join(f"{split}\t{video}\n" for split, video in missing))
+    return listed
+
+
+def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
+    """Bytes the shards will take at most, and those that are free where they go."""
+    video = config.video
+    storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
+    stored = Layout(video.size, storage, video.quality)
+    num_videos = len({row["video"] for row in table.to_pylist() if row["path"]})
+    folder = next(parent for parent in Path(config.output, "x").parents if parent.is_dir())
+    needed = num_videos * video.kept * stored.bytes_per_frame()
+    return {
+        "needed": needed,
+        "free": shutil.disk_usage(folder).free,
+        "frames": video.kept,
+        "storage": storage,
+    }
+
+
+def what_forbids(report: Report, needs_train: bool) -> list[str]:
+    """Why the splits cannot be used."""
+    errors = []
+    for split in ["train", "test"] if needs_train else ["test"]:
+        if split not in report["splits"]:
+            errors.append(f"no {split} split")
+        elif not report["splits"][split]["files_found"]:
+            errors.append(f"{split}: none of the {report['splits'][split]['videos']:,} videos has a file")
+    headers = report["headers"]
+    if headers["checked"] and len(headers["unreadable"]) == headers["checked"]:
+        errors.append(f"none of the {headers['checked']:,} files that were opened is a readable video")
+    return errors
+
+
+def what_is_odd(report: Report, published: dict[str, tuple[int | None, int]]) -> list[str]:
+    """What a user should know before quoting a number."""
+    warnings = [f"no {split} split, papers have one" for split in published if split not in report["splits"]]
+    for split, found in report["splits"].items():
+        for what, number in (found["published"] or {}).items():
+            if number not in (None, found[what]):
+                warnings.append(f"{split}: {found[what]:,} {what}, papers have {number:,}")
+        if found["files_missing"]:
+            warnings.append(f"{split}: {found['files_missing']:,} of {found['videos']:,} videos have no file")
+        if cut := report["tokens"][split]["captions_cut"]:
+            lost = report["tokens"][split]
+            warnings.append(
+                f"{split}: {cut:,} captions ({lost['captions_cut_percent']}%) are longer than {lost['limit']}"
+                f" tokens; {lost['tokens_cut']:,} tokens ({lost['tokens_cut_percent']}%) are cut off"
+            )
+        if (shared := report["duplicates"][split]["of_several_videos"]) and split != "train":
+            warnings.append(f"{split}: {shared:,} captions stand at several videos, so R@1 cannot reach 100")
+    for split, leaks in report["leakage"].items():
+        for what, number in leaks.items():
+            if number:
+                warnings.append(f"{split}: {number:,} {what.replace('_', ' ')} also in train")
+    if bad := report["headers"]["unreadable"]:
+        warnings.append(
+            f"{len(bad):,} of {report['headers']['checked']:,} files that were opened are unreadable"
+        )
+    if report["disk"]["needed"] > report["disk"]["free"]:
+        warnings.append("the shards will not fit on the disk")
+    if report["problems"]:
+        warnings.append(f"{len(report['problems']):,} problems in the annotation files")
+    return warnings
+
+
+def as_text(report: Report) -> str:
+    """The report for people; short."""
+    lines = [f"{report['dataset']}: {report.get('layout', 'not read')}"]
+    for split, found in report.get("splits", {}).items():
+        lines.append(
+            f"  {split:5}  {found['videos']:>7,} videos  {found['captions']:>8,} captions"
+            f"  {found['files_found']:>7,} files found"
+        )
+    if "disk" in report:
+        needed = report["disk"]
+        lines.append(
+            f"  shards: {needed['frames']} frames, {needed['storage']}: {needed['needed'] / 1e9:,.1f} GB"
+            f" of {needed['free'] / 1e9:,.1f} GB free"
+        )
+        lines.append(
+            f"  headers: {report['headers']['checked']:,} of {report['headers']['files']:,} files opened"
+        )
+    lines += [f"  error: {error}" for error in report["errors"]]
+    lines += [f"  warning: {warning}" for warning in report["warnings"]]
+    if report.get("missing", {}).get("list"):
+        lines.append(f"  missing videos are listed in {report['missing']['list']}")
+    unreadable = report.get("headers", {}).get("unreadable", [])
+    lines += [f"  unreadable: {bad['file']}: {bad['reason']}" for bad in unreadable[:SHOWN]]
+    lines += [f"  problem: {problem}" for problem in report.get("problems", [])[:SHOWN]]
+    return "\n".join([*lines, "usable" if report["usable"] else "NOT usable"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
