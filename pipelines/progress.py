@@ -1,20 +1,25 @@
-"""A progress line: a bar on a terminal, a line every few seconds in a log."""
+"""Progress of long steps: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
+import ray
 from tqdm import tqdm
 
+LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
-class Progress:
-    """Counts to `total`, on stderr: how many, how many a second, how many failed, time left."""
 
-    def __init__(self, what: str, total: int, unit: str, every: float = 5.0) -> None:
-        self._what, self._total, self._unit, self._every = what, total, unit, every
-        self._done = self._failed = 0
-        self._started = self._said = time.monotonic()
-        self._bar = tqdm(total=total, desc=what, unit=f" {unit}s") if sys.stderr.isatty() else None
+class Bar:
+    """How many of `total`, how many a second, time left and a few words; on stderr."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._unit, self._total = what, unit, total
+        self._began = self._said = time.monotonic()
+        self._bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         return self
@@ -23,21 +28,62 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def add(self, done: int, failed: int) -> None:
-        self._done += done
-        self._failed += failed
+    def show(self, done: int, words: str = "") -> None:
+        """Set how far it is; it may go back, as after a restart."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._failed} failed", refresh=False)
-            self._bar.update(done)
-        elif self._done == self._total or time.monotonic() - self._said > self._every:
+            self._bar.set_postfix_str(words, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif done == self._total or time.monotonic() - self._said >= LINE_EVERY:
             self._said = time.monotonic()
-            print(f"{self._what}: {self._line()}", file=sys.stderr, flush=True)
+            print(f"{self._what}: {self._line(done, words)}", file=sys.stderr, flush=True)
 
-    def _line(self) -> str:
-        elapsed = time.monotonic() - self._started
-        rate = self._done / max(elapsed, 1e-9)
-        left = tqdm.format_interval((self._total - self._done) / max(rate, 1e-9))
+    def _line(self, done: int, words: str) -> str:
+        rate = done / max(time.monotonic() - self._began, 1e-9)
+        left = tqdm.format_interval((self._total - done) / max(rate, 1e-9))
         return (
-            f"{self._done:,}/{self._total:,} {self._unit}s, {rate:.1f} {self._unit}s/s, "
-            f"{self._failed} failed, {left} left"
+            f"{done:,}/{self._total:,} {self._unit}, {rate:.1f}/s, {words + ', ' if words else ''}{left} left"
         )
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Where a worker leaves how far it is: (what, unit, done, total, words)."""
+
+    def __init__(self) -> None:
+        self._news: tuple[str, str, int, int, str] | None = None
+
+    def put(self, what: str, unit: str, done: int, total: int, words: str) -> None:
+        self._news = (what, unit, done, total, words)
+
+    def get(self) -> tuple[str, str, int, int, str] | None:
+        return self._news
+
+
+@contextmanager
+def remote_bars(name: str) -> Iterator[ray.actor.ActorHandle]:
+    """Bars that follow the Mailbox it yields, a new one for each `what`."""
+    mailbox, stop = Mailbox.remote(), threading.Event()
+
+    def follow() -> None:
+        showing, bar = None, None
+        while not stop.wait(0.5):
+            news = ray.get(mailbox.get.remote())
+            if news is None:
+                continue
+            what, unit, done, total, words = news
+            if what != showing:
+                if bar is not None:
+                    bar.__exit__()
+                showing, bar = what, Bar(f"{name}: {what}", total, unit)
+            bar.show(done, words)
+        if bar is not None:
+            bar.__exit__()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+    finally:
+        stop.set()
+        thread.join()
+        ray.kill(mailbox)

@@ -1,0 +1,102 @@
+"""Tune the methods of a config one after the other, each an MLflow run, and print how they compare."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray.train import TrainingFailedError
+
+from pipelines import track
+from pipelines.tune import run_key, tune
+from vopcore.config import MethodRun, RunConfig
+
+COLUMNS = ("method", "trainable", "% of total", "t2v R@1", "v2t R@1", "seconds")
+
+
+def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
+    """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
+    store = track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
+    results = [_one(config, run, annotations, shards, source, store) for run in config.methods]
+    print("\n" + table(results))
+    print(f"\nCompare them in a browser:\n  mlflow ui --backend-store-uri {store.uri}")
+    return results
+
+
+def _one(
+    config: RunConfig, run: MethodRun, annotations: pa.Table, shards: str, source: Path, store: track.Store
+) -> dict[str, Any]:
+    key = run_key(config, run, annotations, shards)
+    finished = Path(config.output) / "results" / f"{key}.json"
+    if finished.is_file():
+        print(f"{run.name}: finished before ({key}); run=NAME tunes it anew")
+        return json.loads(finished.read_text())
+    tags = {
+        "dataset": config.data.dataset,
+        "method": run.name,
+        "seed": str(config.seed),
+        "backbone": config.clip.model,
+        "config_key": key.rsplit("-", 1)[-1],
+        "machine": platform.node(),
+    }
+    run_id = track.start_run(store, key, f"{run.name} seed {config.seed}", settings(config, run), tags)
+    track.log_files(store, run_id, [source])
+    try:
+        metrics = tune(config, run, annotations, shards, store, run_id)
+    except TrainingFailedError as error:
+        track.end_run(store, run_id, "FAILED", {"error": reason(error)})
+        raise
+    track.log_metrics(store, run_id, metrics)
+    track.end_run(store, run_id)
+    result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": metrics}
+    finished.parent.mkdir(parents=True, exist_ok=True)
+    partial = finished.with_suffix(".part")
+    partial.write_text(json.dumps(result, indent=1))
+    partial.rename(finished)
+    return result
+
+
+def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:
+    """Everything that was set, flat: `method.name`, `train.lr`, `video.frames`, ..."""
+    shared = config.model_dump(mode="json", exclude={"methods", "stages"}, exclude_none=True)
+    own = {
+        "method": {"name": run.name, "pooling": run.pooling, **asdict(run.method)},
+        "train": run.train.model_dump(),
+    }
+    return track.flat(shared | own)
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The comparison, a line per method."""
+    rows = [COLUMNS]
+    for result in results:
+        m = result["metrics"]
+        rows.append(
+            (
+                result["method"],
+                f"{m['params/trainable']:,.0f}",
+                f"{m['params/percent']:.3g}",
+                f"{m['t2v/R1']:.1f}",
+                f"{m['v2t/R1']:.1f}",
+                f"{m['seconds/tune']:.0f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def reason(error: Exception) -> str:
+    """The line that says why a tuning run ended."""
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    lines = str(next(iter(causes.values()))).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,134 @@
+"""Before any work: the output folder is ours, the annotations are read, the quickstart's world exists."""
+
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+import torch
+from safetensors.torch import save_file
+
+from pipelines.progress import Bar
+from vopcore import clip as clips
+from vopcore.config import ConfigError, RunConfig, fingerprint
+from vopcore.datasets import DATASETS, layout, problems, shapes
+from vopcore.upstream import train_on_stills
+
+ROOT = Path(__file__).parent.parent
+
+
+def claim_output(config: RunConfig) -> None:
+    """Make `output` this benchmark's folder, or refuse one that holds another's.
+
+    What every row of a comparison shares decides: data, frames and backbone. Methods, training settings
+    and seeds may differ; each of those has a run of its own.
+    """
+    shared = config.model_dump(mode="json", include={"name", "shapes", "data", "video", "clip"})
+    said = Path(config.output) / "benchmark.json"
+    if said.is_file():
+        before = json.loads(said.read_text())
+        for section in shared:
+            if before.get(section) != shared[section]:
+                raise ConfigError(
+                    f"output: {config.output} belongs to another config"
+                    f" ({section} is {_short(before.get(section))}, now {_short(shared[section])}); set output=... to a new folder, or delete that one"
+                )
+    else:
+        said.parent.mkdir(parents=True, exist_ok=True)
+        said.write_text(json.dumps(shared, indent=1))
+
+
+def _short(section: object) -> str:
+    return json.dumps(section).replace('"', "")[:150]
+
+
+def quickstart_world(config: RunConfig) -> RunConfig:
+    """Render the clips and train the small CLIP that `shapes` describes, unless they are there; a config
+    without `shapes` is returned as it is, otherwise one that names the trained weights."""
+    if config.shapes is None:
+        return config
+    world, root = config.shapes, Path(config.data.root)
+    if not (root / "captions.jsonl").is_file():
+        with Bar("render", world.clips + 2 * world.twins, "clips") as bar:
+            for done, _ in enumerate(shapes.render(root, world.clips, world.twins, world.seed), 1):
+                bar.show(done)
+    weights = _upstream(config)
+    return config.model_copy(update={"clip": config.clip.model_copy(update={"pretrained": str(weights)})})
+
+
+def _upstream(config: RunConfig) -> Path:
+    settings = config.shapes.upstream
+    key = fingerprint([settings.model_dump(), config.clip.model_dump(), Path(config.clip.model).read_text()])
+    weights = Path(config.output) / f"tiny_clip-{key}.safetensors"
+    if weights.is_file():
+        return weights
+    torch.manual_seed(0)
+    clip = clips.load(config.clip.model, None)
+    size = clip.visual.image_size[0]
+    tokenize = clips.tokenizer(clip, config.clip.words)
+    with Bar("train the small CLIP on stills", settings.steps, "steps") as bar:
+        losses = train_on_stills(
+            clip,
+            lambda rng, n: shapes.stills(rng, n, size),
+            tokenize,
+            **settings.model_dump(),
+            seed=config.shapes.seed,
+        )
+        for done, loss in enumerate(losses, 1):
+            bar.show(done, f"loss {loss:.3f}")
+    partial = weights.with_suffix(".part")
+    save_file(clip.state_dict(), partial)
+    partial.rename(weights)
+    return weights
+
+
+def annotations(config: RunConfig) -> pa.Table:
+    """Read the data set, say what was found, and refuse what cannot be run."""
+    root = Path(config.data.root)
+    table = DATASETS[config.data.dataset](root, Path(config.data.videos or root))
+    videos = {split: set() for split in ("train", "val", "test")}
+    captions = Counter(table["split"].to_pylist())
+    missing = set()
+    for split, video, path in zip(*(table[c].to_pylist() for c in ("split", "video", "path")), strict=True):
+        videos[split].add(video)
+        if path is None:
+            missing.add(video)
+    counts = ", ".join(
+        f"{split} {len(videos[split]):,} videos / {captions[split]:,} captions"
+        for split in videos
+        if videos[split]
+    )
+    print(f"{config.data.dataset} ({layout(table)}): {counts}")
+    for problem in problems(table)[:5]:
+        print(f"  {problem}")
+    if len(problems(table)) > 5:
+        print(f"  and {len(problems(table)) - 5} more problems")
+    if missing:
+        listed = Path(config.output) / "missing.txt"
+        listed.write_text("".join(f"{video}\n" for video in sorted(missing)))
+        print(f"  {len(missing)} videos of the annotations have no file: listed in {listed}")
+    if not videos["test"]:
+        raise ConfigError(f"{config.data.root}: no caption of the test split, so nothing can be measured")
+    if len(missing) == sum(map(len, videos.values())):
+        raise ConfigError(
+            f"{config.data.videos or root}: none of the {len(missing)} videos of the annotations is there"
+        )
+    return table
+
+
+def start_ray(config: RunConfig) -> None:
+    """Join the cluster this runs on, or start a Ray on this machine; nothing listens beyond it."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    workers = {"env_vars": {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(runtime_env=workers, **quiet)
+        return
+    needed = config.resources.workers * config.resources.cpus_per_worker
+    cpus = max(os.cpu_count() or 1, needed)
+    ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=workers, **quiet)

@@ -1,0 +1,93 @@
+"""Ray Train: tune one method over the workers, then measure it on the test split.
+
+The driver calls `tune`; every worker runs `work`. After a worker, a node or the driver dies, training goes on
+from the last checkpoint.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipelines import track
+from pipelines.progress import remote_bars
+from vopcore.config import MethodRun, RunConfig, fingerprint
+
+STATE, WEIGHTS = "state.pt", "tuned.safetensors"
+TIMEOUT = 300  # seconds until a worker whose peers are gone gives up
+
+
+@dataclass(frozen=True)
+class Task:
+    """All a worker needs to know; plain values, sent once."""
+
+    config: RunConfig
+    run: MethodRun
+    annotations: pa.Table
+    shards: str
+    mailbox: Any
+
+
+def run_key(config: RunConfig, run: MethodRun, annotations: pa.Table, shards: str) -> str:
+    """Names a run by what decides its numbers: the same settings and data continue it."""
+    decides = {
+        "method": asdict(run.method),
+        "run": run.model_dump(exclude={"method"}),
+        "frames": config.video.frames,
+        "clip": config.clip.model_dump(),
+        "workers": config.resources.workers,
+        "shards": Path(shards).name,
+        "data": fingerprint(annotations.drop_columns("path").to_pylist()),
+    }
+    label = f"-{config.run}" if config.run else ""
+    return f"{run.name}-s{config.seed}{label}-{fingerprint(decides)}"
+
+
+def tune(
+    config: RunConfig, run: MethodRun, annotations: pa.Table, shards: str, store: track.Store, run_id: str
+) -> dict:
+    """Tune and measure one method; returns its metrics, counts and seconds. Raises TrainingFailedError."""
+    key = run_key(config, run, annotations, shards)
+    with remote_bars(run.name) as mailbox:
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"task": Task(config, run, annotations, shards, mailbox)},
+            torch_config=TorchConfig(timeout_s=TIMEOUT),
+            scaling_config=ScalingConfig(
+                num_workers=config.resources.workers,
+                use_gpu=config.resources.gpu,
+                resources_per_worker={
+                    "CPU": config.resources.cpus_per_worker,
+                    "GPU": int(config.resources.gpu),
+                },
+            ),
+            run_config=ray.train.RunConfig(
+                name=key,
+                storage_path=f"{config.output}/runs",
+                failure_config=FailureConfig(max_failures=config.resources.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                callbacks=[Curves(store, run_id)],
+            ),
+        )
+        result = trainer.fit()
+    with result.checkpoint.as_directory() as folder:
+        track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
+    return result.return_value
+
+
+class Curves(ray.train.UserCallback):
+    """Logs each reported epoch once, from the controller; also where a worker died and repeated it."""
+
+    def __init__(self, store: track.Store, run_id: str) -> None:
+        self._store, self._run_id = store, run_id
+
+    def after_report(
+        self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Ray calls this when all workers have reported."""
+        track.log_curves(self._store, self._run_id, metrics[0]["curves"])

@@ -1,0 +1,164 @@
+"""What a worker trains on: batches of frames and captions, the same for the same seed, wherever it starts.
+
+Everything random is a function of (seed, epoch, video), so a run that continues in the middle of an epoch
+sees what an undisturbed one would have seen, and a global batch does not depend on the number of workers.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from vopcore.shards import Shards
+from vopcore.video.sample import choose
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a batch: B videos of F frames and a caption each."""
+
+    videos: list[str]
+    frames: torch.Tensor  # uint8 [B, F, 3, S, S]
+    mask: torch.Tensor  # bool [B, F], False where a video has fewer than F frames
+    tokens: torch.Tensor  # int64 [B, L]
+
+
+def stack_frames(
+    shards: Shards, videos: list[str], frames: int, rngs: Iterable[np.random.Generator | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the chosen frames of decoded `videos`: uint8 [B, F, 3, S, S] and their mask, bool [B, F]."""
+    looks = []
+    for video, rng in zip(videos, rngs, strict=True):
+        looks.append(shards.frames(video, choose(shards.num_frames(video), frames, rng)))
+    stacked = np.zeros((len(looks), frames, *looks[0].shape[1:]), np.uint8)
+    for row, look in zip(stacked, looks, strict=True):
+        row[: len(look)] = look
+    mask = np.arange(frames) < np.array([len(look) for look in looks])[:, None]
+    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3), torch.from_numpy(mask)
+
+
+class TrainingBatches:
+    """The training split in seeded order, cut into global batches, of which this worker takes its part.
+
+    `captions` maps a video to its captions. With `draw="one"` an epoch holds every video once, with a caption
+    drawn anew each epoch; with `"all"` every (video, caption) pair once. No global batch holds a video twice:
+    it would be its own negative. What does not fill the last batch of an epoch waits for another epoch.
+
+    Raises:
+        ValueError: fewer videos than a global batch holds.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        captions: dict[str, list[str]],
+        tokenize: Callable[[list[str]], torch.Tensor],
+        *,
+        frames: int,
+        batch_size: int,
+        draw: Literal["one", "all"],
+        seed: int,
+        rank: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self._shards, self._captions, self._tokenize = shards, captions, tokenize
+        self._videos = sorted(captions)
+        self._frames, self._batch_size, self._draw, self._seed = frames, batch_size, draw, seed
+        self._part = slice(rank * batch_size // workers, (rank + 1) * batch_size // workers)
+        self.steps_per_epoch = num_batches(self._counts(), batch_size)
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"train.batch_size: {batch_size} is more than the {len(captions)} videos to train on"
+            )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This worker's batches of one epoch from step `start` on, read ahead by a thread."""
+        rng = np.random.default_rng([self._seed, epoch])
+        batches = spread(self._counts(), self._batch_size, rng)
+        return _ahead(self._batch(epoch, pairs[self._part]) for pairs in batches[start:])
+
+    def _counts(self) -> list[int]:
+        """How many pairs of each video an epoch holds."""
+        return [1 if self._draw == "one" else len(self._captions[video]) for video in self._videos]
+
+    def _batch(self, epoch: int, pairs: list[tuple[int, int]]) -> Batch:
+        videos = [self._videos[v] for v, _ in pairs]
+        rngs = [np.random.default_rng([self._seed, epoch, v, c]) for v, c in pairs]
+        frames, mask = stack_frames(self._shards, videos, self._frames, rngs)
+        texts = [self._caption(epoch, v, c) for v, c in pairs]
+        return Batch(videos, frames, mask, self._tokenize(texts))
+
+    def _caption(self, epoch: int, v: int, c: int) -> str:
+        texts = self._captions[self._videos[v]]
+        if self._draw == "one":
+            c = int(np.random.default_rng([self._seed, epoch, v]).integers(len(texts)))
+        return texts[c]
+
+
+def num_batches(counts: list[int], size: int) -> int:
+    """The most batches of `size` pairs that never hold a video twice.
+
+    The largest k with sum(min(count, k)) >= k size.
+    """
+    steps = sum(counts) // size
+    while sum(min(count, steps) for count in counts) < steps * size:
+        steps -= 1
+    return steps
+
+
+def spread(counts: list[int], size: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
+    """Deal each video's pairs to different batches: `num_batches` lists of `size` (video, caption) indices.
+
+    The batches are dealt to in rounds, each in an order of its own; in a round every batch gets one pair.
+    Where a video's pairs cross from one round into the next, the batches that hold it already come last there.
+    """
+    steps = num_batches(counts, size)
+    batches: list[list[tuple[int, int]]] = [[] for _ in range(steps)]
+    order: list[int] = []
+    for v in rng.permutation(len(counts)).tolist():
+        holding: set[int] = set()
+        for c in rng.permutation(counts[v])[:steps].tolist():
+            if not order:
+                if len(batches[-1]) == size:
+                    return batches
+                order = sorted(rng.permutation(steps).tolist(), key=lambda b: b not in holding)
+            holding.add(order[-1])
+            batches[order.pop()].append((v, c))
+    return batches
+
+
+def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
+    """Iterate in a thread, `depth` batches ahead of the reader."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def read() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except Exception as error:  # handed to the reader, who raises it
+            put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,136 @@
+"""Tuning itself: one step, and its state. Knows no cluster; every worker of one runs exactly this."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vopcore import optim
+from vopcore.batches import Batch, TrainingBatches
+from vopcore.config import Train
+from vopcore.loss import contrastive
+from vopcore.retriever import Retriever
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer a number; says at which step and on which videos."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step tells: `number` counts from 1 over the run; `seconds` it took, `wait` for its data."""
+
+    number: int
+    loss: float
+    grad_norm: float
+    lr: float
+    seconds: float
+    wait: float
+
+
+class Tuner:
+    """The tuned tensors of a retriever, their optimizer and how far it has come.
+
+    `model` is the retriever or its DistributedDataParallel wrapper.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        settings: Train,
+        steps_per_epoch: int,
+        seed: int,
+        model: nn.Module | None = None,
+    ) -> None:
+        self.retriever, self.model, self._settings, self._seed = retriever, model or retriever, settings, seed
+        self.tuned = {n: p for n, p in retriever.named_parameters() if p.requires_grad}
+        self._optimizer = optim.build(
+            self.tuned.items(),
+            settings.lr,
+            settings.weight_decay,
+            settings.betas,
+            settings.eps,
+            () if settings.decay_biases_and_prompts else ("bias", "prompts"),
+        )
+        self._schedule = optim.schedule(self._optimizer, settings.epochs * steps_per_epoch, settings.warmup)
+        self.steps_per_epoch, self.steps_done = steps_per_epoch, 0
+
+    @property
+    def epochs_done(self) -> int:
+        return self.steps_done // self.steps_per_epoch
+
+    def epoch(self, batches: TrainingBatches) -> Iterator[Step]:
+        """Train to the end of the epoch that `steps_done` is in."""
+        epoch, start = divmod(self.steps_done, self.steps_per_epoch)
+        self.model.train()
+        asked = time.perf_counter()
+        for batch in batches.epoch(epoch, start):
+            began = time.perf_counter()
+            loss, norm, lr = self.step(batch)
+            done = time.perf_counter()
+            yield Step(self.steps_done, loss, norm, lr, done - began, began - asked)
+            asked = time.perf_counter()
+
+    def step(self, batch: Batch) -> tuple[float, float, float]:
+        """One optimizer step: loss of the global batch, gradient norm before clipping, learning rate.
+
+        Raises:
+            DivergedError: the loss or the gradient is NaN or infinite; nothing was changed.
+        """
+        device = self.retriever.mean.device
+        torch.manual_seed(self._seed * 1_000_003 + self.steps_done)  # dropout: the same after a restart
+        text, video = self.model(
+            batch.frames.to(device, non_blocking=True),
+            batch.mask.to(device, non_blocking=True),
+            batch.tokens.to(device, non_blocking=True),
+        )
+        loss = contrastive(text, video, batch.mask.to(device), self.retriever)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = self._settings.clip_grad or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.tuned.values(), limit)
+        lr = self._schedule.get_last_lr()[0]
+        if not (loss.isfinite() and norm.isfinite()):
+            raise DivergedError(
+                f"step {self.steps_done + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, learning"
+                f" rate {lr:g}, on videos {', '.join(batch.videos)}"
+            )
+        self._optimizer.step()
+        self._schedule.step()
+        self.steps_done += 1
+        return loss.item(), norm.item(), lr
+
+    def save(self, path: Path) -> None:
+        """Write tuned tensors, optimizer and place: all that a restart needs."""
+        torch.save(
+            {
+                "tuned": {name: p.detach() for name, p in self.tuned.items()},
+                "optimizer": self._optimizer.state_dict(),
+                "schedule": self._schedule.state_dict(),
+                "steps_done": self.steps_done,
+            },
+            path,
+        )
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        state: dict[str, Any] = torch.load(path, map_location=self.retriever.mean.device, weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.tuned.items():
+                parameter.copy_(state["tuned"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.steps_done = state["steps_done"]
+
+
+def train(
+    tuner: Tuner, batches: TrainingBatches, epochs: int, on_step: Callable[[Step], None] = lambda step: None
+) -> None:
+    """The plain loop, in one process or under torchrun: from where the tuner is to the last epoch."""
+    while tuner.epochs_done < epochs:
+        for step in tuner.epoch(batches):
+            on_step(step)
