@@ -194,7 +194,9 @@ def _frames(source: Source, plan: list[Run], targets: set[int] | None = None) ->
     With `targets` (positions of packets) pictures that are neither a target nor referred to may be left
     out. A packet that cannot be decoded is noted among the source's problems, and the next one tried.
     """
-    can_skip = targets is not None and source.decoder.name in SKIPPING_DECODERS
+    decoder = source.decoder
+    can_skip = targets is not None and decoder.name in SKIPPING_DECODERS
+    skips = False
     waiting = iter(plan)
     run = next(waiting, None)
     for position, packet in enumerate(source.replay()):
@@ -203,12 +205,13 @@ def _frames(source: Source, plan: list[Run], targets: set[int] | None = None) ->
         if position < run.first:
             continue
         source.check_time()
-        if can_skip:
-            source.decoder.skip_frame = "DEFAULT" if position in targets else "NONREF"
+        if can_skip and skips is (position in targets):
+            skips = not skips
+            decoder.skip_frame = "NONREF" if skips else "DEFAULT"
         yield from _sent(source, packet)
         if position == run.last:
             yield from _sent(source, None)
-            source.decoder.flush_buffers()
+            decoder.flush_buffers()
             run = next(waiting, None)
 
 
