@@ -5,6 +5,7 @@ Adapter, 3.1): each text weighs the frames itself, by a softmax over `text . fra
 are not normalised.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from vopcore.clip import encode_text, encode_video, thaw
 
 Pooling = Literal["mean", "query_aware"]
 TEMPERATURE = 5.0  # of the query-aware softmax
-TEXTS, PAIRS = 256, 2**22  # a block: at most so many texts, and (text, frame) pairs: 16 MiB in fp32
+TEXTS, PAIRS = 256, 2**20  # a block: at most so many texts, and (text, frame) pairs: 4 MiB in fp32
 
 
 class Retriever(nn.Module):
@@ -70,14 +71,12 @@ class Retriever(nn.Module):
 
         Raises ValueError for a video without one real frame.
         """
-        if mask is not None:
-            if not mask.any(dim=1).all():
-                row = int((~mask.any(dim=1)).nonzero()[0])
-                raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
-            video = video.masked_fill(~mask.unsqueeze(-1), 0)
+        if mask is not None and not mask.any(dim=1).all():
+            row = int((~mask.any(dim=1)).nonzero()[0])
+            raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
         compare = mean_similarity if self.pooling == "mean" else query_aware_similarity
         with torch.autocast(text.device.type, enabled=False):
-            return compare(text.float(), video.float(), mask)
+            return compare(text.float(), video, mask)
 
     def _check(self, frames: Tensor) -> None:
         size = tuple(self.clip.visual.image_size)
@@ -95,44 +94,39 @@ class Retriever(nn.Module):
 
 
 def mean_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
-    """Cosine of each text and the mean of a video's normalised frame features; padding holds zeros."""
-    frames = F.normalize(video, dim=-1)
+    """Cosine of each text and the mean of a video's normalised frame features."""
     # the cosine does not ask by how many frames the sum is divided
-    return F.normalize(text, dim=-1) @ F.normalize(frames.sum(dim=1), dim=-1).T
+    pooled = [F.normalize(frames, dim=-1).sum(dim=1) for frames, _ in _blocks(video, mask)]
+    return F.normalize(text, dim=-1) @ F.normalize(torch.cat(pooled), dim=-1).T
 
 
 def query_aware_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
     """cos(t, v) with v = sum_j w_j f_j and w = softmax_j(t . f_j / 5), without forming a v per pair.
 
     `<t, v> = w . a` with `a_j = t . f_j`, and `|v|^2 = w^T G w` with the video's Gram matrix G [F, F].
-    Blocks of texts and videos bound the memory: a few times 16 MiB beside the arguments, the Gram
-    matrices and the result.
+    Blocks of texts and videos bound the memory: a few times 4 MiB beside the arguments and the result.
     """
-    gram = video @ video.mT
-    norm = text.norm(dim=-1)
-    num_videos = max(1, PAIRS // (TEXTS * video.shape[1]))
-    rows = []
-    for i in range(0, len(text), TEXTS):
-        t, n = text[i : i + TEXTS], norm[i : i + TEXTS]
-        block = [
-            _query_aware_block(
-                t, n, *(None if x is None else x[j : j + num_videos] for x in (video, gram, mask))
-            )
-            for j in range(0, len(video), num_videos)
-        ]
-        rows.append(torch.cat(block, dim=1))
-    return torch.cat(rows)
+    columns = []
+    for frames, real in _blocks(video, mask):
+        gram = frames @ frames.mT
+        columns.append(torch.cat([_query_aware(part, frames, gram, real) for part in text.split(TEXTS)]))
+    return torch.cat(columns, dim=1) / text.norm(dim=-1, keepdim=True)
 
 
-def _query_aware_block(
-    text: Tensor, norm: Tensor, video: Tensor, gram: Tensor, mask: Tensor | None
-) -> Tensor:
-    """text [N, D], its norms [N], video [B, F, D], gram [B, F, F] -> [N, B]."""
+def _query_aware(text: Tensor, video: Tensor, gram: Tensor, mask: Tensor | None) -> Tensor:
+    """text [N, D], video [B, F, D], gram [B, F, F] -> |t| cos(t, v) [N, B]."""
     alike = (text @ video.flatten(0, 1).T).unflatten(1, video.shape[:2]).transpose(0, 1)  # [B, N, F]
     scores = alike / TEMPERATURE
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
     weights = scores.softmax(dim=-1)
     length = ((weights @ gram) * weights).sum(dim=-1)
-    tiny = torch.finfo(length.dtype).tiny
-    return ((weights * alike).sum(dim=-1) * length.clamp(min=tiny).rsqrt()).T / norm.unsqueeze(1)
+    return ((weights * alike).sum(dim=-1) * length.clamp(min=torch.finfo(length.dtype).tiny).rsqrt()).T
+
+
+def _blocks(video: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Videos a few at a time, in fp32, zeros in the place of padding; their masks."""
+    size = max(1, PAIRS // (TEXTS * video.shape[1]))
+    masks = [None] * len(video) if mask is None else mask.split(size)
+    for frames, real in zip(video.split(size), masks, strict=False):
+        yield frames.float() if real is None else frames.float().masked_fill(~real.unsqueeze(-1), 0), real
