@@ -112,18 +112,18 @@ def write_missing(missing: list[tuple[str, str]], listed: Path) -> Path:
 
 
 def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
-    """Bytes the shards will take at most, and those that are free where they go."""
+    """Bytes the shards will take at most, of the videos that are there and of all, and those that are free."""
     video = config.video
     storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
-    stored = Layout(video.size, storage, video.quality)
-    num_videos = len({row["video"] for row in table.to_pylist() if row["path"]})
-    folder = next(parent for parent in Path(config.output, "x").parents if parent.is_dir())
-    needed = num_videos * video.kept * stored.bytes_per_frame()
+    per_video = video.kept * Layout(video.size, storage, video.quality).bytes_per_frame()
+    rows = table.select(["video", "path"]).to_pylist()
+    folder = next(parent for parent in Path(config.output, "shards").parents if parent.is_dir())
     return {
-        "needed": needed,
-        "free": shutil.disk_usage(folder).free,
         "frames": video.kept,
         "storage": storage,
+        "needed": len({row["video"] for row in rows if row["path"]}) * per_video,
+        "needed_with_missing": len({row["video"] for row in rows}) * per_video,
+        "free": shutil.disk_usage(folder).free,
     }
 
 
@@ -183,9 +183,10 @@ def as_text(report: Report) -> str:
         )
     if "disk" in report:
         needed = report["disk"]
+        whole, free = needed["needed_with_missing"] / 1e9, needed["free"] / 1e9
         lines.append(
             f"  shards: {needed['frames']} frames, {needed['storage']}: {needed['needed'] / 1e9:,.1f} GB"
-            f" of {needed['free'] / 1e9:,.1f} GB free"
+            f" ({whole:,.1f} GB with the missing videos), {free:,.1f} GB free"
         )
         lines.append(
             f"  headers: {report['headers']['checked']:,} of {report['headers']['files']:,} files opened"

@@ -64,6 +64,11 @@ def test_a_folder_that_is_not_there_and_one_without_annotations_are_named(tmp_pa
             "no list of objects with video_id",
         ),
         ("msrvtt_9k", CLIP4CLIP | {"MSRVTT_data.json": "[" * 100_000}, r"data\.json"),
+        (
+            "msvd",
+            LISTS | {"captions_msvd.json": {"a_1_2": "one"}},
+            "none of its 1 entries is a list of captions",
+        ),
         ("msvd", LISTS | {"raw-captions.pkl": pickle.dumps(MSVD)[:-9]}, "is the file complete"),
         ("msvd", LISTS | {"raw-captions.pkl": pickle.dumps(print)}, r"asks for builtins\.print"),
         ("activitynet", {"train.json": PARAGRAPHS, "val_1.json": ""}, r"val_1\.json:1: not JSON"),

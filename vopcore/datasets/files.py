@@ -169,6 +169,19 @@ def entries(items: object, keys: Mapping[str, type], path: Path, reading: Readin
     return kept
 
 
+def lists_by_video(content: Mapping[Any, Any], path: Path, reading: Reading) -> dict[str, list[Any]]:
+    """The entries of a dict of lists by video; others are recorded and left out.
+
+    Raises DatasetError if none is a list.
+    """
+    kept = {str(video): listed for video, listed in content.items() if isinstance(listed, list)}
+    for video in content.keys() - kept.keys():
+        reading.problem(Line(path), f"entry {video!r} left out: no list of captions")
+    if not kept:
+        raise DatasetError(f"{path}: none of its {len(content)} entries is a list of captions")
+    return kept
+
+
 def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was pickled, of plain types
     """A pickle of plain values (dict, list, text, numbers); anything that would run code is refused."""
     try:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError, Line
-from vopcore.datasets.files import AnnotationFiles, read_ids, read_json, read_lines, read_pickle
+from vopcore.datasets.files import (
+    AnnotationFiles,
+    lists_by_video,
+    read_ids,
+    read_json,
+    read_lines,
+    read_pickle,
+)
 from vopcore.datasets.match import VideoFiles
 from vopcore.datasets.table import SPLITS, Reading
 
@@ -25,7 +32,10 @@ def msvd(annotations: Path, videos: Path) -> pa.Table:
     """All captions of all clips, videos in list order."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
     layout, (path, *lists) = files.choose("MSVD", LAYOUTS)
-    captions = read_tokens(path) if layout == "CLIP4Clip" else read_json(path, reading, dict)
+    if layout == "CLIP4Clip":
+        captions = read_tokens(path, reading)
+    else:
+        captions = lists_by_video(read_json(path, reading, dict), path, reading)
     names = {}
     if mapping := files.find("youtube_mapping.txt"):
         names = read_mapping(mapping, reading)
@@ -36,14 +46,20 @@ def msvd(annotations: Path, videos: Path) -> pa.Table:
     return reading.table(f"{layout} ({path.name})")
 
 
-def read_tokens(path: Path) -> dict[str, list[str]]:
+def read_tokens(path: Path, reading: Reading) -> dict[str, list[str]]:
     """Captions of CLIP4Clip's pickle, whose tokens are joined by a space as CLIP4Clip does."""
     captions = read_pickle(path)
     if not isinstance(captions, dict):
         raise DatasetError(f"{path}: holds a {type(captions).__name__}, not a dict of captions by video")
-    return {
-        str(video): [" ".join(map(str, tokens)) for tokens in listed] for video, listed in captions.items()
-    }
+    listed = lists_by_video(captions, path, reading)
+    return {video: [sentence(tokens) for tokens in sentences] for video, sentences in listed.items()}
+
+
+def sentence(tokens: object) -> str:
+    """Tokens joined; "" for what is none, which is then recorded as an empty caption."""
+    if isinstance(tokens, list | tuple):
+        return " ".join(map(str, tokens))
+    return tokens if isinstance(tokens, str) else ""
 
 
 def read_mapping(path: Path, reading: Reading) -> dict[str, str]:

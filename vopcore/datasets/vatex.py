@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError
-from vopcore.datasets.files import AnnotationFiles, entries, read_ids, read_json
+from vopcore.datasets.files import AnnotationFiles, entries, lists_by_video, read_ids, read_json
 from vopcore.datasets.match import VideoFiles
 from vopcore.datasets.table import SPLITS, Reading
 
@@ -59,5 +59,5 @@ def read_captions(layout: str, paths: list[Path], reading: Reading) -> dict[str,
         )
     content = read_json(paths[0], reading, dict)
     if layout == "EMCL":
-        return {video: entry.get("enCap", []) for video, entry in content.items() if isinstance(entry, dict)}
-    return {video: listed for video, listed in content.items() if isinstance(listed, list)}
+        content = {v: entry.get("enCap") if isinstance(entry, dict) else None for v, entry in content.items()}
+    return lists_by_video(content, paths[0], reading)
