@@ -69,6 +69,13 @@ def test_query_aware_gradients_are_those_of_the_direct_formula():
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
+def test_padding_does_not_outweigh_real_frames_that_are_far_from_the_text():
+    text, video = torch.full((1, 8), 30.0), torch.full((1, 3, 8), -30.0)
+    mask = torch.tensor([[True, False, False]])
+    similarity = Retriever(tiny_clip(), "query_aware").similarity(text, video, mask)
+    torch.testing.assert_close(similarity, torch.tensor([[-1.0]]))
+
+
 def test_padding_that_is_not_a_number_changes_nothing():
     text, video = torch.randn(4, 8), torch.randn(3, 2, 8)
     padded = torch.cat([video, torch.full((3, 1, 8), float("nan"))], dim=1)
