@@ -111,8 +111,8 @@ def test_flaws_that_harm_only_their_line_are_counted_and_the_rest_goes_on(tmp_pa
         "MSRVTT_JSFUSION_test.csv:3: 2 fields, not 4; left out",
         "MSRVTT_JSFUSION_test.csv:8: 'video3' stands there again; counted once",
         "MSRVTT_data.json: empty caption of 'video1' left out",
-        "MSRVTT_JSFUSION_test.csv:4: id '../../etc' refused: it points outside the videos' folder",
-        "MSRVTT_JSFUSION_test.csv:5: id '/etc/passwd' refused: it points outside the videos' folder",
+        "MSRVTT_JSFUSION_test.csv:4: id '../../etc' refused: it is no name below the videos' folder",
+        "MSRVTT_JSFUSION_test.csv:5: id '/etc/passwd' refused: it is no name below the videos' folder",
         "MSRVTT_JSFUSION_test.csv:6: empty caption of 'video4' left out",
         "MSRVTT_JSFUSION_test.csv:6: video 'video4' left out: no caption",
         "MSRVTT_JSFUSION_test.csv:7: caption of 'video0' has 10000 words; the tokenizer will cut it",
@@ -171,3 +171,18 @@ def test_links_that_lead_round_in_a_circle_are_walked_once(tmp_path):
     write(tmp_path, {"a/one.mp4": ""})
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert VideoFiles(tmp_path).find(["one"]) == [str(tmp_path / "a/one.mp4")]
+
+
+def test_half_characters_in_captions_ids_and_file_names_are_left_out(tmp_path):
+    captions = MSVD | {"a_1_2": ["one", "\ud800"], "\udfff": ["x"]}
+    table = read("msvd", tmp_path, LISTS | {"captions_msvd.json": captions}, ["b_3_4.avi"])
+    assert captions_of(table, "train")["a_1_2"] == ["one"]
+    assert [problem.what for problem in problems(table)] == [
+        "caption of 'a_1_2' left out: half of a surrogate pair is no text"
+    ]
+    folder = tmp_path / "videos" / "caf\udce9"  # a folder whose name is Latin-1
+    folder.mkdir()
+    (folder / "a_1_2.avi").touch()
+    table = DATASETS["msvd"](tmp_path / "annotations", tmp_path / "videos")
+    assert set(table["path"].to_pylist()) == {None, str(tmp_path / "videos/b_3_4.avi")}
+    assert any("is not UTF-8" in problem.what for problem in problems(table))

@@ -56,4 +56,5 @@ def paragraph(entry: object, source: Path, reading: Reading) -> tuple[list[str],
         reading.problem(Line(source), f"an entry has no sentences: {entry!r:.80}")
         return [], None
     duration = entry.get("duration")
-    return [" ".join(sentences)], duration if isinstance(duration, int | float) and duration > 0 else None
+    is_known = isinstance(duration, int | float) and 0 < duration < math.inf
+    return [" ".join(sentences)], duration if is_known else None

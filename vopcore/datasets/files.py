@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,12 @@ class AnnotationFiles:
         if not root.is_dir():
             raise DatasetError(f"the annotations' folder {root} does not exist")
         self.root = root
-        self._folders = [root]
-        level = [root]
-        for _ in range(DEPTH):
-            level = sorted(below for folder in level for below in folder.iterdir() if below.is_dir())
-            self._folders += level
+        self._folders = []
+        for folder, below, _ in os.walk(root, followlinks=True):
+            self._folders.append(Path(folder))
+            below.sort()
+            if len(Path(folder).relative_to(root).parts) == DEPTH:
+                below.clear()
 
     def find(self, *names: str) -> Path | None:
         """The first of the names that there is. Raises DatasetError if two folders hold it: which is
@@ -60,7 +62,10 @@ class AnnotationFiles:
 
 def read_text(path: Path, reading: Reading) -> str:
     """The file's text; bytes that are not UTF-8 become U+FFFD, their lines recorded."""
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     text = raw.decode("utf-8-sig", errors="replace")
     if "\ufffd" in text:
         for number, line in enumerate(raw.split(b"\n"), 1):
@@ -106,7 +111,7 @@ def read_names(path: Path) -> list[str]:
     """The texts of a `.npy` file; nothing is unpickled."""
     try:
         names = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, OSError, EOFError) as error:
         raise DatasetError(
             f"{path} is no array of texts ({error}); save it as a .txt, an id a line"
         ) from error
@@ -187,7 +192,15 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was pickled, of p
     try:
         with path.open("rb") as file:
             return PlainUnpickler(file, encoding="utf-8", errors="replace").load()
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        OSError,
+        EOFError,
+        IndexError,
+        KeyError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise DatasetError(
             f"{path}: not a pickle of plain values ({error}); is the file complete?"
         ) from error

@@ -44,6 +44,8 @@ def parse(line: bytes) -> dict:
         raise ValueError(f"byte {error.start + 1} is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON: nested too deeply") from error
     if not isinstance(clip, dict) or not {"video", "split", "captions"} <= clip.keys():
         missing = {"video", "split", "captions"} - set(clip if isinstance(clip, dict) else ())
         raise ValueError(f"{' and '.join(sorted(missing))} missing: {KEYS}")

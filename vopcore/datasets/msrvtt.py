@@ -86,7 +86,8 @@ class Source:
                 self.captions[video].append(caption)
             if videos := content.get("videos"):
                 self.splits |= entries(videos, {"video_id": str, "split": str}, path, reading)
-                self.urls |= {video["video_id"]: video["url"] for video in videos if "url" in video}
+                with_url = [video for video in videos if isinstance(video, dict) and "url" in video]
+                self.urls |= {video.get("video_id"): str(video["url"]) for video in with_url}
 
     def of_splits(self, official: set[str] | None) -> dict[str, Line]:
         """Ids of the official splits (None: all), in the file's order."""

@@ -60,7 +60,7 @@ class Reading:
         """
         names = list(names) or [video]
         if not all(is_safe(name) for name in [video, *names]):
-            self.problem(where, f"id {video!r} refused: it points outside the videos' folder")
+            self.problem(where, f"id {video!r} refused: it is no name below the videos' folder")
             return
         kept = [caption for caption in captions if self._is_caption(caption, video, where)]
         if not kept:
@@ -77,6 +77,9 @@ class Reading:
         if not isinstance(caption, str):
             self.problem(where, f"caption of {video!r} left out: it is {type(caption).__name__}, not text")
             return False
+        if not is_text(caption):
+            self.problem(where, f"caption of {video!r} left out: half of a surrogate pair is no text")
+            return False
         if not caption.strip():
             self.problem(where, f"empty caption of {video!r} left out")
             return False
@@ -89,6 +92,9 @@ class Reading:
         if len(found) > 1:
             others = ", ".join(found[1:])
             self.problem(where, f"{len(found)} files for {video!r}: took {found[0]}, not {others}")
+        if found and not is_text(found[0]):
+            self.problem(where, f"the file of {video!r} is left out, rename it: {found[0]!r} is not UTF-8")
+            return None
         return found[0] if found else None
 
     def table(self, layout: str) -> pa.Table:
@@ -109,7 +115,17 @@ class Reading:
 def is_safe(name: str) -> bool:
     """Whether an id, taken as a path, stays inside the folder it is looked up in."""
     path = PurePosixPath(name)
-    return bool(name.strip()) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+    leaves = path.is_absolute() or ".." in path.parts
+    return bool(name.strip()) and "\0" not in name and is_text(name) and not leaves
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON's escapes and the file system may hand out half characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def layout(table: pa.Table) -> str:
