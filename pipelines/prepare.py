@@ -33,8 +33,9 @@ def claim_output(config: RunConfig) -> None:
         for section in shared:
             if before.get(section) != shared[section]:
                 raise ConfigError(
-                    f"output: {config.output} belongs to another config"
-                    f" ({section} is {_short(before.get(section))}, now {_short(shared[section])}); set output=... to a new folder, or delete that one"
+                    f"output: {config.output} belongs to another config ({section} is"
+                    f" {_short(before.get(section))}, now {_short(shared[section])}); set output=... to a new"
+                    " folder, or delete that one"
                 )
     else:
         said.parent.mkdir(parents=True, exist_ok=True)

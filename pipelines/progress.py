@@ -19,6 +19,7 @@ class Bar:
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._unit, self._total = what, unit, total
         self._began = self._said = time.monotonic()
+        self._done = 0
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
@@ -33,9 +34,10 @@ class Bar:
         if self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif done == self._total or time.monotonic() - self._said >= LINE_EVERY:
+        elif done != self._done and (done == self._total or time.monotonic() - self._said >= LINE_EVERY):
             self._said = time.monotonic()
             print(f"{self._what}: {self._line(done, words)}", file=sys.stderr, flush=True)
+        self._done = done
 
     def _line(self, done: int, words: str) -> str:
         rate = done / max(time.monotonic() - self._began, 1e-9)

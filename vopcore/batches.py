@@ -113,8 +113,8 @@ def num_batches(counts: list[int], size: int) -> int:
 def spread(counts: list[int], size: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
     """Deal each video's pairs to different batches: `num_batches` lists of `size` (video, caption) indices.
 
-    The batches are dealt to in rounds, each in an order of its own; in a round every batch gets one pair.
-    Where a video's pairs cross from one round into the next, the batches that hold it already come last there.
+    The batches are dealt to in rounds, each in an order of its own; a round gives each batch one pair. Where
+    a video's pairs cross into the next round, the batches that hold it already come last there.
     """
     steps = num_batches(counts, size)
     batches: list[list[tuple[int, int]]] = [[] for _ in range(steps)]

@@ -1,0 +1,144 @@
+"""A config is read whole and typed, or refused in one line: the file, the key and what would be right."""
+
+from pathlib import Path
+
+import pytest
+
+from vopcore.config import ConfigError, fingerprint, read_config
+from vopcore.methods import METHODS
+
+GOOD = """
+name: mine
+output: {output}
+data: {{dataset: folder, root: {root}}}
+train: {{epochs: 3, lr: 1e-4}}
+compare: [vop, full]
+methods:
+  vop: {{text_prompts: 4, train: {{lr: 5e-3}}}}
+  full: {{}}
+  vop_f: {{spatial_layers: 8}}
+"""
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD.format(output=tmp_path / "out", root=tmp_path))
+    return path
+
+
+def test_every_method_gets_the_shared_training_settings_under_its_own(good):
+    vop, full = read_config(good).methods
+    assert (vop.name, vop.method.text_prompts, vop.train.lr, vop.train.epochs) == ("vop", 4, 5e-3, 3)
+    assert (full.name, full.train.lr, full.train.epochs) == ("full", 1e-4, 3)
+
+
+def test_overrides_replace_single_keys_and_keep_their_neighbours(good):
+    config = read_config(
+        good, ["train.epochs=7", "methods.vop.train.lr=1e-3", "seed=5", "video.max_failed=2%"]
+    )
+    assert [run.train.epochs for run in config.methods] == [7, 7]
+    assert config.methods[0].train.lr == 1e-3
+    assert config.methods[0].method.text_prompts == 4
+    assert (config.seed, config.video.max_failed) == (5, 0.02)
+
+
+def test_method_name_runs_one_method_with_what_the_file_says_of_it(good):
+    (run,) = read_config(good, ["method.name=vop", "method.vision_prompts=2"]).methods
+    assert (run.name, run.method.text_prompts, run.method.vision_prompts, run.train.lr) == ("vop", 4, 2, 5e-3)
+    (other,) = read_config(good, ["method.name=bias"]).methods
+    assert other.train.lr == 1e-4
+
+
+def test_compare_all_runs_every_method_of_the_file(good):
+    assert [run.name for run in read_config(good, ["compare=all"]).methods] == ["vop", "full", "vop_f"]
+
+
+def test_paths_do_not_depend_on_the_folder_a_worker_runs_in(good, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    config = read_config("mine.yaml", ["data.videos=videos", "output=s3://bucket/out"])
+    assert config.data.videos == str(tmp_path / "videos")
+    assert config.output == "s3://bucket/out"
+
+
+def test_environment_variables_can_be_named(good, monkeypatch):
+    monkeypatch.setenv("MY_URI", "http://127.0.0.1:5000")
+    assert read_config(good, ["mlflow.uri=${oc.env:MY_URI}"]).mlflow.uri == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.epoch=3"], ["methods.vop.train.epoch", "unknown key", "did you mean 'epochs'"]),
+        (["vidoe.frames=3"], ["vidoe", "unknown key", "did you mean 'video'"]),
+        (["video.frame=3"], ["video.frame", "unknown key", "did you mean 'frames'"]),
+        (["methods.vop.text_prompt=3"], ["methods.vop.text_prompt", "did you mean 'text_prompts'"]),
+        (["video.frames=many"], ["video.frames", "integer", "'many'"]),
+        (["video.frames=0"], ["video.frames", "greater than or equal to 1", "got 0"]),
+        (["methods.vop.text_prompts=many"], ["methods.vop.text_prompts", "integer", "'many'"]),
+        (["methods.vop.text_prompts=-1"], ["methods.vop", "text_prompts", "-1"]),
+        (["train.lr=fast"], ["train.lr", "number", "'fast'"]),
+        (["video.max_failed=200%"], ["video.max_failed", "less than or equal to 1"]),
+        (["method.name=vopp"], ["unknown method 'vopp'", "did you mean 'vop_p'", *METHODS]),
+        (["compare=[nope]"], ["unknown method 'nope'", *METHODS]),
+        (["data.dataset=foldr"], ["data.dataset", "unknown dataset 'foldr'", "did you mean 'folder'"]),
+        (["video.sampler=random"], ["video.sampler", "unknown sampler 'random'", "uniform"]),
+        (["video.stored_frames=4"], ["video.stored_frames", "4", "video.frames, 12"]),
+        (["data.root=/no/such/folder"], ["data.root", "no such folder", "/no/such/folder"]),
+        (["data.videos=/no/such/folder"], ["data.videos", "no such folder"]),
+        (["clip.model=conf/none.json"], ["clip.model", "no such file"]),
+        (["resources.workers=3"], ["train.batch_size", "32", "resources.workers = 3"]),
+        (["train=5"], ["train", "expected settings"]),
+        (["oops"], ["'oops'", "key=value"]),
+        (["name=null"], ["name", "valid string"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key_and_what_would_be_right(good, overrides, words):
+    with pytest.raises(ConfigError) as error:
+        read_config(good, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert str(good) in message or overrides == ["oops"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\n  b: [1, 2\n", [":2:", "not valid YAML"]),
+        ("just words", ["holds no settings"]),
+        ("- a\n- b\n", ["holds no settings"]),
+        ("name: ${nope}\n", ["nope"]),
+        ("name: a\noutput: /tmp/x\nmethods: {vop: {}}\n", ["data", "missing"]),
+        ("name: a\noutput: /tmp/x\ndata: {dataset: folder, root: /tmp}\n", ["methods", "none given"]),
+    ],
+)
+def test_a_broken_file_is_one_line_that_names_it(tmp_path, text, words):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_config(path)
+    assert "\n" not in str(error.value)
+    for word in ["broken.yaml", *words]:
+        assert word in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"^conf/none.yaml: no such file$"):
+        read_config("conf/none.yaml")
+
+
+def test_the_fingerprint_changes_with_any_setting_and_with_nothing_else(good):
+    def of(*overrides: str) -> str:
+        return fingerprint([run.model_dump() for run in read_config(good, overrides).methods])
+
+    assert of() == of("seed=3")
+    assert len({of(), of("train.epochs=4"), of("methods.vop.text_prompts=5"), of("compare=[vop]")}) == 4
+
+
+def test_reading_writes_nothing(good, tmp_path):
+    before = sorted(Path(tmp_path).rglob("*"))
+    read_config(good)
+    assert sorted(Path(tmp_path).rglob("*")) == before
