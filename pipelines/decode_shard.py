@@ -9,6 +9,7 @@ import errno
 import faulthandler
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Self
@@ -36,8 +37,11 @@ class DiskFullError(ValueError):
     """The shard folder has no room left."""
 
 
-def decode_shard(job: Job, number: int, clips: list[Clip]) -> list[Entry]:
+def decode_shard(
+    job: Job, number: int, clips: list[Clip], tell: Callable[[int, int], None] = lambda done, failed: None
+) -> list[Entry]:
     """Writes shard `number` and returns its entries; every clip is one of them, whatever happened to it.
+    `tell` hears after each how many are done and how many of them failed.
 
     Raises DiskFullError, leaving nothing half-written behind.
     """
@@ -47,13 +51,21 @@ def decode_shard(job: Job, number: int, clips: list[Clip]) -> list[Entry]:
         died_before = store.exists(marker)
         store.write(marker, b"")
         with Child(job) if died_before else Here(job) as decoder:
-            entries = write_shard(store, number, job.layout, map(decoder.decode, clips))
+            entries = write_shard(store, number, job.layout, _told(map(decoder.decode, clips), tell))
         store.delete(marker)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no space left in {job.folder}") from error
         raise
     return entries
+
+
+def _told(videos: Iterable[Video], tell: Callable[[int, int], None]) -> Iterator[Video]:
+    failed = 0
+    for done, (entry, pixels) in enumerate(videos, 1):
+        yield entry, pixels
+        failed += entry.status == "failed"
+        tell(done, failed)
 
 
 def decode_clip(job: Job, clip: Clip) -> Video:

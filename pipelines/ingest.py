@@ -19,7 +19,7 @@ import ray
 import ray.data
 
 from pipelines.decode_shard import DiskFullError, Job, decode_shard
-from pipelines.progress import Bar
+from pipelines.tally import followed
 from vopcore.shards import (
     Clip,
     Entry,
@@ -167,39 +167,42 @@ def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> 
     """Writes the planned shards; True if it stopped because more than `may_fail` videos failed."""
     if not plan:
         return False
-    done = failed = 0
-    with Bar("ingest", sum(len(clips) for _, clips in plan), "videos") as bar:
-        for index in _index_rows(job, plan):
+    failed = 0
+    with followed(sum(len(clips) for _, clips in plan)) as tally:
+        for index in _index_rows(job, plan, tally):
             if reason := next(filter(None, index["disk_full"].to_pylist()), None):
                 raise DiskFullError(
                     f"{reason}; make room and run the same command again, finished shards are kept"
                 )
-            done += index.num_rows
             failed += index["status"].to_pylist().count("failed")
-            bar.show(done, f"{failed} failed")
             if failed > may_fail:
                 return True
     return False
 
 
-def _index_rows(job: Job, plan: list[tuple[int, list[Clip]]]) -> Iterator[pa.Table]:
+def _index_rows(
+    job: Job, plan: list[tuple[int, list[Clip]]], tally: ray.actor.ActorHandle
+) -> Iterator[pa.Table]:
     """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
     items = [{"number": number, "clips": json.dumps(clips)} for number, clips in plan]
+    given = {"job": job, "tally": tally}
     with _quiet_ray_data():
         yield from (
             ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(_task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs={"job": job})
+            .map_batches(_task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=given)
             .iter_batches(batch_size=None, batch_format="pyarrow")
         )
 
 
-def _task(batch: pa.Table, job: Job) -> pa.Table:
+def _task(batch: pa.Table, job: Job, tally: ray.actor.ActorHandle) -> pa.Table:
     number, clips = batch["number"][0].as_py(), json.loads(batch["clips"][0].as_py())
+
+    def tell(done: int, failed: int) -> None:
+        tally.tell.remote(number, done, failed)
+
     try:
-        entries = decode_shard(job, number, [Clip(*clip) for clip in clips])
-    except (
-        DiskFullError
-    ) as error:  # a row, not an exception: Ray would try again, and drown the reason in its traceback
+        entries = decode_shard(job, number, [Clip(*clip) for clip in clips], tell)
+    except DiskFullError as error:  # a row, not an exception: Ray would drown the reason in its traceback
         return pa.Table.from_pylist([{"disk_full": str(error)}], schema=INDEX)
     return pa.Table.from_pylist([{"video": e.video, "status": e.status} for e in entries], schema=INDEX)
 
