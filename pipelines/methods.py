@@ -36,8 +36,7 @@ CLI.add_argument("--frames", type=int, default=12, help="frames of the video (de
 CLI.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 # VoP, Table 1, times 119,826,432: the weights and biases of modules, so without in_proj_*, the two
-# projections,
-# positions, class and scale. ViT-B/32, default options, 12 frames.
+# projections, positions, class and scale. ViT-B/32, default options, 12 frames.
 PAPER = {
     "bias": (124_928, "the paper misses in_proj_bias, which is not named .bias"),
     "partial": (7_680_512, "the paper misses in_proj_weight and in_proj_bias"),

@@ -143,6 +143,14 @@ def test_weights_tuned_on_other_weights_are_refused(path):
     refused(path, "tuned on other weights of tiny than those of this CLIP", tiny_clip(seed=1))
 
 
+def test_weights_tuned_with_another_activation_are_refused(path):
+    other = tiny_clip()
+    for tower in (other.visual.transformer, other.transformer):
+        for block in tower.resblocks:
+            block.mlp.gelu = torch.nn.GELU()
+    refused(path, "tuned on tiny with quick_gelu, this CLIP has gelu", other)
+
+
 def test_weights_of_a_wider_clip_are_refused_with_both_shapes(path):
     wider = tiny_clip(vision={"width": 64})
     message = (

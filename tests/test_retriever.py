@@ -128,6 +128,21 @@ def test_pixels_are_normalised_as_the_clip_wants():
     torch.testing.assert_close(retriever.video(pixels).flatten(0, 1), wanted, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_clip_of_open_clip_itself_needs_nothing_of_ours():
+    clip = tiny_clip()
+    pixels, tokens = batch()
+    wanted = Retriever(clip)(pixels, None, tokens)
+    del clip.model_name
+    assert all(torch.equal(x, y) for x, y in zip(Retriever(clip)(pixels, None, tokens), wanted, strict=True))
+    with pytest.raises(ValueError, match=r"CLIP reads torch.uint8"):
+        Retriever(clip).video(pixels.float())
+    del clip.visual.preprocess_cfg
+    torch.testing.assert_close(
+        Retriever(clip).mean.flatten() / 255, torch.tensor([0.48145, 0.45783, 0.40821]), atol=1e-4, rtol=0
+    )
+
+
 def test_training_mode_leaves_the_frozen_clip_in_eval_mode():
     clip = tiny_clip(vision={"patch_dropout": 0.9})
     retriever = Retriever(clip).train()

@@ -27,9 +27,10 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The rows of all workers in the order of their ranks, with gradients; workers may hold different
-    numbers of rows, but all of one call hold the same. Without a process group, or with one worker: the
-    arguments."""
+    """The rows of all workers in the order of their ranks, with gradients; the arguments if there is one.
+
+    Workers may hold different numbers of rows, but all tensors of one worker the same.
+    """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return tensors
     count = torch.tensor([len(tensors[0])], device=tensors[0].device)

@@ -41,9 +41,11 @@ def build(
 
 
 def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1) -> LambdaLR:
-    """Call `step()` after each of `steps` optimizer steps: linear from 0 over the first `warmup` share of
-    the run, then half a cosine down to 0, as in X-Pool (Cross-Modal Adapter lets its cosine begin at step
-    0 and jumps from 1.0 to 0.98 where the warm-up ends)."""
+    """Linear from 0 over the first `warmup` share of `steps`, then half a cosine down to 0, as in X-Pool.
+
+    Call `step()` after each optimizer step. (Cross-Modal Adapter's cosine begins at step 0, so that its rate
+    jumps from 1.0 to 0.98 where the warm-up ends.) Raises ValueError for a warm-up outside 0..1.
+    """
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup: {warmup} is not a share of the run, in 0..1")
     rising = warmup * steps

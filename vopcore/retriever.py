@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vopcore.clip import encode_text, encode_video, thaw
+from vopcore.clip import encode_text, encode_video, model_name, normalisation, thaw
 
 Pooling = Literal["mean", "query_aware"]
 TEMPERATURE = 5.0  # of the query-aware softmax
@@ -36,10 +36,8 @@ class Retriever(nn.Module):
         self.clip = clip
         if learn_scale:
             thaw([clip.logit_scale])
-        preprocess = clip.visual.preprocess_cfg
-        for name in ("mean", "std"):
-            value = 255 * torch.tensor(preprocess[name]).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
+        for name, value in zip(("mean", "std"), normalisation(clip), strict=True):
+            self.register_buffer(name, 255 * value.view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> "Retriever":
         """As ever, but nothing drops patches from the frozen CLIP."""
@@ -66,8 +64,7 @@ class Retriever(nn.Module):
         return encode_video(self.clip, pixels.to(self.clip.visual.conv1.weight.dtype), mask)
 
     def similarity(self, text: Tensor, video: Tensor, mask: Tensor | None = None) -> Tensor:
-        """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B], rows texts, columns
-        videos.
+        """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B]: a row per text.
 
         Raises ValueError for a video without one real frame.
         """
@@ -83,7 +80,7 @@ class Retriever(nn.Module):
         if frames.dtype != torch.uint8 or frames.dim() != 5 or tuple(frames.shape[2:]) != (3, *size):
             raise ValueError(
                 f"frames are {frames.dtype} {list(frames.shape)}; "
-                f"{self.clip.model_name} reads torch.uint8 [B, F, 3, {size[0]}, {size[1]}]"
+                f"{model_name(self.clip)} reads torch.uint8 [B, F, 3, {size[0]}, {size[1]}]"
             )
         tuning = getattr(self.clip, "tuning", None)
         if tuning and tuning.fixed_frames and frames.shape[1] != tuning.frames:

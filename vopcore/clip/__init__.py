@@ -2,8 +2,8 @@
 
 from vopcore.clip.encode import encode_text, encode_video
 from vopcore.clip.frozen import Tuning, freeze, frozen_hash, share, thaw
-from vopcore.clip.load import activation, blank, load, tokenizer
-from vopcore.clip.towers import Tower, towers
+from vopcore.clip.load import activation, blank, load, normalisation, tokenizer
+from vopcore.clip.towers import Tower, model_name, towers
 from vopcore.clip.wrap import Block, PerFrame, Prompted, Prompts, VideoBlock, with_prompts, wrap
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "freeze",
     "frozen_hash",
     "load",
+    "model_name",
+    "normalisation",
     "share",
     "thaw",
     "tokenizer",

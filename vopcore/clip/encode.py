@@ -21,13 +21,13 @@ def encode_text(clip: nn.Module, tokens: Tensor) -> Tensor:
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
     eos = getattr(clip, "text_eos_id", None) or getattr(tower, "eos_id", None)
     x = text_global_pool(tower.ln_final(x), tokens, pool_type(clip), eos_token_id=eos)
-    if tower.text_projection is None:
-        return x
-    return (
-        tower.text_projection(x)
-        if isinstance(tower.text_projection, nn.Linear)
-        else x @ tower.text_projection
-    )
+    match tower.text_projection:
+        case None:
+            return x
+        case nn.Linear() as project:
+            return project(x)
+        case weight:
+            return x @ weight
 
 
 def encode_video(clip: nn.Module, frames: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from vopcore.clip.towers import towers
+from vopcore.clip.towers import model_name, towers
 
 TOKENS = 49408  # of CLIP's own byte-pair vocabulary
+OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
 
 
 def load(model: str, pretrained: str | None = None) -> nn.Module:
@@ -60,18 +61,26 @@ def blank(model: str) -> nn.Module:
 
 
 def tokenizer(model: str | nn.Module, words: int) -> Callable[[list[str]], Tensor]:
-    """captions -> Int64 [N, words], start and end token included, zeros after the end; the end is never
-    cut off."""
+    """captions -> Int64 [N, words]: start, words, end, zeros. A long caption loses words, never its end.
+
+    Raises ValueError if the model reads fewer words, or has another vocabulary.
+    """
     if isinstance(model, str):
         name, config = model, _config(model)["text_cfg"]
         context, size = config.get("context_length", 77), config.get("vocab_size", TOKENS)
     else:
-        name, context, size = model.model_name, model.context_length, model.vocab_size
+        name, context, size = model_name(model), model.context_length, model.vocab_size
     if not 2 < words <= context:
         raise ValueError(f"words: {words} is not between 3 and the {context} tokens that {name} reads")
     if size < TOKENS:
         raise ValueError(f"{name}: vocab_size is {size}, CLIP's tokenizer has {TOKENS} tokens")
     return open_clip.SimpleTokenizer(context_length=words)
+
+
+def normalisation(clip: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [3] of pixels in 0..1 that the CLIP was trained with; OpenAI's if unknown."""
+    preprocess = OPENAI | dict(getattr(clip.visual, "preprocess_cfg", {}))
+    return torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
 
 
 def activation(clip: nn.Module) -> str:
@@ -126,18 +135,13 @@ def _download(model: str, tag: str) -> nn.Module:
     if not open_clip.get_pretrained_cfg(model, tag):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise ValueError(f"{model}: {tag} is neither a file nor one of its pretrained tags ({tags})")
-    blank_towers(model)
+    with torch.device("meta"):
+        blank(model)  # refuses what we cannot tune before its weights are fetched
     try:
         clip = open_clip.create_model(model, pretrained=tag)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{model}: the weights {tag} did not arrive: {str(error).splitlines()[0]}") from None
     return _finish(clip, model, clip.visual.preprocess_cfg)
-
-
-def blank_towers(model: str) -> None:
-    """Refuse a model we cannot tune before its weights are fetched."""
-    with torch.device("meta"):
-        blank(model)
 
 
 def _read_checkpoint(clip: nn.Module, path: str) -> None:
@@ -154,8 +158,7 @@ def _read_checkpoint(clip: nn.Module, path: str) -> None:
 
 
 def _finish(clip: nn.Module, name: str, preprocess: dict[str, Any]) -> nn.Module:
-    constants = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     clip.model_name = name
-    clip.visual.preprocess_cfg = constants | dict(preprocess)
+    clip.visual.preprocess_cfg = OPENAI | dict(preprocess)
     towers(clip)
     return clip.eval()

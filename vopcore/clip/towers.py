@@ -1,5 +1,4 @@
-"""The two towers of a CLIP, as lists of blocks; which CLIPs have towers we can tune, and why others do
-not."""
+"""The two towers of a CLIP, as lists of blocks; which CLIPs we can tune, and why not the others."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,15 +52,18 @@ def towers(clip: nn.Module) -> Towers:
     class token (vision) or at its end token under a causal mask (text).
     """
     if reason := _refusal(clip):
-        name = getattr(clip, "model_name", type(clip).__name__)
-        raise ValueError(
-            f"{name}: {reason}; choose a model with transformer towers, such as ViT-B-32-quickgelu"
-        )
+        message = f"{model_name(clip)}: {reason}"
+        raise ValueError(f"{message}; choose a model with transformer towers, such as ViT-B-32-quickgelu")
     return Towers(
         Tower("vision", clip.visual.transformer),
         Tower("text", text_module(clip).transformer),
         clip.context_length,
     )
+
+
+def model_name(clip: nn.Module) -> str:
+    """What `load` was asked for; the class of a CLIP that open_clip itself has loaded."""
+    return getattr(clip, "model_name", type(clip).__name__)
 
 
 def text_module(clip: nn.Module) -> nn.Module:

@@ -45,8 +45,7 @@ class PerFrame(VideoBlock):
 
 
 class Prompts(nn.Module):
-    """`count` prompt tokens of their own, the same for every sequence; normal init, std 0.02 (VoP's
-    release)."""
+    """`count` prompt tokens, the same for every sequence; normal init, std 0.02, as VoP's release."""
 
     def __init__(self, tower: Tower, count: int) -> None:
         super().__init__()

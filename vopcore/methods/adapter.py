@@ -5,7 +5,6 @@ Adapter-FFN has the form of AdaptFormer (https://arxiv.org/abs/2205.13535, Eq. 4
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +72,6 @@ class AdapterFFN:
 
     hidden: int = 64
     scale: float = 0.1
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require("hidden", self.hidden, self.hidden >= 1, "at least 1")

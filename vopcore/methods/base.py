@@ -1,6 +1,6 @@
 """What a tuning method is, and how it says that an option is out of range."""
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -11,15 +11,15 @@ from vopcore.clip import Tower
 class Method(Protocol):
     """A frozen dataclass; its fields are its hyperparameters.
 
-    `fixed_frames` is True where the tuned weights hold one entry per frame, so that they know one number
-    of frames.
+    One whose tuned weights hold an entry per frame, so that they know one number of frames, says so with
+    `fixed_frames = True` in its class; then no other number reaches it.
     """
 
-    fixed_frames: ClassVar[bool]
-
     def attach(self, clip: nn.Module, frames: int) -> None:
-        """Thaw parameters of a frozen CLIP, or wrap its blocks; `frames` per video. ValueError for
-        options that do not fit this CLIP."""
+        """Thaw parameters of a frozen CLIP, or wrap its blocks, for videos of `frames` frames.
+
+        Raises ValueError for options that do not fit this CLIP.
+        """
 
 
 def require(field: str, value: object, allowed: bool, wanted: str) -> None:

@@ -1,5 +1,4 @@
-"""Cross-Modal Adapter: bottlenecks after each sub-layer whose last channels come from weights both towers
-share.
+"""Cross-Modal Adapter: bottlenecks after each sub-layer, whose last channels both towers share.
 
 Cross-Modal Adapter for text-video retrieval: https://arxiv.org/abs/2211.09623 (3.2, Eq. 4-7), as released:
 `A(z) = z + [h Wu^T + bu, h Ws^T + bs]` with `h = act(z Wd^T + bd)`, inside the residual branch, no norm,
@@ -7,7 +6,7 @@ no scale. The paper uses it with `pooling: query_aware`.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +76,6 @@ class CrossModalAdapter:
     shared: int = 16
     activation: Literal["quick_gelu", "gelu", "relu"] = "quick_gelu"
     dropout: float = 0.0
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require("reduction", self.reduction, self.reduction >= 1, "at least 1")

@@ -4,7 +4,6 @@ Low-rank adaptation: https://arxiv.org/abs/2106.09685 (4.1): `W + alpha / r * B 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from vopcore.methods.base import require
 
 
 class LowRank(nn.Module):
-    """Adds `scale * B_k A_k` to the square parts `rows` of a weight of D columns (query, key, value:
-    parts 0, 1, 2)."""
+    """Adds `scale * B_k A_k` to some square `parts` of a weight: 0, 1, 2 are query, key and value."""
 
     def __init__(self, tower: Tower, parts: list[int], rank: int, scale: float) -> None:
         super().__init__()
@@ -46,8 +44,6 @@ class LoRA:
     rank: int = 8
     alpha: float = 16.0
     targets: str = "qv"
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require("rank", self.rank, self.rank >= 1, "at least 1")

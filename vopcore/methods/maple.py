@@ -4,7 +4,6 @@ Multi-modal prompt learning: https://arxiv.org/abs/2210.03117 (3.2, Eq. 4-9).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,13 +29,13 @@ class Coupled(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MaPLe:
-    """Coupled prompts in both towers (MaPLe 3.2): fresh ones in the first `depth` layers, carried on
-    after that."""
+    """Coupled prompts in both towers (MaPLe 3.2).
+
+    prompts: per layer. depth: layers with fresh ones; those of the last of them are carried on.
+    """
 
     prompts: int = 2
     depth: int = 9
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require("prompts", self.prompts, self.prompts >= 0, "at least 0")

@@ -4,7 +4,6 @@ CoOp: https://arxiv.org/abs/2109.01134. VPT: https://arxiv.org/abs/2203.12119.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
@@ -31,15 +30,12 @@ def carry(tower: Tower, count: int, prompts: list[nn.Module]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CoOp:
-    """Prompts at the input of the text tower, carried through all layers (CoOp 3.2, one context for all
-    texts).
+    """Prompts at the input of the text tower, carried through all layers (CoOp 3.2, a unified context).
 
     As everywhere here they stand behind the start token and take no word's position.
     """
 
     prompts: int = 16
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require("prompts", self.prompts, self.prompts >= 0, "at least 0")
@@ -58,8 +54,6 @@ class VPT:
 
     prompts: int = 8
     layers: int | None = None
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require("prompts", self.prompts, self.prompts >= 0, "at least 0")

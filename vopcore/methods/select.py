@@ -4,7 +4,6 @@ Prompt tuning for video retrieval: https://arxiv.org/abs/2211.12764
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
@@ -16,8 +15,6 @@ from vopcore.methods.base import require
 class ZeroShot:
     """CLIP as it is (CLIP4Clip 4.3, zero-shot); nothing to train."""
 
-    fixed_frames: ClassVar[bool] = False
-
     def attach(self, clip: nn.Module, frames: int) -> None:
         """Nothing to do."""
 
@@ -25,8 +22,6 @@ class ZeroShot:
 @dataclass(frozen=True, kw_only=True)
 class Full:
     """Every parameter, logit_scale included (VoP 4.1, "Full")."""
-
-    fixed_frames: ClassVar[bool] = False
 
     def attach(self, clip: nn.Module, frames: int) -> None:
         """Thaw everything."""
@@ -37,8 +32,6 @@ class Full:
 class Bias:
     """Every bias term, those inside the attention included (VoP 4.1, "Bias")."""
 
-    fixed_frames: ClassVar[bool] = False
-
     def attach(self, clip: nn.Module, frames: int) -> None:
         """Thaw the `bias` and `in_proj_bias` of each layer."""
         thaw(p for name, p in clip.named_parameters() if name.endswith((".bias", ".in_proj_bias")))
@@ -47,8 +40,6 @@ class Bias:
 @dataclass(frozen=True, kw_only=True)
 class Proj:
     """The projections of both towers into the joint space (VoP 4.1, "Proj")."""
-
-    fixed_frames: ClassVar[bool] = False
 
     def attach(self, clip: nn.Module, frames: int) -> None:
         """Thaw `visual.proj` and the text projection."""
@@ -65,8 +56,6 @@ class Partial:
     """
 
     layers: int = 1
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require("layers", self.layers, self.layers >= 0, "at least 0")

@@ -22,7 +22,7 @@ def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
     towers(clip)
     freeze(clip)
     method.attach(clip, frames)
-    clip.tuning = Tuning(method_name(method), method, frames, method.fixed_frames)
+    clip.tuning = Tuning(method_name(method), method, frames, getattr(method, "fixed_frames", False))
     return clip
 
 

@@ -124,8 +124,7 @@ class FramePositions(nn.Module):
 
 
 class KeyMasked(nn.Module):
-    """A self-attention whose `attn_mask` [B, L] is one of keys, so that it need not be written out per
-    query."""
+    """A self-attention whose `attn_mask` [B, L] is one of keys: not written out per head and query."""
 
     def __init__(self, attn: nn.Module) -> None:
         super().__init__()
@@ -139,8 +138,7 @@ class KeyMasked(nn.Module):
 
 
 class Joint(VideoBlock):
-    """A block that reads `[CLS of each frame, prompts, patches of each frame]` of a video as one sequence
-    (VoP^F).
+    """A block that reads a video as one sequence (VoP^F): `[CLS tokens, prompts, patches of each frame]`.
 
     Padding frames are seen by nobody.
     """

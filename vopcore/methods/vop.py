@@ -1,8 +1,7 @@
-"""VoP: text and video prompts in every layer of both towers, and video prompts that know position,
-context, function.
+"""VoP: prompts in every layer of both towers; video prompts that know position, context and function.
 
-VoP: text-video co-operative prompt tuning, https://arxiv.org/abs/2211.12764 (3.2 the prompts, 3.3 the
-video prompts). Prompts are drawn from a normal of std 0.02 and thrown away after each layer; words and
+Text-video co-operative prompt tuning, https://arxiv.org/abs/2211.12764 (3.2 the prompts, 3.3 the video
+prompts). Prompts are drawn from a normal of std 0.02 and thrown away after each layer; words and
 patches keep CLIP's positions, prompts have none. Order in a layer: `[CLS, generic prompts, specific
 prompts, patches]`.
 """
@@ -31,8 +30,6 @@ class DeepPrompts:
     text_prompts: int = 8
     vision_prompts: int = 8
     text_layers: int | None = None
-
-    fixed_frames: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field in ("text_prompts", "vision_prompts", "text_layers", "vision_layers"):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vopcore.clip import frozen_hash, share, thaw
+from vopcore.clip import activation, frozen_hash, model_name, share, thaw
 from vopcore.clip.frozen import update
 from vopcore.methods.tuning import tune, tuned
 
@@ -31,7 +31,8 @@ def save_tuned(path: str | os.PathLike[str], clip: nn.Module, pooling: str) -> N
         "options": dataclasses.asdict(clip.tuning.method),
         "frames": clip.tuning.frames,
         "pooling": pooling,
-        "model": getattr(clip, "model_name", type(clip).__name__),
+        "model": model_name(clip),
+        "activation": activation(clip),
         "backbone": frozen_hash(clip),
         "tensors": tensors_hash(tensors),
     }
@@ -57,6 +58,9 @@ def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         assign(copy, tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if activation(clip) != settings["activation"]:
+        needed = f"tuned on {settings['model']} with {settings['activation']}"
+        raise ValueError(f"{path}: {needed}, this CLIP has {activation(clip)}")
     if frozen_hash(copy) != settings["backbone"]:
         raise ValueError(f"{path}: tuned on other weights of {settings['model']} than those of this CLIP")
     copy.tuning = dataclasses.replace(copy.tuning, pooling=settings["pooling"])
