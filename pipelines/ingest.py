@@ -100,7 +100,8 @@ def ingest(
     entries = _current({e.video: e for sidecar in committed for e in sidecar.entries}, clips)
     todo = [clip for clip in clips if clip.video not in entries]
     check_room(store, layout, sum(clip.path is not None for clip in todo) * stored_frames)
-    rows = rows_per_shard(len(clips), stored_frames * layout.bytes_per_frame(), shard_megabytes)
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    rows = rows_per_shard(len(clips), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus)
     plan = shard_plan(todo, [sidecar.number for sidecar in committed], rows)
 
     allowed = int(max_failed * len(clips))
@@ -131,12 +132,11 @@ def default_storage(stored_frames: int, size: int) -> Storage:
     return "raw" if stored_frames * size * size * 3 <= RAW_BYTES_PER_VIDEO else "jpeg"
 
 
-def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int) -> int:
+def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, num_cpus: int) -> int:
     """As many as fit, but few enough to keep every CPU busy. Counts all videos, committed or not, so that
     a run that is resumed cuts the same shards."""
     fitting = max(shard_megabytes * 2**20 // bytes_per_video, 1)
-    tasks = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
-    return min(fitting, max(-(-num_videos // tasks), 1))
+    return min(fitting, max(-(-num_videos // (TASKS_PER_CPU * num_cpus)), 1))
 
 
 def check_room(store: Store, layout: Layout, num_frames: int) -> None:

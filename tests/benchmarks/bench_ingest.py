@@ -70,7 +70,7 @@ def extract(path: str, folder: str) -> None:
 def in_pool(pool: ProcessPoolExecutor, table: pa.Table, folder: Path) -> None:
     layout = Layout(224, "raw")
     job = Job(folder=str(folder), layout=layout, sampler="uniform", stored_frames=FRAMES, time_limit=600)
-    rows = rows_per_shard(table.num_rows, FRAMES * layout.bytes_per_frame(), 256)
+    rows = rows_per_shard(table.num_rows, FRAMES * layout.bytes_per_frame(), 256, NUM_CPUS)
     plan = shard_plan(clips_in(table), [], rows)
     for future in [pool.submit(decode_shard, job, number, clips) for number, clips in plan]:
         future.result()
