@@ -108,7 +108,7 @@ def test_a_mistake_is_one_line_that_names_the_key_and_what_would_be_right(good, 
     ("text", "words"),
     [
         ("name: a\n  b: [1, 2\n", [":2:", "not valid YAML"]),
-        ("just words", ["holds no settings"]),
+        ("just words", ["methods", "none given"]),
         ("- a\n- b\n", ["holds no settings"]),
         ("name: ${nope}\n", ["nope"]),
         ("name: a\noutput: /tmp/x\nmethods: {vop: {}}\n", ["data", "missing"]),

@@ -63,7 +63,7 @@ def _load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
-    except (OmegaConfBaseException, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
 
 

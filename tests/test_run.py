@@ -1,0 +1,225 @@
+"""The whole path as a user runs it: real videos, a real Ray, a real MLflow store; interrupted, resumed, refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from pipelines import run as cli
+from vopcore.clip import load
+from vopcore.methods import load_tuned, tuned
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "shapes.clips=96",
+    "shapes.twins=6",
+    "shapes.upstream.steps=2",
+    "shapes.upstream.batch_size=16",
+    "train.batch_size=16",
+    "video.max_failed=5%",
+]
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    places = [f"output={folder}/out", f"data.root={folder}/shapes"]
+    return [sys.executable, "pipelines/run.py", "conf/quickstart.yaml", *SMALL, *places, *overrides]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "RAY_TMPDIR": f"/tmp/r{abs(hash(str(folder))) % 10**6}", "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(folder, *overrides),
+        cwd=ROOT,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def results(folder: Path) -> dict[str, dict]:
+    found = [json.loads(path.read_text()) for path in (folder / "out/results").glob("*.json")]
+    return {result["method"]: result for result in found}
+
+
+def recall(folder: Path) -> dict[str, dict[str, float]]:
+    """What must be the same however often a run was interrupted: everything but times."""
+    return {
+        method: {k: v for k, v in result["metrics"].items() if not k.startswith("seconds/")}
+        for method, result in results(folder).items()
+    }
+
+
+def shard_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out/shards").rglob("*.arrow")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One undisturbed run of two methods, whose leavings the tests below look at."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder, "compare=[zero_shot,vop_p]", "train.epochs=3")
+
+
+def test_the_run_ends_in_a_table_and_the_command_that_opens_the_ui(whole):
+    folder, done = whole
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^zero_shot +0 +0 ", done.stdout, re.M)
+    assert re.search(r"^vop_p +10,752 +0\.303 ", done.stdout, re.M)
+    assert f"mlflow ui --backend-store-uri sqlite:///{folder}/out/mlflow.db" in done.stdout
+
+
+def test_broken_videos_are_counted_and_their_reasons_written(whole):
+    folder, done = whole
+    assert "110 videos: 108 ok, 0 damaged, 2 failed (110 decoded now" in done.stdout
+    (listed,) = (folder / "out/shards").rglob("failed.csv")
+    text = listed.read_text()
+    assert "truncated.mp4" in text
+    assert "not_a_video.mp4" in text
+
+
+def test_mlflow_holds_settings_counts_recall_and_curves_of_each_method(whole):
+    folder, _ = whole
+    client = MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
+    experiment = client.get_experiment_by_name("quickstart")
+    runs = {r.data.tags["method"]: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"zero_shot", "vop_p"}
+    vop = runs["vop_p"]
+    assert vop.info.status == "FINISHED"
+    assert vop.data.params["method.vision_prompts"] == "8"
+    assert vop.data.params["train.lr"] == "0.005"
+    assert vop.data.metrics["params/trainable"] == 10_752
+    assert vop.data.metrics["params/percent"] == pytest.approx(
+        100 * 10_752 / vop.data.metrics["params/total"]
+    )
+    assert 0 <= vop.data.metrics["t2v/R1"] <= vop.data.metrics["t2v/R5"] <= 100
+    assert vop.data.metrics["queries/expected"] == 12
+    steps = [m.step for m in client.get_metric_history(vop.info.run_id, "train/loss")]
+    assert steps == list(range(1, 19))  # 96 clips in batches of 16, three times
+    names = {a.path for a in client.list_artifacts(vop.info.run_id)}
+    assert {"quickstart.yaml", "tuned"} <= names
+    assert runs["zero_shot"].data.metrics["params/trainable"] == 0
+
+
+def test_the_tuned_weights_are_an_artifact_that_loads_on_the_frozen_clip(whole):
+    folder, _ = whole
+    client = MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
+    run_id = results(folder)["vop_p"]["run_id"]
+    path = client.download_artifacts(run_id, "tuned/tuned.safetensors", str(folder))
+    (weights,) = (folder / "out").glob("tiny_clip-*.safetensors")
+    clip = load_tuned(load(str(ROOT / "conf/tiny_clip.json"), str(weights)), path)
+    saved = load_file(path)
+    assert {n: p.shape for n, p in tuned(clip).items()} == {n: t.shape for n, t in saved.items()}
+    assert sum(t.numel() for t in saved.values()) == 10_752
+
+
+def test_the_same_command_again_decodes_and_tunes_nothing_and_prints_the_same_table(whole):
+    folder, first = whole
+    before, shards = recall(folder), shard_files(folder)
+    again = run(folder, "compare=[zero_shot,vop_p]", "train.epochs=3")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "(0 decoded now" in again.stdout
+    assert "vop_p: finished before" in again.stdout
+    assert table(again.stdout) == table(first.stdout)
+    assert (recall(folder), shard_files(folder)) == (before, shards)
+
+
+def table(stdout: str) -> list[str]:
+    lines = stdout.splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith("method ")) :]
+
+
+def test_a_driver_killed_in_ingest_and_in_tuning_goes_on_to_the_same_numbers(whole, tmp_path):
+    folder, _ = whole
+    rendered = tmp_path / "shapes"
+    rendered.symlink_to(folder / "shapes")
+    out = tmp_path / "out"
+    kill_when(tmp_path, lambda: any(out.glob("shards/*/0*.json")))
+    kill_when(tmp_path, lambda: any(out.glob("runs/vop_p-*/checkpoint_*")))
+    assert "vop_p" not in results(tmp_path)
+    done = run(tmp_path, "compare=[zero_shot,vop_p]", "train.epochs=3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert recall(tmp_path) == recall(folder)
+    assert shard_files(tmp_path) == shard_files(folder)
+    client = MlflowClient(f"sqlite:///{out}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
+    assert sorted(r.data.tags["method"] for r in runs) == ["vop_p", "zero_shot"]
+
+
+def kill_when(folder: Path, happened) -> None:
+    """Start the command and kill -9 its driver as soon as `happened()`; wait until its Ray is gone too."""
+    process = subprocess.Popen(
+        command(folder, "compare=[zero_shot,vop_p]", "train.epochs=3"),
+        cwd=ROOT,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # polling, not waiting for a guess
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A config of its own with a captions.jsonl that can be spoiled."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    line = {"video": "videos/a.mp4", "split": "test", "captions": ["a caption"]}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(line) + "\n")
+    (videos / "a.mp4").write_text("not a video")
+    (tmp_path / "mine.yaml").write_text(
+        f"name: mine\noutput: {tmp_path}/out\ndata: {{dataset: folder, root: {tmp_path}}}\n"
+        "video: {frames: 2, size: 32}\n"
+        f"clip: {{model: {ROOT}/conf/tiny_clip.json, pretrained: null, words: 16}}\nmethods: {{vop: {{}}}}\n"
+    )
+    return tmp_path
+
+
+def refused(capsys, *argv: str) -> str:
+    assert cli.main(list(argv)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_a_mistake_in_the_config_is_refused_before_anything_is_written(small, capsys):
+    assert "did you mean 'epochs'" in refused(capsys, f"{small}/mine.yaml", "train.epoch=1")
+    assert "no such file" in refused(capsys, f"{small}/none.yaml")
+    assert not (small / "out").exists()
+
+
+def test_a_broken_line_of_captions_is_named_with_its_number(small, capsys):
+    with (small / "captions.jsonl").open("a") as file:
+        file.write('{"video": "videos/b.mp4", "split":\n')
+    assert f"{small}/captions.jsonl:2" in refused(capsys, f"{small}/mine.yaml")
+    assert not (small / "out/shards").exists()
+
+
+def test_a_folder_without_one_of_its_videos_is_refused(small, capsys):
+    (small / "videos/a.mp4").unlink()
+    assert "none of the 1 videos" in refused(capsys, f"{small}/mine.yaml")
+
+
+def test_an_output_folder_of_another_config_is_refused_with_the_way_on(small, capsys):
+    refused(capsys, f"{small}/mine.yaml", "data.videos=/tmp")  # claims nothing it could not use
+    (small / "out").mkdir(exist_ok=True)
+    (small / "out/benchmark.json").write_text(json.dumps({"name": "other"}))
+    message = refused(capsys, f"{small}/mine.yaml")
+    assert "belongs to another config (name is other, now mine)" in message
+    assert "output=" in message
