@@ -100,7 +100,12 @@ def test_duplicates_leakage_and_cut_tokens_are_counted(checked, tmp_path):
         "test_list.txt": "c_7_8\nd_9_10\n",
     }
     captions = {
-        "a_1_2": ["one two three four five six seven eight nine", "a dog", "a dog"],
+        "a_1_2": [
+            "one two three four five six seven eight nine",
+            "one two three four five six",
+            "a dog",
+            "a dog",
+        ],
         "b_3_4": ["a cat"],
         "a_5_6": ["a  DOG"],
         "c_7_8": ["a bird", "a cat"],
@@ -114,9 +119,9 @@ def test_duplicates_leakage_and_cut_tokens_are_counted(checked, tmp_path):
         "videos": 0, "files": 0, "clips_of_shared_sources": 1, "captions": 1
     }  # fmt: skip
     assert report["leakage"]["test"]["captions"] == 1
-    tokens = report["tokens"]["train"]  # nine words, start and end: 11 tokens, 8 are kept
+    tokens = report["tokens"]["train"]  # 11 and 8 with start and end, 8 are kept
     assert (tokens["longest"], tokens["captions_cut"], tokens["tokens_cut"]) == (11, 1, 3)
-    assert tokens["tokens_cut_percent"] == round(100 * 3 / (11 + 4 + 4 + 4), 2)
+    assert tokens["tokens_cut_percent"] == round(100 * 3 / (11 + 8 + 4 + 4 + 4), 2)
 
 
 def test_tokens_are_counted_as_the_tokenizer_counts_them():

@@ -120,6 +120,14 @@ def test_two_equal_captions_of_one_video_do_not_tie_with_each_other():
     assert numbers["v2t_all/nDCG10"] == pytest.approx(100)
 
 
+def test_ndcg_counts_more_own_captions_than_there_are_places():
+    """Twelve own captions tie with three wrong ones: each of the ten places is right with 12/15."""
+    captions = ["a"] * 12 + ["b"] * 3
+    matrix = torch.tensor([[0.5, 0.1]] * 12 + [[0.5, 0.9]] * 3)
+    ndcg = evaluate(lambda rows: matrix[rows], captions, ["a", "b"]).v2t_all.ndcg
+    assert ndcg.tolist() == pytest.approx([12 / 15, 1])
+
+
 def test_missing_videos_stay_in_the_denominator_at_the_worst_rank():
     matrix = torch.eye(4)[:, :3]
     metrics = evaluate(lambda rows: matrix[rows], list("abcd"), list("abc"))
