@@ -112,7 +112,7 @@ def write_missing(missing: list[tuple[str, str]], listed: Path) -> Path:
 
 
 def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
-    """Bytes the shards will take at most, of the videos that are there and of all, and those that are free."""
+    """Bytes the shards will take at most: of the videos found, of all, and those that are free."""
     video = config.video
     storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
     per_video = video.kept * Layout(video.size, storage, video.quality).bytes_per_frame()
