@@ -50,6 +50,8 @@ def decode_shard(
     try:
         died_before = store.exists(marker)
         store.write(marker, b"")
+        if died_before:
+            store.sweep(f"{number:06d}.")
         with Child(job) if died_before else Here(job) as decoder:
             entries = write_shard(store, number, job.layout, _told(map(decoder.decode, clips), tell))
         store.delete(marker)
@@ -75,6 +77,8 @@ def decode_clip(job: Job, clip: Clip) -> Video:
         facts = source_facts(clip.path)
         pixels, known = _decoded(job, clip, facts)
     except Exception as error:  # a bug in a decoder must cost one video, not a run of 20,000
+        if isinstance(error, OSError):  # not the video's fault: without its facts the next run tries it again
+            facts = SourceFacts(None, None)
         reason = str(error) if isinstance(error, VideoError | OSError) else f"{type(error).__name__}: {error}"
         pixels, known = None, {"status": "failed", "error": " ".join(reason.split())}
     entry = Entry(

@@ -194,6 +194,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(tmp_path, videos):
     assert 0 < done < len(many)
     result = ingest(annotations(many), str(tmp_path / "two"), **SETTINGS)
     assert result.decoded_now == len(many) - done
+    assert not list(folder.glob("*.try")) + list(folder.glob(".*.part"))
     assert committed_videos(result.folder) == sorted(many)
     assert digests(result.folder) == digests(undisturbed.folder)
 

@@ -7,6 +7,7 @@ must be committed exactly once and every shard must have the bytes of an ingest 
 """
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -20,18 +21,21 @@ from bench_ingest import ROOT, corpus
 
 from vopcore.shards import Store, sidecars, verify
 
-DRIVER = """ import os, sys, ray from pathlib import Path from bench_ingest import corpus from
-pipelines.ingest import ingest env = {"PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
-ray.init(_temp_dir=sys.argv[1], include_dashboard=False, num_cpus=os.cpu_count(), runtime_env={"env_vars":
-env}) ingest(corpus(Path(sys.argv[2]), int(sys.argv[3])), sys.argv[4], stored_frames=12,
-shard_megabytes=16)
+DRIVER = """
+import os, sys, ray
+from pathlib import Path
+from bench_ingest import corpus
+from pipelines.ingest import ingest
+env = {"PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
+ray.init(_temp_dir=sys.argv[1], include_dashboard=False, runtime_env={"env_vars": env})
+ingest(corpus(Path(sys.argv[2]), int(sys.argv[3])), sys.argv[4], stored_frames=12, shard_megabytes=16)
 """
 
 
 def start(folder: Path, num_clips: int, shards: Path, ray_folder: str) -> subprocess.Popen:
     command = [sys.executable, "-c", DRIVER, ray_folder, str(folder), str(num_clips), str(shards)]
     path = f"{ROOT}:{Path(__file__).parent}"
-    env = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
 
 

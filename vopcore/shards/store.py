@@ -68,6 +68,12 @@ class Store:
         if self.exists(name):
             self.filesystem.delete_file(self.path(name))
 
+    def sweep(self, beginning: str) -> None:
+        """Deletes what killed writers of the files that begin so have left behind on this disk."""
+        for name in self.names() if self.is_local else ():
+            if name.startswith(f".{beginning}") and name.endswith(".part"):
+                self.delete(name)
+
     def free_bytes(self) -> int | None:
         """Room on the disk; None for an object store."""
         if not self.is_local:

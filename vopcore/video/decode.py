@@ -194,12 +194,12 @@ def _frames(source: Source, plan: list[Run], targets: set[int] | None = None) ->
     With `targets` (positions of packets) pictures that are neither a target nor referred to may be left
     out. A packet that cannot be decoded is noted among the source's problems, and the next one tried.
     """
-    decoder = source.decoder
+    packets, decoder = source.replay(), source.decoder
     can_skip = targets is not None and decoder.name in SKIPPING_DECODERS
-    skips = False
+    skips, decoder.skip_frame = False, "DEFAULT"
     waiting = iter(plan)
     run = next(waiting, None)
-    for position, packet in enumerate(source.replay()):
+    for position, packet in enumerate(packets):
         if run is None:
             return
         if position < run.first:

@@ -96,13 +96,12 @@ class Source:
             self.problems.append(f"the pictures end at {found:.1f} s of {promised:.1f} s")
 
     def replay(self) -> Iterator[Packet]:
-        """The packets that `scan` read, in the same order."""
+        """The packets that `scan` read, in the same order. May put a new `decoder` in place, at once."""
         if self._held is not None:
-            yield from self._held
-        else:
-            self._container.close()
-            self._open()
-            yield from self._demux()
+            return iter(self._held)
+        self._container.close()
+        self._open()
+        return self._demux()
 
     def _demux(self, note_problems: bool = False) -> Iterator[Packet]:
         for stream in self._container.streams:
