@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +11,90 @@ import pyarrow as pa
 from ray.train import TrainingFailedError
 
 from pipelines import track
-from pipelines.tune import run_key, tune
+from pipelines.tune import data_hash, run_key, tune
+from pipelines.work import Task
 from vopcore.config import MethodRun, RunConfig
 
 COLUMNS = ("method", "trainable", "% of total", "t2v R@1", "v2t R@1", "seconds")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What the methods of one config share: data, frames, and where their numbers go."""
+
+    config: RunConfig
+    annotations: pa.Table
+    shards: str
+    source: Path  # the YAML file
+    store: track.Store
+
+
 def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
     """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
     store = track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
-    results = [_one(config, run, annotations, shards, source, store) for run in config.methods]
+    shared = Comparison(config, annotations, shards, source, store)
+    results = [_best(shared, run) for run in config.methods]
     print("\n" + table(results))
     print(f"\nCompare them in a browser:\n  mlflow ui --backend-store-uri {store.uri}")
     return results
 
 
-def _one(
-    config: RunConfig, run: MethodRun, annotations: pa.Table, shards: str, source: Path, store: track.Store
-) -> dict[str, Any]:
-    key = run_key(config, run, annotations, shards)
+def _best(shared: Comparison, run: MethodRun) -> dict[str, Any]:
+    """The run; where several learning rates are given, the one that finds most on the val split (t2v R@1)."""
+    if isinstance(run.train.lr, float):
+        return _one(shared, run)
+    tried = []
+    for lr in run.train.lr:
+        candidate = run.model_copy(update={"train": run.train.model_copy(update={"lr": lr})})
+        tried.append((lr, _one(shared, candidate)))
+        print(f"{run.name}: learning rate {lr:g}: val t2v R@1 {tried[-1][1]['metrics']['val/t2v/R1']:.1f}")
+    lr, best = max(tried, key=lambda pair: pair[1]["metrics"]["val/t2v/R1"])
+    print(f"{run.name}: learning rate {lr:g} is kept")
+    return best
+
+
+def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
+    config, store = shared.config, shared.store
+    key = run_key(config, run, shared.annotations, shared.shards)
     finished = Path(config.output) / "results" / f"{key}.json"
     if finished.is_file():
         print(f"{run.name}: finished before ({key}); run=NAME tunes it anew")
         return json.loads(finished.read_text())
-    tags = {
-        "dataset": config.data.dataset,
-        "method": run.name,
-        "seed": str(config.seed),
-        "backbone": config.clip.model,
-        "config_key": key.rsplit("-", 1)[-1],
-        "machine": platform.node(),
-    }
-    run_id = track.start_run(store, key, f"{run.name} seed {config.seed}", settings(config, run), tags)
-    track.log_files(store, run_id, [source])
+    run_id = track.start_run(
+        store, key, f"{run.name} seed {config.seed}", settings(config, run), tags(shared, run, key)
+    )
+    track.log_files(store, run_id, [shared.source])
+    task = Task(config, run, shared.annotations, shared.shards)
     try:
-        metrics = tune(config, run, annotations, shards, store, run_id)
+        done = tune(config, run, task, key, store, run_id)
     except TrainingFailedError as error:
         track.end_run(store, run_id, "FAILED", {"error": reason(error)})
         raise
-    track.log_metrics(store, run_id, metrics)
-    track.end_run(store, run_id)
-    result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": metrics}
+    track.log_metrics(store, run_id, done["metrics"])
+    track.end_run(store, run_id, tags=done["tags"])
+    result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": done["metrics"]}
     finished.parent.mkdir(parents=True, exist_ok=True)
     partial = finished.with_suffix(".part")
     partial.write_text(json.dumps(result, indent=1))
     partial.rename(finished)
     return result
+
+
+def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
+    """What runs are grouped and filtered by."""
+    config = shared.config
+    return {
+        "benchmark": config.name,
+        "dataset": config.data.dataset,
+        "split": "test",
+        "method": run.name,
+        "seed": str(config.seed),
+        "backbone": config.clip.model,
+        "checkpoint": "last epoch",
+        "config_hash": key.rsplit("-", 1)[-1],
+        "data_hash": data_hash(shared.annotations),
+        "machine": platform.node(),
+    }
 
 
 def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Embed a split over the workers, each video and caption once, and measure recall."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
@@ -7,59 +8,98 @@ import torch
 import torch.distributed as dist
 
 from vopcore.batches import stack_frames
-from vopcore.metrics import Metrics, evaluate
+from vopcore.config import Evaluate
+from vopcore.metrics import dsl, evaluate, published, qb_norm
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 
 CHUNK = 32  # videos, or 8 times as many captions, embedded at once
 
+Tokenize = Callable[[list[str]], torch.Tensor]
 
-def evaluate_split(
-    retriever: Retriever,
-    shards: Shards,
-    split: pa.Table,
-    tokenize: Callable[[list[str]], torch.Tensor],
-    *,
-    frames: int,
-    seed: int,
-    step: Callable[[int, int], None],
-) -> Metrics:
-    """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos, on every worker.
 
-    A video that is missing or could not be decoded stays in the denominator, at the worst rank.
-    `step(done, total)` is told how many videos this worker has embedded.
+class Embedder:
+    """Embeds videos and captions with one retriever; with several workers, each does its part.
+
+    `tell(done, total)` hears how many videos this worker has embedded.
     """
-    device = next(retriever.parameters()).device
-    captions, videos = split["caption"].to_pylist(), split["video"].to_pylist()
-    entries = shards.videos
-    gallery = [v for v in dict.fromkeys(videos) if v in entries and entries[v].num_frames]
 
-    def embed_videos(part: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __init__(
+        self,
+        retriever: Retriever,
+        shards: Shards,
+        tokenize: Tokenize,
+        frames: int,
+        tell: Callable[[int, int], None],
+    ) -> None:
+        self._retriever, self._shards, self._tokenize = retriever, shards, tokenize
+        self._frames, self._tell = frames, tell
+        self._device = retriever.mean.device
+
+    def videos(self, videos: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 [V, F, D] and the mask of real frames, bool [V, F]; the same on every worker."""
+        return _over_workers(videos, self._embed_videos)
+
+    def texts(self, captions: Sequence[str]) -> torch.Tensor:
+        """Float32 [N, D]; the same on every worker."""
+        return _over_workers(captions, self._embed_texts)[0]
+
+    def _embed_videos(self, part: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         features, masks = [], []
         for start in range(0, len(part), CHUNK):
             names = part[start : start + CHUNK]
-            pixels, mask = stack_frames(shards, names, frames, [None] * len(names))
-            features.append(retriever.video(pixels.to(device), mask.to(device)).float().cpu())
-            masks.append(mask)
-            step(start + len(names), len(part))
+            pixels, mask = stack_frames(self._shards, names, self._frames, [None] * len(names))
+            real = None if mask.all() else mask.to(self._device)
+            features.append(self._retriever.video(pixels.to(self._device), real).float())
+            masks.append(mask.to(self._device))
+            self._tell(start + len(names), len(part))
         return torch.cat(features), torch.cat(masks)
 
-    def embed_texts(part: list[str]) -> torch.Tensor:
+    def _embed_texts(self, part: list[str]) -> tuple[torch.Tensor]:
         chunks = [part[start : start + 8 * CHUNK] for start in range(0, len(part), 8 * CHUNK)]
-        return torch.cat([retriever.text(tokenize(chunk).to(device)).float().cpu() for chunk in chunks])
+        encode = self._retriever.text
+        return (torch.cat([encode(self._tokenize(chunk).to(self._device)).float() for chunk in chunks]),)
 
+
+@torch.no_grad()
+def evaluate_split(
+    embedder: Embedder,
+    retriever: Retriever,
+    shards: Shards,
+    split: pa.Table,
+    bank: Sequence[str],
+    options: Evaluate,
+    seed: int,
+) -> dict[str, float]:
+    """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos, on every worker.
+
+    A video that is missing or could not be decoded stays in the denominator, at the worst rank. `bank`: the
+    training captions that QB-Norm compares with. Post-processed and published-script numbers come beside the
+    plain ones, under their own names.
+    """
     was_training = retriever.training
     retriever.eval()
-    with torch.no_grad():
-        features, mask = _over_workers(gallery, embed_videos)
-        (text,) = _over_workers(captions, lambda part: (embed_texts(part),))
+    owners, entries = split["video"].to_pylist(), shards.videos
+    gallery = [v for v in dict.fromkeys(owners) if v in entries and entries[v].num_frames]
+    features, mask = embedder.videos(gallery)
+    text = embedder.texts(split["caption"].to_pylist())
 
-        def similarity(rows: torch.Tensor) -> torch.Tensor:
-            return retriever.similarity(text[rows], features, mask)
+    def to_gallery(text: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda rows: retriever.similarity(text[rows.to(text.device)], features, mask).cpu()
 
-        metrics = evaluate(similarity, videos, gallery, seed=seed)
+    plain = to_gallery(text)
+    numbers = evaluate(plain, owners, gallery, seed=seed).to_dict()
+    for name in options.post_processing:
+        changed = (
+            dsl(plain, len(owners))
+            if name == "dsl"
+            else qb_norm(plain, to_gallery(embedder.texts(bank)), len(bank))
+        )
+        numbers |= evaluate(changed, owners, gallery, post_processing=name, seed=seed).to_dict()
+    for name in options.parity:
+        numbers |= published(name, plain, owners, gallery)
     retriever.train(was_training)
-    return metrics
+    return numbers
 
 
 def _over_workers(
@@ -69,11 +109,11 @@ def _over_workers(
     if not dist.is_initialized():
         return embed(list(items))
     workers, rank = dist.get_world_size(), dist.get_rank()
-    padded = [items[i % len(items)] for i in range(len(items) + -len(items) % workers)]  # equal shapes
+    even = workers * math.ceil(len(items) / workers)  # gathering wants equal shapes
+    mine = [items[i % len(items)] for i in range(rank, even, workers)]
     whole = []
-    for mine in embed(padded[rank::workers]):
-        mine = mine.cuda() if dist.get_backend() == "nccl" else mine
-        parts = [torch.empty_like(mine) for _ in range(workers)]
-        dist.all_gather(parts, mine.contiguous())
-        whole.append(torch.stack(parts, 1).flatten(0, 1)[: len(items)].cpu())
+    for part in embed(mine):
+        parts = [torch.empty_like(part) for _ in range(workers)]
+        dist.all_gather(parts, part.contiguous())
+        whole.append(torch.stack(parts, 1).flatten(0, 1)[: len(items)])
     return tuple(whole)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -89,7 +90,9 @@ def _upstream(config: RunConfig) -> Path:
 def annotations(config: RunConfig) -> pa.Table:
     """Read the data set, say what was found, and refuse what cannot be run."""
     root = Path(config.data.root)
-    table = DATASETS[config.data.dataset](root, Path(config.data.videos or root))
+    table = hold_out(
+        DATASETS[config.data.dataset](root, Path(config.data.videos or root)), config.data.holdout
+    )
     videos = {split: set() for split in ("train", "val", "test")}
     captions = Counter(table["split"].to_pylist())
     missing = set()
@@ -113,11 +116,30 @@ def annotations(config: RunConfig) -> pa.Table:
         print(f"  {len(missing)} videos of the annotations have no file: listed in {listed}")
     if not videos["test"]:
         raise ConfigError(f"{config.data.root}: no caption of the test split, so nothing can be measured")
+    if not videos["val"] and any(not isinstance(run.train.lr, float) for run in config.methods):
+        raise ConfigError(
+            "train.lr: a search over learning rates needs a val split, and there is none; data.holdout=5%"
+            " keeps a share of the training videos apart"
+        )
     if len(missing) == sum(map(len, videos.values())):
         raise ConfigError(
             f"{config.data.videos or root}: none of the {len(missing)} videos of the annotations is there"
         )
     return table
+
+
+def hold_out(table: pa.Table, share: float) -> pa.Table:
+    """Call a fixed `share` of the training videos `val`; refuses a data set that has a val split."""
+    if not share:
+        return table
+    splits, videos = table["split"].to_pylist(), table["video"].to_pylist()
+    if "val" in splits:
+        raise ConfigError("data.holdout: the data set has a val split of its own; leave this out")
+    train = sorted({video for split, video in zip(splits, videos, strict=True) if split == "train"})
+    held = set(np.random.default_rng(0).permutation(train)[: round(share * len(train))].tolist())
+    changed = ["val" if s == "train" and v in held else s for s, v in zip(splits, videos, strict=True)]
+    column = table.schema.get_field_index("split")
+    return table.set_column(column, table.schema.field(column), pa.array(changed))
 
 
 def start_ray(config: RunConfig) -> None:

@@ -1,7 +1,8 @@
-"""What every test may count on: no network, one torch thread per test process, a Ray of its own."""
+"""What every test may count on: no network, one thread a process, a Ray without the token of this machine."""
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: more threads only wait for each other
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"

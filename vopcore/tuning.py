@@ -1,5 +1,6 @@
 """Tuning itself: one step, and its state. Knows no cluster; every worker of one runs exactly this."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from vopcore.batches import Batch, TrainingBatches
 from vopcore.config import Train
 from vopcore.loss import contrastive
 from vopcore.retriever import Retriever
+
+MAX_LOGIT_SCALE = math.log(100)  # as CLIP itself was trained (Radford et al. 2021, section 2.5)
 
 
 class DivergedError(RuntimeError):
@@ -83,12 +86,13 @@ class Tuner:
         """
         device = self.retriever.mean.device
         torch.manual_seed(self._seed * 1_000_003 + self.steps_done)  # dropout: the same after a restart
+        mask = batch.mask.to(device, non_blocking=True)
         text, video = self.model(
             batch.frames.to(device, non_blocking=True),
-            batch.mask.to(device, non_blocking=True),
+            None if batch.mask.all() else mask,  # attention without a mask is faster
             batch.tokens.to(device, non_blocking=True),
         )
-        loss = contrastive(text, video, batch.mask.to(device), self.retriever)
+        loss = contrastive(text, video, mask, self.retriever)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = self._settings.clip_grad or float("inf")
@@ -101,6 +105,8 @@ class Tuner:
             )
         self._optimizer.step()
         self._schedule.step()
+        if (scale := self.retriever.clip.logit_scale).requires_grad:
+            scale.data.clamp_(max=MAX_LOGIT_SCALE)
         self.steps_done += 1
         return loss.item(), norm.item(), lr
 

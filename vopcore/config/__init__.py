@@ -1,6 +1,15 @@
 """One YAML file per benchmark, read into a frozen, typed RunConfig before any work starts."""
 
 from vopcore.config.read import ConfigError, fingerprint, read_config
-from vopcore.config.sections import MethodRun, RunConfig, Shapes, Train
+from vopcore.config.sections import Evaluate, MethodRun, RunConfig, Shapes, Train
 
-__all__ = ["ConfigError", "MethodRun", "RunConfig", "Shapes", "Train", "fingerprint", "read_config"]
+__all__ = [
+    "ConfigError",
+    "Evaluate",
+    "MethodRun",
+    "RunConfig",
+    "Shapes",
+    "Train",
+    "fingerprint",
+    "read_config",
+]

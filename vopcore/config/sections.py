@@ -34,6 +34,9 @@ Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+LearningRate = Annotated[float, Field(gt=0)]
+
+
 class Section(BaseModel):
     """A part of the config: nothing unknown in it, nothing changed after reading."""
 
@@ -63,6 +66,7 @@ class Data(Section):
     dataset: str
     root: Location  # the annotation files
     videos: Location | None = None  # the videos' folder where it is not under `root`
+    holdout: Share = 0.0  # share of the training videos kept apart as `val`, where the data set has none
 
 
 class Video(Section):
@@ -96,7 +100,7 @@ class Train(Section):
 
     epochs: int = Field(5, ge=0)
     batch_size: Positive = 32  # over all workers
-    lr: float = Field(1e-4, gt=0)
+    lr: LearningRate | tuple[LearningRate, ...] = 1e-4  # several: the best on `val` by t2v R@1 is kept
     weight_decay: float = Field(0.2, ge=0)
     decay_biases_and_prompts: bool = True
     warmup: Share = 0.1  # of all steps
@@ -116,6 +120,15 @@ class MethodRun(Section):
     train: Train = Train()
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Evaluate(Section):
+    """What is measured beside the plain numbers; each stands under its own name, such as `dsl/t2v/R1`."""
+
+    parity: tuple[
+        Literal["clip4clip", "xpool", "qb_norm"], ...
+    ] = ()  # numbers as those published scripts count
+    post_processing: tuple[Literal["dsl", "qb_norm"], ...] = ()
 
 
 class Resources(Section):
@@ -150,5 +163,6 @@ class RunConfig(Section):
     video: Video = Video()
     clip: Clip = Clip()
     methods: tuple[MethodRun, ...]
+    evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
     mlflow: MLflow = MLflow()

@@ -1,0 +1,177 @@
+"""What each Ray Train worker runs: build, attach, go on from the last checkpoint, train, embed, measure."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.train
+import torch
+from ray.train import Checkpoint
+from ray.train.torch import get_device, prepare_model
+
+from pipelines.evaluate import Embedder, evaluate_split
+from vopcore import clip as clips
+from vopcore.batches import TrainingBatches
+from vopcore.config import MethodRun, RunConfig
+from vopcore.methods import save_tuned, tune
+from vopcore.retriever import Retriever
+from vopcore.shards import Shards
+from vopcore.tuning import Step, Tuner
+
+STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
+
+Tell = Callable[[str, str, int, int, str], None]  # what, unit, done, total, words
+
+
+@dataclass(frozen=True)
+class Task:
+    """All a worker needs to know; plain values, sent once."""
+
+    config: RunConfig
+    run: MethodRun
+    annotations: pa.Table
+    shards: str
+
+
+def work(loop: dict[str, Any]) -> dict[str, Any]:
+    """Tune and measure one method together with the other workers.
+
+    Returns `metrics`: recall on the test split, that on val under `val/`, counts of parameters, seconds; and
+    `tags`: what the frozen CLIP was.
+    """
+    task: Task = loop["task"]
+    config, run = task.config, task.run
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+
+    def tell(what: str, unit: str, done: int, total: int, words: str) -> None:
+        if rank == 0:
+            loop["mailbox"].put.remote(what, unit, done, total, words)
+
+    began = time.perf_counter()
+    torch.manual_seed(config.seed)  # the method's own initial values
+    clip = clips.load(config.clip.model, config.clip.pretrained)
+    clip.requires_grad_(False)
+    tags = {"activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
+    tune(clip, run.method, config.video.frames)
+    retriever = Retriever(clip, run.pooling, run.train.learn_logit_scale).to(get_device())
+    tokenize = clips.tokenizer(clip, config.clip.words)
+    shards = Shards(task.shards)
+    captions = training_captions(task.annotations, shards)
+    spent = 0.0
+    if any(p.requires_grad for p in retriever.parameters()):
+        batches = TrainingBatches(
+            shards,
+            captions,
+            tokenize,
+            frames=config.video.frames,
+            batch_size=run.train.batch_size,
+            draw=run.train.captions,
+            seed=config.seed,
+            rank=rank,
+            workers=workers,
+        )
+        model = prepare_model(retriever) if workers > 1 else retriever
+        tuner = Tuner(retriever, run.train, batches.steps_per_epoch, config.seed, model)
+        spent = _train(tuner, batches, task, rank, tell)
+    else:
+        _report(task, rank, clip)
+    metrics = _counts(retriever)
+    measured = [split for split in ("val", "test") if split in task.annotations["split"].to_pylist()]
+    for split in measured:
+        metrics |= _measure(task, split, retriever, shards, captions, tokenize, tell)
+    metrics |= {"seconds/tune": spent, "seconds/total": time.perf_counter() - began}
+    return {"metrics": metrics, "tags": tags}
+
+
+def _measure(
+    task: Task,
+    split: str,
+    retriever: Retriever,
+    shards: Shards,
+    captions: dict[str, list[str]],
+    tokenize: Callable[[list[str]], torch.Tensor],
+    tell: Tell,
+) -> dict[str, float]:
+    embedder = Embedder(
+        retriever,
+        shards,
+        tokenize,
+        task.config.video.frames,
+        lambda done, total: tell(f"embed the {split} split", "videos", done, total, ""),
+    )
+    rows = task.annotations.filter(pc.equal(task.annotations["split"], split))
+    bank = [text for texts in captions.values() for text in texts]
+    numbers = evaluate_split(embedder, retriever, shards, rows, bank, task.config.evaluate, task.config.seed)
+    return numbers if split == "test" else {f"{split}/{name}": value for name, value in numbers.items()}
+
+
+def _counts(retriever: Retriever) -> dict[str, float]:
+    tuned = sum(p.numel() for p in retriever.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in retriever.parameters())
+    return {"params/trainable": tuned, "params/total": total, "params/percent": 100 * tuned / total}
+
+
+def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:
+    """The captions of each training video that could be decoded."""
+    decoded = {video for video, entry in shards.videos.items() if entry.num_frames}
+    captions: dict[str, list[str]] = {}
+    for row in annotations.filter(pc.equal(annotations["split"], "train")).to_pylist():
+        if row["video"] in decoded:
+            captions.setdefault(row["video"], []).append(row["caption"])
+    return captions
+
+
+def _train(tuner: Tuner, batches: TrainingBatches, task: Task, rank: int, tell: Tell) -> float:
+    """Epoch by epoch from the last checkpoint; returns the seconds of tuning, all attempts together."""
+    spent = 0.0
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            tuner.load(Path(folder) / STATE)
+            spent = float((Path(folder) / SECONDS).read_text())
+    total = task.run.train.epochs * tuner.steps_per_epoch
+    while tuner.epochs_done < task.run.train.epochs:
+        began, steps = time.perf_counter(), []
+        for step in tuner.epoch(batches):
+            steps.append(step)
+            tell("tune", "steps", step.number, total, f"loss {step.loss:.3f}")
+        spent += time.perf_counter() - began
+        _report(task, rank, tuner.retriever.clip, steps, tuner, spent)
+    return spent
+
+
+def _report(
+    task: Task,
+    rank: int,
+    clip: torch.nn.Module,
+    steps: Sequence[Step] = (),
+    tuner: Tuner | None = None,
+    spent: float = 0.0,
+) -> None:
+    """Hand the curves of an epoch and a checkpoint to Ray Train; every worker calls it, rank 0 saves."""
+    curves = [(step.number, _numbers(step, task.run.train.batch_size)) for step in steps]
+    with tempfile.TemporaryDirectory() as folder:
+        if rank == 0:
+            save_tuned(Path(folder) / WEIGHTS, clip, task.run.pooling)
+            (Path(folder) / SECONDS).write_text(str(spent))
+            if tuner is not None:
+                tuner.save(Path(folder) / STATE)
+        checkpoint = Checkpoint.from_directory(folder) if rank == 0 else None
+        ray.train.report({"curves": curves}, checkpoint=checkpoint)
+
+
+def _numbers(step: Step, batch_size: int) -> dict[str, float]:
+    return {
+        "train/loss": step.loss,
+        "train/grad_norm": step.grad_norm,
+        "train/lr": step.lr,
+        "train/seconds_per_step": step.seconds,
+        "train/wait_share": step.wait / (step.wait + step.seconds),
+        "train/videos_per_second": batch_size / (step.wait + step.seconds),
+    }
