@@ -24,21 +24,20 @@ from vopcore.shards import (
     Clip,
     Entry,
     Layout,
+    Sidecar,
     Storage,
     Store,
     clips_in,
+    default_storage,
     folder_name,
     is_current,
+    rows_per_shard,
     shard_plan,
     sidecars,
     source_facts,
 )
 from vopcore.video import DECODER_VERSION
 
-RAW_BYTES_PER_VIDEO = (
-    5_000_000  # more than this in a video's raw frames, and JPEG is the default: 32 frames of 224 x 224
-)
-TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all cores busy to the end
 INDEX = pa.schema([("video", pa.string()), ("status", pa.string()), ("disk_full", pa.string())])
 
 
@@ -84,38 +83,30 @@ def ingest(
     """
     started = time.monotonic()
     layout = Layout(size, storage or default_storage(stored_frames, size), quality)
-    name = folder_name(
-        sampler=sampler, stored_frames=stored_frames, layout=layout, decoder_version=DECODER_VERSION
-    )
     job = Job(
-        folder=f"{root.rstrip('/')}/{name}" if "?" not in root else _with_query(root, name),
+        folder=_folder_under(root, sampler, stored_frames, layout),
         layout=layout,
         sampler=sampler,
         stored_frames=stored_frames,
         time_limit=time_limit,
     )
-    store = Store(job.folder)
-    clips = clips_in(annotations)
+    store, clips = Store(job.folder), clips_in(annotations)
     committed = sidecars(store)
-    entries = _current({e.video: e for sidecar in committed for e in sidecar.entries}, clips)
+    entries = _current(_by_video(committed), clips)
     todo = [clip for clip in clips if clip.video not in entries]
     check_room(store, layout, sum(clip.path is not None for clip in todo) * stored_frames)
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     rows = rows_per_shard(len(clips), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus)
     plan = shard_plan(todo, [sidecar.number for sidecar in committed], rows)
 
-    allowed = int(max_failed * len(clips))
-    failed = sum(entry.status == "failed" for entry in entries.values())
-    stopped = failed > allowed
-    if not stopped:
-        stopped = _decode_all(job, plan, allowed - failed)
-    entries = _current(
-        {e.video: e for sidecar in sidecars(store) for e in sidecar.entries}, clips, look=False
-    )
+    may_fail = int(max_failed * len(clips)) - _num_failed(entries)
+    if may_fail >= 0:
+        _decode_all(job, plan, may_fail)
+    entries = _current(_by_video(sidecars(store)), clips, look=False)
     _write_failed(store, clips, entries)
-    counts = Counter(entry.status for entry in entries.values())
-    if stopped:
+    if _num_failed(entries) > max_failed * len(clips):
         raise TooManyFailedError(_failure_summary(store, entries, len(clips), max_failed))
+    counts = Counter(entry.status for entry in entries.values())
     return Ingested(
         folder=job.folder,
         videos=len(clips),
@@ -127,16 +118,13 @@ def ingest(
     )
 
 
-def default_storage(stored_frames: int, size: int) -> Storage:
-    """By the size of one video, not of the data set: adding videos must not change the answer."""
-    return "raw" if stored_frames * size * size * 3 <= RAW_BYTES_PER_VIDEO else "jpeg"
-
-
-def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, num_cpus: int) -> int:
-    """As many as fit, but few enough to keep every CPU busy. Counts all videos, committed or not, so that
-    a run that is resumed cuts the same shards."""
-    fitting = max(shard_megabytes * 2**20 // bytes_per_video, 1)
-    return min(fitting, max(-(-num_videos // (TASKS_PER_CPU * num_cpus)), 1))
+def _folder_under(root: str, sampler: str, stored_frames: int, layout: Layout) -> str:
+    """The folder for this way to sample and store; in a URI with options, before the question mark."""
+    name = folder_name(
+        sampler=sampler, stored_frames=stored_frames, layout=layout, decoder_version=DECODER_VERSION
+    )
+    path, mark, options = root.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
 
 
 def check_room(store: Store, layout: Layout, num_frames: int) -> None:
@@ -147,6 +135,14 @@ def check_room(store: Store, layout: Layout, num_frames: int) -> None:
             f"{store.folder} needs about {needed / 1e9:.1f} GB for {num_frames:,} frames and has "
             f"{free / 1e9:.1f} GB free; choose another folder, fewer stored_frames, or storage: jpeg"
         )
+
+
+def _by_video(committed: list[Sidecar]) -> dict[str, Entry]:
+    return {entry.video: entry for sidecar in committed for entry in sidecar.entries}
+
+
+def _num_failed(entries: dict[str, Entry]) -> int:
+    return sum(entry.status == "failed" for entry in entries.values())
 
 
 def _current(entries: dict[str, Entry], clips: list[Clip], look: bool = True) -> dict[str, Entry]:
@@ -163,10 +159,10 @@ def _current(entries: dict[str, Entry], clips: list[Clip], look: bool = True) ->
     return {clip.video: entries[clip.video] for clip in clips if current(clip)}
 
 
-def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> bool:
-    """Writes the planned shards; True if it stopped because more than `may_fail` videos failed."""
+def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> None:
+    """Writes the planned shards; stops early once more than `may_fail` videos have failed."""
     if not plan:
-        return False
+        return
     failed = 0
     with followed(sum(len(clips) for _, clips in plan)) as tally:
         for index in _index_rows(job, plan, tally):
@@ -176,8 +172,7 @@ def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> 
                 )
             failed += index["status"].to_pylist().count("failed")
             if failed > may_fail:
-                return True
-    return False
+                return
 
 
 def _index_rows(
@@ -248,9 +243,3 @@ def _failure_summary(store: Store, entries: dict[str, Entry], num_videos: int, m
         f"all of them: {store.path('failed.csv')}",
     ]
     return "\n".join(lines)
-
-
-def _with_query(root: str, name: str) -> str:
-    """A URI with options, s3://bucket/shards?region=..: the folder goes before the question mark."""
-    path, query = root.split("?", 1)
-    return f"{path.rstrip('/')}/{name}?{query}"

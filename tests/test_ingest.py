@@ -20,8 +20,8 @@ from ingest_support import annotations, committed_videos, digests
 from video_support import number_in, write_video
 
 from pipelines.decode_shard import DiskFullError
-from pipelines.ingest import TooManyFailedError, default_storage, ingest
-from vopcore.shards import Layout, Shards, Store, verify
+from pipelines.ingest import TooManyFailedError, ingest
+from vopcore.shards import Layout, Shards, Store, default_storage, verify
 from vopcore.video import decode
 
 ROOT = Path(__file__).parents[1]

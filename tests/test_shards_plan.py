@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vopcore.shards import Clip, Entry, SourceFacts, clips_in, is_current, shard_plan, source_facts
+from vopcore.shards import (
+    Clip,
+    Entry,
+    SourceFacts,
+    clips_in,
+    is_current,
+    rows_per_shard,
+    shard_plan,
+    source_facts,
+)
 
 
 def clips(num):
@@ -24,6 +33,14 @@ def test_a_resumed_plan_is_the_rest_of_the_first_plan(num, rows, data):
 
 def test_new_videos_go_to_new_shards():
     assert [number for number, _ in shard_plan(clips(10), [0, 1, 2], 4)] == [3, 4, 5]
+
+
+def test_shards_are_bounded_in_size_and_enough_for_every_cpu():
+    megabyte = 2**20
+    assert rows_per_shard(20_000, 2 * megabyte, 256, num_cpus=16) == 128
+    assert rows_per_shard(100, 2 * megabyte, 256, num_cpus=2) == 13
+    assert rows_per_shard(3, 2 * megabyte, 256, num_cpus=16) == 1
+    assert rows_per_shard(3, 999 * megabyte, 256, num_cpus=1) == 1
 
 
 def annotations(*rows):

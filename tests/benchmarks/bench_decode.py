@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -163,15 +164,14 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 def main(folder: Path, repeats: int) -> None:
     torch.set_num_threads(1)
     others = peers()
-    print(
-        f"| file, frames | ours, ms | {' | '.join(f'{name} / ours' for name in others)} | ours / bare libavcodec |"
-    )
+    columns = ["file, frames", "ours, ms", *(f"{name} / ours" for name in others), "ours / bare libavcodec"]
+    print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
     for name, (file, scene, count) in FILES.items():
         path = write_scene(folder / file, **scene)
         ordinals = uniform(scene["seconds"] * 25, 25, count)
         ways = {"ours": ours, **others}
-        work = {way: lambda read=read: read(path, ordinals) for way, read in ways.items()}  # noqa: B023 - used at once
+        work = {way: partial(read, path, ordinals) for way, read in ways.items()}
         work |= {
             "bare": bare(path, ordinals, converts=False),
             "converting": bare(path, ordinals, converts=True),

@@ -27,8 +27,8 @@ import ray
 from scenes import write_scene
 
 from pipelines.decode_shard import Job, decode_shard
-from pipelines.ingest import ingest, rows_per_shard
-from vopcore.shards import Layout, Shards, clips_in, shard_plan
+from pipelines.ingest import ingest
+from vopcore.shards import Layout, Shards, clips_in, rows_per_shard, shard_plan
 
 ROOT = Path(__file__).parents[2]
 NUM_CPUS = os.cpu_count()

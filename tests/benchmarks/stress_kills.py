@@ -74,19 +74,19 @@ def main(folder: Path, num_clips: int, kills: int) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
         began = time.monotonic()
         assert start(folder, num_clips, scratch / "undisturbed", ray_folder).wait() == 0
-        undisturbed = time.monotonic() - began
+        pause = (time.monotonic() - began) / (4 * kills)
     done = 0
     while done < kills:
         with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
             driver = start(folder, num_clips, scratch / "killed", ray_folder)
             committed = len(list((scratch / "killed").rglob("*.json")))
-            while driver.poll() is None and not list((scratch / "killed").rglob("*.try")):
+            while driver.poll() is None and len(list((scratch / "killed").rglob("*.json"))) == committed:
                 time.sleep(0.05)
-            time.sleep(rng.uniform(0, undisturbed / 6))
+            time.sleep(rng.uniform(0, pause))
             if driver.poll() is None and done % 2 and kill_worker(driver):
                 done += 1
                 print(f"kill {done}: a worker, {committed} shards were committed at the start", flush=True)
-                time.sleep(rng.uniform(0, undisturbed / 6))
+                time.sleep(rng.uniform(0, pause))
             if driver.poll() is None:
                 kill_machine(driver)
                 done += 1

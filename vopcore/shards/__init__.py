@@ -2,9 +2,9 @@
 memory map.
 """
 
-from vopcore.shards.plan import Clip, SourceFacts, clips_in, is_current, shard_plan
+from vopcore.shards.plan import Clip, SourceFacts, clips_in, is_current, rows_per_shard, shard_plan
 from vopcore.shards.read import Shards, Sidecar, sidecars, verify
-from vopcore.shards.schema import Entry, Layout, Storage, folder_name
+from vopcore.shards.schema import Entry, Layout, Storage, default_storage, folder_name
 from vopcore.shards.store import Store, local_copy, open_uri, source_facts
 from vopcore.shards.write import write_shard
 
@@ -18,10 +18,12 @@ __all__ = [
     "Storage",
     "Store",
     "clips_in",
+    "default_storage",
     "folder_name",
     "is_current",
     "local_copy",
     "open_uri",
+    "rows_per_shard",
     "shard_plan",
     "sidecars",
     "source_facts",

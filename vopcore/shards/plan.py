@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from vopcore.shards.schema import Entry
 
+TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all CPUs busy to the end
+
 
 class Clip(NamedTuple):
     """A video as annotations name it: its id, its file (None: none was found), and seconds of it (None:
@@ -56,6 +58,13 @@ def is_current(entry: Entry, clip: Clip, facts: SourceFacts | None) -> bool:
     if entry.status == "failed":
         return facts == (entry.source_size, entry.source_mtime)
     return facts.size in (None, entry.source_size)
+
+
+def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, num_cpus: int) -> int:
+    """As many as fit, but few enough to keep every CPU busy. Counts all videos, committed or not, so that a
+    run that is resumed cuts the same shards."""
+    fitting = max(shard_megabytes * 2**20 // bytes_per_video, 1)
+    return min(fitting, max(-(-num_videos // (TASKS_PER_CPU * num_cpus)), 1))
 
 
 def shard_plan(

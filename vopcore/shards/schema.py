@@ -10,6 +10,7 @@ import pyarrow as pa
 import simplejpeg
 
 Storage = Literal["raw", "jpeg"]
+RAW_BYTES_PER_VIDEO = 5_000_000  # above, JPEG is the default: at 224 pixels that is 33 frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,11 @@ ENTRY_COLUMNS = [
     ("source_size", pa.int64()),
     ("source_mtime", pa.float64()),
 ]
+
+
+def default_storage(stored_frames: int, size: int) -> Storage:
+    """By the size of one video, not of the data set: adding videos must not change the answer."""
+    return "raw" if stored_frames * size * size * 3 <= RAW_BYTES_PER_VIDEO else "jpeg"
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
