@@ -78,8 +78,7 @@ def decode(
             return [first + i for i in SAMPLERS[sampler](stop - first, fps, count)]
 
         shots = _Shots(source, size, fps)
-        planned = _can_plan(source) and shots.planned(pick)
-        if not planned:
+        if not (_can_plan(source) and shots.planned(pick)):
             shots.counted(pick)
         return Decoded(
             pixels=np.stack(shots.pixels),
@@ -127,8 +126,10 @@ class _Shots:
         for frame in _frames(self._source, runs(packets, targets), set(targets)):
             if frame.pts in slots:
                 pixels[slots[frame.pts]] = self._convert(frame)
-        self._keep([pixels.get(slot) for slot in range(len(ordinals))], times, ordinals)
-        return len(pixels) == len(ordinals)
+        if len(pixels) < len(ordinals):
+            return False
+        self._keep([pixels[slot] for slot in range(len(ordinals))], times, ordinals)
+        return True
 
     def counted(self, pick: Pick) -> None:
         """Decodes everything and counts; twice where there are more or fewer frames than packets."""
