@@ -5,9 +5,11 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from safetensors.torch import save_file
@@ -16,31 +18,64 @@ from pipelines.progress import Bar
 from vopcore import clip as clips
 from vopcore.config import ConfigError, RunConfig, fingerprint
 from vopcore.datasets import DATASETS, layout, problems, shapes
+from vopcore.methods import tune
 from vopcore.upstream import train_on_stills
 
 ROOT = Path(__file__).parent.parent
+BENCHMARK = "benchmark.json"  # in `output`: what its runs share
 
 
-def claim_output(config: RunConfig) -> None:
-    """Make `output` this benchmark's folder, or refuse one that holds another's.
+def check_model(config: RunConfig) -> None:
+    """Refuse, before anything is written, what does not fit the model; builds it without weights."""
+    model = config.clip.model
+    with torch.device("meta"):
+        size = clips.blank(model).visual.image_size[0]
+    if config.video.size != size:
+        raise ConfigError(f"video.size: {config.video.size}, but {model} sees {size} x {size} pixels")
+    try:
+        clips.tokenizer(model, config.clip.words)
+    except ValueError as error:
+        raise ConfigError(f"clip.{error}") from None
+    for run in config.methods:
+        try:
+            with torch.device("meta"):
+                tune(clips.blank(model), run.method, config.video.frames)
+        except ValueError as error:
+            raise ConfigError(f"methods.{run.name}.{error}") from None
+
+
+def check_output(config: RunConfig) -> None:
+    """Refuse an output folder that holds another benchmark.
 
     What every row of a comparison shares decides: data, frames and backbone. Methods, training settings
     and seeds may differ; each of those has a run of its own.
     """
-    shared = config.model_dump(mode="json", include={"name", "shapes", "data", "video", "clip"})
-    said = Path(config.output) / "benchmark.json"
-    if said.is_file():
-        before = json.loads(said.read_text())
-        for section in shared:
-            if before.get(section) != shared[section]:
-                raise ConfigError(
-                    f"output: {config.output} belongs to another config ({section} is"
-                    f" {_short(before.get(section))}, now {_short(shared[section])}); set output=... to a new"
-                    " folder, or delete that one"
-                )
-    else:
-        said.parent.mkdir(parents=True, exist_ok=True)
-        said.write_text(json.dumps(shared, indent=1))
+    said = Path(config.output) / BENCHMARK
+    if not said.is_file():
+        return
+    before = json.loads(said.read_text())
+    for section, now in _shared(config).items():
+        if before.get(section) != now:
+            raise ConfigError(
+                f"output: {config.output} belongs to another config ({section} is"
+                f" {_short(before.get(section))}, now {_short(now)}); set output=... to a new folder, or"
+                " delete that one"
+            )
+
+
+def claim_output(config: RunConfig, annotations: pa.Table) -> None:
+    """Make `output` this benchmark's folder, and list there the videos that have no file."""
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BENCHMARK).write_text(json.dumps(_shared(config), indent=1))
+    missing = sorted(set(annotations.filter(pc.is_null(annotations["path"]))["video"].to_pylist()))
+    (folder / "missing.txt").write_text("".join(f"{video}\n" for video in missing))
+    if missing:
+        print(f"  {len(missing)} videos of the annotations have no file: listed in {folder}/missing.txt")
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", include={"name", "shapes", "data", "video", "clip"})
 
 
 def _short(section: object) -> str:
@@ -48,33 +83,37 @@ def _short(section: object) -> str:
 
 
 def quickstart_world(config: RunConfig) -> RunConfig:
-    """Render the clips and train the small CLIP that `shapes` describes, unless they are there; a config
-    without `shapes` is returned as it is, otherwise one that names the trained weights."""
-    if config.shapes is None:
-        return config
+    """Render the clips that `shapes` describes, unless they are there or the config has no `shapes`."""
     world, root = config.shapes, Path(config.data.root)
-    if not (root / "captions.jsonl").is_file():
+    if world is not None and not (root / "captions.jsonl").is_file():
         with Bar("render", world.clips + 2 * world.twins, "clips") as bar:
             for done, _ in enumerate(shapes.render(root, world.clips, world.twins, world.seed), 1):
                 bar.show(done)
-    weights = _upstream(config)
-    return config.model_copy(update={"clip": config.clip.model_copy(update={"pretrained": str(weights)})})
+    return config
 
 
-def _upstream(config: RunConfig) -> Path:
+def with_upstream(config: RunConfig) -> RunConfig:
+    """With `shapes`: train its small CLIP on stills, unless it is there, and name its weights."""
+    if config.shapes is None:
+        return config
     settings = config.shapes.upstream
     key = fingerprint([settings.model_dump(), config.clip.model_dump(), Path(config.clip.model).read_text()])
     weights = Path(config.output) / f"tiny_clip-{key}.safetensors"
-    if weights.is_file():
-        return weights
-    torch.manual_seed(0)
+    if not weights.is_file():
+        _train_upstream(config, weights)
+    return config.model_copy(update={"clip": config.clip.model_copy(update={"pretrained": str(weights)})})
+
+
+def _train_upstream(config: RunConfig, weights: Path) -> None:
+    settings = config.shapes.upstream
+    torch.manual_seed(config.shapes.seed)
     clip = clips.load(config.clip.model, None)
     size = clip.visual.image_size[0]
     tokenize = clips.tokenizer(clip, config.clip.words)
     with Bar("train the small CLIP on stills", settings.steps, "steps") as bar:
         losses = train_on_stills(
             clip,
-            lambda rng, n: shapes.stills(rng, n, size),
+            lambda rng, count: shapes.stills(rng, count, size),
             tokenize,
             **settings.model_dump(),
             seed=config.shapes.seed,
@@ -84,7 +123,6 @@ def _upstream(config: RunConfig) -> Path:
     partial = weights.with_suffix(".part")
     save_file(clip.state_dict(), partial)
     partial.rename(weights)
-    return weights
 
 
 def annotations(config: RunConfig) -> pa.Table:
@@ -110,10 +148,6 @@ def annotations(config: RunConfig) -> pa.Table:
         print(f"  {problem}")
     if len(problems(table)) > 5:
         print(f"  and {len(problems(table)) - 5} more problems")
-    if missing:
-        listed = Path(config.output) / "missing.txt"
-        listed.write_text("".join(f"{video}\n" for video in sorted(missing)))
-        print(f"  {len(missing)} videos of the annotations have no file: listed in {listed}")
     if not videos["test"]:
         raise ConfigError(f"{config.data.root}: no caption of the test split, so nothing can be measured")
     if not videos["val"] and any(not isinstance(run.train.lr, float) for run in config.methods):

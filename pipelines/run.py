@@ -3,8 +3,8 @@
     python pipelines/run.py conf/quickstart.yaml
     python pipelines/run.py conf/quickstart.yaml method.name=vop train.epochs=2
 
-Exit codes: 0 done, 1 a run failed, 2 something to put right in the config or the data, 3 too many videos
-failed.
+Exit codes: 0 done, 1 a run or a shard failed, 2 something to put right in the config or the data,
+3 too many videos failed.
 """
 
 import argparse
@@ -21,6 +21,12 @@ from ray.train import TrainingFailedError
 from pipelines import compare, prepare
 from pipelines.ingest import TooManyFailedError, ingest
 from vopcore.config import RunConfig, read_config
+from vopcore.shards import verify
+
+
+class DamagedShardsError(RuntimeError):
+    """Shards differ from their manifest; the message names each."""
+
 
 CLI = argparse.ArgumentParser(
     prog="pipelines/run.py",
@@ -46,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
     except TooManyFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except DamagedShardsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except TrainingFailedError as error:
         print(f"error: {compare.reason(error)}", file=sys.stderr)
         return 1
@@ -54,11 +63,15 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: RunConfig, source: Path) -> None:
     """Ingest, tune and measure what `config` says; `source` is the file it was read from."""
-    prepare.claim_output(config)
-    config = prepare.quickstart_world(config)
-    annotations = prepare.annotations(config)
+    prepare.check_model(config)
+    prepare.check_output(config)
+    annotations = prepare.annotations(prepare.quickstart_world(config))
+    prepare.claim_output(config, annotations)
+    config = prepare.with_upstream(config)
     prepare.start_ray(config)
     shards = _ingest(config, annotations)
+    if "verify" in config.stages:
+        _verify(shards)
     if "tune" in config.stages:
         compare.compare(config, annotations, shards, source)
 
@@ -85,6 +98,17 @@ def _ingest(config: RunConfig, annotations: pa.Table) -> str:
     if done.failed:
         print(f"  why they failed: {done.folder}/failed.csv")
     return done.folder
+
+
+def _verify(folder: str) -> None:
+    """Read every shard in full and compare it with what was committed."""
+    faults = verify(folder)
+    if faults:
+        hint = "delete each with its .json, and stages=[ingest] decodes it anew"
+        raise DamagedShardsError(
+            "\n  ".join([f"{len(faults)} shards are not what was written; {hint}", *faults])
+        )
+    print(f"every shard in {folder} is what was written")
 
 
 if __name__ == "__main__":

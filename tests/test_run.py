@@ -1,4 +1,4 @@
-"""The whole path as a user runs it: real videos, a real Ray, a real MLflow store; interrupted, resumed, refused."""
+"""The whole path as a user runs it: real videos, Ray and MLflow store; interrupted, resumed, refused."""
 
 import json
 import os
@@ -204,6 +204,17 @@ def test_a_mistake_in_the_config_is_refused_before_anything_is_written(small, ca
     assert not (small / "out").exists()
 
 
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(small, capsys):
+    config = f"{small}/mine.yaml"
+    message = refused(capsys, config, "method.name=vop_f", "method.spatial_layers=9")
+    assert "methods.vop_f.spatial_layers: 9" in message
+    assert "4" in message
+    assert "video.size: 48" in refused(capsys, config, "video.size=48")
+    assert "clip.words: 99" in refused(capsys, config, "clip.words=99")
+    assert "a val split" in refused(capsys, config, "train.lr=[1e-3,1e-2]")
+    assert not (small / "out").exists()
+
+
 def test_a_broken_line_of_captions_is_named_with_its_number(small, capsys):
     with (small / "captions.jsonl").open("a") as file:
         file.write('{"video": "videos/b.mp4", "split":\n')
@@ -218,6 +229,7 @@ def test_a_folder_without_one_of_its_videos_is_refused(small, capsys):
 
 def test_an_output_folder_of_another_config_is_refused_with_the_way_on(small, capsys):
     refused(capsys, f"{small}/mine.yaml", "data.videos=/tmp")  # claims nothing it could not use
+    assert not (small / "out").exists()
     (small / "out").mkdir(exist_ok=True)
     (small / "out/benchmark.json").write_text(json.dumps({"name": "other"}))
     message = refused(capsys, f"{small}/mine.yaml")

@@ -1,1 +1,1 @@
-"""Text-video retrieval on a frozen CLIP: frames, tuning methods, measurement. Knows no cluster and no tracker."""
+"""Text-video retrieval on a frozen CLIP: frames, tuning methods, measurement; no cluster, no tracker."""

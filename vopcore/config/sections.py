@@ -147,7 +147,7 @@ class MLflow(Section):
     experiment: str | None = None  # null: the config's name
 
 
-Stage = Literal["ingest", "tune"]
+Stage = Literal["ingest", "verify", "tune"]
 
 
 class RunConfig(Section):
