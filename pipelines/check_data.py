@@ -75,7 +75,7 @@ def token_counter(config: RunConfig) -> Callable[[str], int]:
 def report_on(config: RunConfig, count: Callable[[str], int], headers: int | None, listed: Path) -> Report:
     """Everything that is known without decoding, as JSON can say it. Raises DatasetError."""
     root = Path(config.data.root)
-    table = DATASETS[config.data.dataset](root, Path(config.data.videos or root))
+    table = DATASETS[config.data.dataset](root, config.data.videos or root)
     splits = check.rows_by_split(table)
     published = PUBLISHED.get(config.data.dataset, {})
     missing = check.missing(splits)

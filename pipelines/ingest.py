@@ -78,8 +78,8 @@ def ingest(
 
     `storage` None picks raw or jpeg by the size of a video's frames. `max_failed` is a share of all
     videos. `time_limit` (seconds) is for one video. Raises ValueError (no room for the shards, a video id
-    with two meanings), DiskFullError (a ValueError) and TooManyFailedError; what was committed until then
-    stays.
+    with two meanings, nothing that can be decoded), DiskFullError (a ValueError) and TooManyFailedError;
+    what was committed until then stays.
     """
     started = time.monotonic()
     layout = Layout(size, storage or default_storage(stored_frames, size), quality)
@@ -104,6 +104,10 @@ def ingest(
         _decode_all(job, plan, may_fail)
     entries = _current(_by_video(sidecars(store)), clips, look=False)
     _write_failed(store, clips, entries)
+    if _num_failed(entries) == len(entries):
+        raise ValueError(
+            f"none of the {len(clips):,} videos can be decoded: {store.path('failed.csv')} says why"
+        )
     if _num_failed(entries) > max_failed * len(clips):
         raise TooManyFailedError(_failure_summary(store, entries, len(clips), max_failed))
     counts = Counter(entry.status for entry in entries.values())

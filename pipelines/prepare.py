@@ -19,6 +19,7 @@ from vopcore import clip as clips
 from vopcore.config import ConfigError, RunConfig, fingerprint
 from vopcore.datasets import DATASETS, layout, problems, shapes
 from vopcore.methods import tune
+from vopcore.shards import Shards
 from vopcore.upstream import train_on_stills
 
 ROOT = Path(__file__).parent.parent
@@ -128,9 +129,7 @@ def _train_upstream(config: RunConfig, weights: Path) -> None:
 def annotations(config: RunConfig) -> pa.Table:
     """Read the data set, say what was found, and refuse what cannot be run."""
     root = Path(config.data.root)
-    table = hold_out(
-        DATASETS[config.data.dataset](root, Path(config.data.videos or root)), config.data.holdout
-    )
+    table = hold_out(DATASETS[config.data.dataset](root, config.data.videos or root), config.data.holdout)
     videos = {split: set() for split in ("train", "val", "test")}
     captions = Counter(table["split"].to_pylist())
     missing = set()
@@ -160,6 +159,23 @@ def annotations(config: RunConfig) -> pa.Table:
             f"{config.data.videos or root}: none of the {len(missing)} videos of the annotations is there"
         )
     return table
+
+
+def check_decoded(config: RunConfig, annotations: pa.Table, shards: Shards) -> None:
+    """Refuse to start what would only fail at its end: a test split without a video, a batch too large."""
+    decoded = [video for video, entry in shards.videos.items() if entry.num_frames]
+    left = annotations.filter(pc.is_in(annotations["video"], pa.array(decoded, pa.string())))
+    videos = {split: set() for split in ("train", "test")}
+    for split, video in zip(left["split"].to_pylist(), left["video"].to_pylist(), strict=True):
+        videos.setdefault(split, set()).add(video)
+    if not videos["test"]:
+        raise ConfigError(f"{config.data.root}: no video of the test split can be decoded")
+    for run in config.methods:
+        if run.train.epochs and len(videos["train"]) < run.train.batch_size and run.name != "zero_shot":
+            raise ConfigError(
+                f"methods.{run.name}.train.batch_size: {run.train.batch_size} is more than the"
+                f" {len(videos['train'])} videos there are to train on"
+            )
 
 
 def hold_out(table: pa.Table, share: float) -> pa.Table:

@@ -21,7 +21,7 @@ from ray.train import TrainingFailedError
 from pipelines import compare, prepare
 from pipelines.ingest import TooManyFailedError, ingest
 from vopcore.config import RunConfig, read_config
-from vopcore.shards import verify
+from vopcore.shards import Shards, verify
 
 
 class DamagedShardsError(RuntimeError):
@@ -73,6 +73,7 @@ def run(config: RunConfig, source: Path) -> None:
     if "verify" in config.stages:
         _verify(shards)
     if "tune" in config.stages:
+        prepare.check_decoded(config, annotations, Shards(shards))
         compare.compare(config, annotations, shards, source)
 
 
@@ -81,7 +82,7 @@ def _ingest(config: RunConfig, annotations: pa.Table) -> str:
     video = config.video
     done = ingest(
         annotations,
-        f"{config.output}/shards",
+        f"{config.storage or config.output}/shards",
         stored_frames=video.kept,
         size=video.size,
         sampler=video.sampler,

@@ -55,7 +55,7 @@ def tune(
             ),
             run_config=ray.train.RunConfig(
                 name=key,
-                storage_path=f"{config.output}/runs",
+                storage_path=f"{config.storage or config.output}/runs",
                 failure_config=FailureConfig(max_failures=resources.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 callbacks=[Curves(store, run_id)],

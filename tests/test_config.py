@@ -57,9 +57,10 @@ def test_compare_all_runs_every_method_of_the_file(good):
 def test_paths_do_not_depend_on_the_folder_a_worker_runs_in(good, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "videos").mkdir()
-    config = read_config("mine.yaml", ["data.videos=videos", "output=s3://bucket/out"])
+    config = read_config("mine.yaml", ["data.videos=videos", "output=out", "storage=s3://bucket/x"])
     assert config.data.videos == str(tmp_path / "videos")
-    assert config.output == "s3://bucket/out"
+    assert config.output == str(tmp_path / "out")
+    assert config.storage == "s3://bucket/x"
 
 
 def test_environment_variables_can_be_named(good, monkeypatch):
@@ -86,6 +87,7 @@ def test_environment_variables_can_be_named(good, monkeypatch):
         (["video.sampler=random"], ["video.sampler", "unknown sampler 'random'", "uniform"]),
         (["video.stored_frames=4"], ["video.stored_frames", "4", "video.frames, 12"]),
         (["data.root=/no/such/folder"], ["data.root", "no such folder", "/no/such/folder"]),
+        (["output=s3://bucket/out"], ["output", "s3://bucket/out is no local folder", "storage"]),
         (["data.videos=/no/such/folder"], ["data.videos", "no such folder"]),
         (["clip.model=conf/none.json"], ["clip.model", "no such file"]),
         (["resources.workers=3"], ["train.batch_size", "32", "resources.workers = 3"]),

@@ -29,6 +29,14 @@ def read(root):
     return DATASETS["folder"](root, root)
 
 
+def test_videos_are_found_below_a_uri_too(root):
+    write(root, line(), line(video="clips/none.mp4"))
+    table = DATASETS["folder"](root, f"file://{root}")
+    assert table["path"].to_pylist() == [f"file://{root}/clips/a.mp4", None]
+    with pytest.raises(DatasetError, match=r"file:///no/such cannot be listed"):
+        DATASETS["folder"](root, "file:///no/such")
+
+
 def test_rows_follow_the_file_and_captions_of_a_video_stand_together(root):
     write(
         root,

@@ -3,18 +3,23 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import ray
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines import run as cli
 from vopcore.clip import load
+from vopcore.datasets import shapes
 from vopcore.methods import load_tuned, tuned
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +180,15 @@ def kill_when(folder: Path, happened) -> None:
     process.wait()
 
 
+@pytest.fixture(scope="module")
+def own_ray():
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, _temp_dir=folder)
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture
 def small(tmp_path):
     """A config of its own with a captions.jsonl that can be spoiled."""
@@ -225,6 +239,49 @@ def test_a_broken_line_of_captions_is_named_with_its_number(small, capsys):
 def test_a_folder_without_one_of_its_videos_is_refused(small, capsys):
     (small / "videos/a.mp4").unlink()
     assert "none of the 1 videos" in refused(capsys, f"{small}/mine.yaml")
+
+
+def test_a_folder_without_one_video_that_can_be_decoded_is_refused(small, capsys, own_ray):
+    message = refused(capsys, f"{small}/mine.yaml", "video.max_failed=100%")
+    assert "none of the 1 videos can be decoded" in message
+    assert "failed.csv" in message
+    assert "not_a_video" not in message
+
+
+def test_too_many_failed_videos_end_the_run_with_code_3_and_a_summary(small, capsys, own_ray):
+    more = {"video": "videos/b.mp4", "split": "train", "captions": ["a caption"]}
+    with (small / "captions.jsonl").open("a") as file:
+        file.write(json.dumps(more) + "\n")
+    shapes.write_video(small / "videos/b.mp4", np.zeros((8, 32, 32, 3), np.uint8), "libx264", sound=False)
+    assert cli.main([f"{small}/mine.yaml", "video.max_failed=10%"]) == 3
+    error = capsys.readouterr().err
+    assert "1 of 2 videos failed, more than max_failed (10.00%) allows" in error
+    assert "Traceback" not in error
+
+
+def test_a_batch_larger_than_what_was_decoded_is_refused_before_tuning(small, capsys, own_ray):
+    for name in ("a", "b"):
+        shapes.write_video(small / f"videos/{name}.mp4", np.zeros((8, 32, 32, 3), np.uint8), "libx264", False)
+    more = {"video": "videos/b.mp4", "split": "train", "captions": ["a caption"]}
+    with (small / "captions.jsonl").open("a") as file:
+        file.write(json.dumps(more) + "\n")
+    assert "methods.vop.train.batch_size: 32 is more than the 1 videos" in refused(
+        capsys, f"{small}/mine.yaml"
+    )
+
+
+def test_a_shard_that_was_changed_on_disk_is_found_by_the_verify_stage(whole):
+    folder, _ = whole
+    copy = folder / "copy"
+    shutil.copytree(folder / "out/shards", copy / "shards")
+    good = run(folder, "stages=[verify]", f"storage={copy}")
+    assert good.returncode == 0, good.stderr[-2000:]
+    assert "is what was written" in good.stdout
+    shard = next(copy.rglob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-9] + b"123456789")
+    bad = run(folder, "stages=[verify]", f"storage={copy}")
+    assert bad.returncode == 1
+    assert f"{shard}: its content has changed" in bad.stderr
 
 
 def test_an_output_folder_of_another_config_is_refused_with_the_way_on(small, capsys):

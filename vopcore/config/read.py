@@ -112,7 +112,7 @@ def _check_names(config: RunConfig) -> None:
                 f"train.batch_size: {run.train.batch_size} does not divide over"
                 f" resources.workers = {config.resources.workers}"
             )
-    if config.shapes is None and "://" not in config.data.root and not Path(config.data.root).is_dir():
+    if config.shapes is None and not Path(config.data.root).is_dir():
         raise ConfigError(f"data.root: no such folder: {config.data.root}")
     if config.data.videos and "://" not in config.data.videos and not Path(config.data.videos).is_dir():
         raise ConfigError(f"data.videos: no such folder: {config.data.videos}")

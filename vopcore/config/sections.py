@@ -13,6 +13,12 @@ def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
+def _local(path: str) -> str:
+    if "://" in path:
+        raise ValueError(f"{path} is no local folder; only data.videos and storage may be URIs")
+    return _absolute(path)
+
+
 def _file(name: str) -> str:
     """A name of open_clip's stays; what looks like a file must be one, and becomes absolute."""
     if Path(name).suffix not in (".json", ".pt", ".pth", ".bin", ".safetensors") and "/" not in name:
@@ -29,6 +35,7 @@ def _share(value: object) -> object:
 
 
 Location = Annotated[str, AfterValidator(_absolute)]
+Folder = Annotated[str, AfterValidator(_local)]
 NameOrFile = Annotated[str, AfterValidator(_file)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -64,8 +71,8 @@ class Data(Section):
     """Which benchmark, and where its files are."""
 
     dataset: str
-    root: Location  # the annotation files
-    videos: Location | None = None  # the videos' folder where it is not under `root`
+    root: Folder  # the annotation files
+    videos: Location | None = None  # the videos, where they are not under `root`; s3:// and gs:// too
     holdout: Share = 0.0  # share of the training videos kept apart as `val`, where the data set has none
 
 
@@ -154,7 +161,8 @@ class RunConfig(Section):
     """Everything one `pipelines/run.py` does."""
 
     name: str
-    output: Location  # shards, checkpoints, results
+    output: Folder  # results and whatever has no place of its own
+    storage: Location | None = None  # shards and checkpoints, s3:// and gs:// too; null: in `output`
     seed: int = Field(0, ge=0)
     run: str = ""  # a label: the same label continues a run, a new one starts anew
     stages: tuple[Stage, ...] = ("ingest", "tune")

@@ -25,7 +25,7 @@ __all__ = [
     "sources",
 ]
 
-DATASETS: dict[str, Callable[[Path, Path], pa.Table]] = {
+DATASETS: dict[str, Callable[[Path, str | Path], pa.Table]] = {
     "folder": folder.folder,
     "msrvtt_9k": msrvtt.msrvtt_9k,
     "msrvtt_7k": msrvtt.msrvtt_7k,

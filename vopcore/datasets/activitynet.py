@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 
 
-def activitynet(annotations: Path, videos: Path) -> pa.Table:
+def activitynet(annotations: Path, videos: str | Path) -> pa.Table:
     """One paragraph per video, videos in the order of the ids' list."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
     layout, paths = files.choose("ActivityNet Captions", LAYOUTS)

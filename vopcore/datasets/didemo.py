@@ -27,7 +27,7 @@ END = 31.0  # seconds
 ID = re.compile(r"\d+@N\d+_(\d+)_")  # <owner>_<flickr id>_<secret>
 
 
-def didemo(annotations: Path, videos: Path) -> pa.Table:
+def didemo(annotations: Path, videos: str | Path) -> pa.Table:
     """One paragraph per video, in list order; a split whose json is missing is noted."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos, aliases=flickr_id).find)
     hashes = read_hashes(files.find("yfcc100m_hash.txt"), reading)

@@ -18,7 +18,7 @@ from vopcore.datasets.table import SPLITS, Reading
 KEYS = 'a line is {"video": "clips/a.mp4", "split": "train", "captions": ["..."]}'
 
 
-def folder(annotations: Path, videos: Path) -> pa.Table:
+def folder(annotations: Path, videos: str | Path) -> pa.Table:
     """ANNOTATIONS from `annotations`/captions.jsonl; raises DatasetError with file:line."""
     path = annotations / "captions.jsonl"
     if not path.is_file():

@@ -27,7 +27,7 @@ FILES = {
 NUM_COLUMNS = 6
 
 
-def lsmdc(annotations: Path, videos: Path) -> pa.Table:
+def lsmdc(annotations: Path, videos: str | Path) -> pa.Table:
     """One row per sentence, sentences of a clip together; splits whose file is missing are noted."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
     found = {split: path for split, name in FILES.items() if (path := files.find(name))}

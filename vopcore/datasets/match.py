@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
+from pyarrow import fs
+
 from vopcore.datasets.errors import DatasetError
 
 # in the order of preference where one id has several files; `.mp4` before `.webm` as CLIP4Clip does
@@ -19,17 +21,21 @@ SUFFIXES = (
 
 
 class VideoFiles:
-    """The files below `root`, found by name.
+    """The files below `root`, a folder or the URI of one in an object store, found by name.
 
     `aliases` gives further names of a file from its name without suffix (DiDeMo: the Flickr id in it).
     Raises DatasetError if `root` is no folder.
     """
 
-    def __init__(self, root: Path, aliases: Callable[[str], Iterable[str]] = lambda stem: ()) -> None:
-        if not root.is_dir():
-            raise DatasetError(f"the videos' folder {root} does not exist")
-        self.root = root.absolute()
-        self.paths = set(list_files(self.root))
+    def __init__(self, root: str | Path, aliases: Callable[[str], Iterable[str]] = lambda stem: ()) -> None:
+        if "://" in str(root):
+            self._root, self._query = str(root).partition("?")[::2]
+            self.paths = set(list_remote(str(root)))
+        else:
+            if not Path(root).is_dir():
+                raise DatasetError(f"the videos' folder {root} does not exist")
+            self._root, self._query = str(Path(root).absolute()), ""
+            self.paths = set(list_files(Path(self._root)))
         self._named: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self.paths, key=preference):
             keys = {path, path.rpartition("/")[2]}
@@ -41,13 +47,17 @@ class VideoFiles:
                 self._named[key].append(path)
 
     def find(self, names: Iterable[str]) -> list[str]:
-        """Absolute paths of all files that go by one of the names, the best first."""
+        """Absolute paths or URIs of all files that go by one of the names, the best first."""
         found = {path: None for name in names for path in self._named.get(name, ())}
-        return [str(self.root / path) for path in found]
+        return [self._absolute(path) for path in found]
 
     def at(self, paths: Iterable[str]) -> list[str]:
-        """Absolute paths of those of the paths below the root that are files."""
-        return [str(self.root / path) for path in paths if PurePosixPath(path).as_posix() in self.paths]
+        """Absolute paths or URIs of those of the paths below the root that are files."""
+        there = (PurePosixPath(path).as_posix() for path in paths)
+        return [self._absolute(path) for path in there if path in self.paths]
+
+    def _absolute(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}" + (f"?{self._query}" if self._query else "")
 
 
 def list_files(root: Path) -> Iterable[str]:
@@ -61,6 +71,17 @@ def list_files(root: Path) -> Iterable[str]:
         seen.add((here.st_dev, here.st_ino))
         below = Path(folder).relative_to(root).as_posix()
         yield from (name if below == "." else f"{below}/{name}" for name in files)
+
+
+def list_remote(uri: str) -> Iterable[str]:
+    """Paths below the folder `uri` (s3://, gs://, ...), with `/`, of all files."""
+    try:
+        filesystem, root = fs.FileSystem.from_uri(uri)
+        found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"the videos' folder {uri} cannot be listed: {error}") from error
+    below = len(root.rstrip("/")) + 1
+    return [info.path[below:] for info in found if info.type == fs.FileType.File]
 
 
 def preference(path: str) -> tuple[int, int, str]:

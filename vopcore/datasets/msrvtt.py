@@ -46,19 +46,19 @@ TEST = {
 }
 
 
-def msrvtt_9k(annotations: Path, videos: Path) -> pa.Table:
+def msrvtt_9k(annotations: Path, videos: str | Path) -> pa.Table:
     """Train: all clips but the 1kA test's, 180,000 pairs. Test: 1kA."""
     return with_1ka(
         annotations, videos, ["MSRVTT_train.9k.csv", "train_list_jsfusion.txt", "train_list_9k.txt"], None
     )
 
 
-def msrvtt_7k(annotations: Path, videos: Path) -> pa.Table:
+def msrvtt_7k(annotations: Path, videos: str | Path) -> pa.Table:
     """Train: the official train and validate clips, 140,200 pairs. Test: 1kA."""
     return with_1ka(annotations, videos, ["MSRVTT_train.7k.csv", "train_list_7k.txt"], {"train", "validate"})
 
 
-def msrvtt_full(annotations: Path, videos: Path) -> pa.Table:
+def msrvtt_full(annotations: Path, videos: str | Path) -> pa.Table:
     """The official cut: 6,513 train, 497 validate, 2,990 test clips, all with 20 captions."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
     source = Source(files, reading)
@@ -102,7 +102,7 @@ class Source:
             self.reading.add(split, video, self.captions.get(video, ()), where, source=self.urls.get(video))
 
 
-def with_1ka(annotations: Path, videos: Path, lists: list[str], official: set[str] | None) -> pa.Table:
+def with_1ka(annotations: Path, videos: str | Path, lists: list[str], official: set[str] | None) -> pa.Table:
     """Train as one of `lists` says or else the `official` splits (None: all) without 1kA, test 1kA."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
     source = Source(files, reading)

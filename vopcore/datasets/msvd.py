@@ -28,7 +28,7 @@ LISTS = [f"{split}_list.txt" for split in SPLITS]
 LAYOUTS = {"CLIP4Clip": ["raw-captions.pkl", *LISTS], "X-Pool": ["captions_msvd.json", *LISTS]}
 
 
-def msvd(annotations: Path, videos: Path) -> pa.Table:
+def msvd(annotations: Path, videos: str | Path) -> pa.Table:
     """All captions of all clips, videos in list order."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
     layout, (path, *lists) = files.choose("MSVD", LAYOUTS)

@@ -31,7 +31,7 @@ LISTS = {
 }
 
 
-def vatex(annotations: Path, videos: Path) -> pa.Table:
+def vatex(annotations: Path, videos: str | Path) -> pa.Table:
     """All English captions, videos in list order; a split whose list is missing is noted."""
     files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
     lists = {split: files.find(*names) for split, names in LISTS.items()}
