@@ -40,11 +40,11 @@ class Bar:
         self._done = done
 
     def _line(self, done: int, words: str) -> str:
-        rate = done / max(time.monotonic() - self._began, 1e-9)
-        left = tqdm.format_interval((self._total - done) / max(rate, 1e-9))
-        return (
-            f"{done:,}/{self._total:,} {self._unit}, {rate:.1f}/s, {words + ', ' if words else ''}{left} left"
-        )
+        parts, seconds = [f"{done:,}/{self._total:,} {self._unit}"], time.monotonic() - self._began
+        if done and seconds > 1:
+            left = tqdm.format_interval((self._total - done) * seconds / done)
+            parts += [f"{done / seconds:.1f}/s"] + [f"{left} left"] * (done < self._total)
+        return ", ".join([*parts, words] if words else parts)
 
 
 @ray.remote(num_cpus=0)
