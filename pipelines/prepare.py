@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from pipelines.progress import Bar
 from vopcore import clip as clips
-from vopcore.config import ConfigError, RunConfig, fingerprint
+from vopcore.config import ConfigError, RunConfig, backbone, fingerprint
 from vopcore.datasets import DATASETS, layout, problems, shapes
 from vopcore.methods import tune
 from vopcore.shards import Shards
@@ -76,7 +76,8 @@ def claim_output(config: RunConfig, annotations: pa.Table) -> None:
 
 
 def _shared(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", include={"name", "shapes", "data", "video", "clip"})
+    shared = config.model_dump(mode="json", include={"name", "shapes", "data", "video"})
+    return shared | {"clip": backbone(config.clip)}
 
 
 def _short(section: object) -> str:
@@ -98,7 +99,7 @@ def with_upstream(config: RunConfig) -> RunConfig:
     if config.shapes is None:
         return config
     settings = config.shapes.upstream
-    key = fingerprint([settings.model_dump(), config.clip.model_dump(), Path(config.clip.model).read_text()])
+    key = fingerprint([settings.model_dump(), config.shapes.seed, backbone(config.clip)])
     weights = Path(config.output) / f"tiny_clip-{key}.safetensors"
     if not weights.is_file():
         _train_upstream(config, weights)

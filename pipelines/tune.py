@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines import track
 from pipelines.progress import remote_bars
 from pipelines.work import WEIGHTS, Task, work
-from vopcore.config import MethodRun, RunConfig, fingerprint
+from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
 
 TIMEOUT = 300  # seconds until a worker whose peers are gone gives up
 
@@ -23,7 +23,7 @@ def run_key(config: RunConfig, run: MethodRun, annotations: pa.Table, shards: st
         "method": asdict(run.method),
         "run": run.model_dump(exclude={"method"}),
         "frames": config.video.frames,
-        "clip": config.clip.model_dump(),
+        "clip": backbone(config.clip),
         "evaluate": config.evaluate.model_dump(),
         "workers": config.resources.workers,
         "shards": Path(shards).name,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vopcore.config import ConfigError, fingerprint, read_config
+from vopcore.config import ConfigError, backbone, fingerprint, read_config
 from vopcore.methods import METHODS
 
 GOOD = """
@@ -144,3 +144,15 @@ def test_reading_writes_nothing(good, tmp_path):
     before = sorted(Path(tmp_path).rglob("*"))
     read_config(good)
     assert sorted(Path(tmp_path).rglob("*")) == before
+
+
+def test_a_backbone_is_known_by_the_bytes_of_its_files_not_by_where_they_are(good, tmp_path):
+    def of(folder: str, text: str) -> dict:
+        path = tmp_path / folder / "clip.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return backbone(read_config(good, [f"clip.model={path}"]).clip)
+
+    assert of("a", "{}") == of("b", "{}")
+    assert of("a", "{}") != of("a", "{ }")
+    assert backbone(read_config(good).clip)["model"] == "ViT-B-32-quickgelu"

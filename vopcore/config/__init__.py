@@ -1,6 +1,7 @@
 """One YAML file per benchmark, read into a frozen, typed RunConfig before any work starts."""
 
-from vopcore.config.read import ConfigError, fingerprint, read_config
+from vopcore.config.identity import backbone, fingerprint
+from vopcore.config.read import ConfigError, read_config
 from vopcore.config.sections import Evaluate, MethodRun, RunConfig, Shapes, Train
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "RunConfig",
     "Shapes",
     "Train",
+    "backbone",
     "fingerprint",
     "read_config",
 ]

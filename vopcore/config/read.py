@@ -2,8 +2,6 @@
 
 import dataclasses
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,16 +34,6 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first(error, RunConfig)}") from None
-
-
-def fingerprint(value: Any) -> str:  # noqa: ANN401 - anything JSON can say
-    """Eight characters that change when a setting does."""
-    text = json.dumps(
-        value,
-        sort_keys=True,
-        default=lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else str(x),
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""What a setting is, wherever it stands: files by their content, not by their path."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vopcore.config.sections import Clip
+
+
+def fingerprint(value: Any) -> str:  # noqa: ANN401 - anything JSON can say
+    """Eight characters that change when a setting does."""
+    text = json.dumps(
+        value,
+        sort_keys=True,
+        default=lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else str(x),
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def backbone(clip: Clip) -> dict[str, Any]:
+    """The model and its weights: open_clip's names as they are, files as `name@hash of their bytes`."""
+    return {"model": _named(clip.model), "pretrained": _named(clip.pretrained), "words": clip.words}
+
+
+def _named(name: str | None) -> str | None:
+    if name is None or not Path(name).is_file():
+        return name
+    with Path(name).open("rb") as file:
+        return f"{Path(name).name}@{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
