@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from ray.train import TrainingFailedError
 
 from pipelines import track
-from pipelines.tune import data_hash, run_key, tune
+from pipelines.tune import RunFailedError, data_hash, run_key, tune
 from pipelines.work import Task
 from vopcore.config import MethodRun, RunConfig
 
@@ -67,8 +66,8 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     task = Task(config, run, shared.annotations, shared.shards)
     try:
         done = tune(config, run, task, key, store, run_id)
-    except TrainingFailedError as error:
-        track.end_run(store, run_id, "FAILED", {"error": reason(error)})
+    except RunFailedError as error:
+        track.end_run(store, run_id, "FAILED", {"error": str(error)})
         raise
     track.log_metrics(store, run_id, done["metrics"])
     track.end_run(store, run_id, tags=done["tags"])
@@ -131,10 +130,3 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def reason(error: Exception) -> str:
-    """The line that says why a tuning run ended."""
-    causes = getattr(error, "worker_failures", None) or {0: error}
-    lines = str(next(iter(causes.values()))).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

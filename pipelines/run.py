@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
 import pyarrow as pa
-from ray.train import TrainingFailedError
 
 from pipelines import compare, prepare
 from pipelines.ingest import TooManyFailedError, ingest
+from pipelines.tune import RunFailedError
 from vopcore.config import RunConfig, read_config
 from vopcore.shards import Shards, verify
 
@@ -52,11 +52,8 @@ def main(argv: Sequence[str]) -> int:
     except TooManyFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except DamagedShardsError as error:
+    except (DamagedShardsError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except TrainingFailedError as error:
-        print(f"error: {compare.reason(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines import track
@@ -15,6 +15,10 @@ from pipelines.work import WEIGHTS, Task, work
 from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
 
 TIMEOUT = 300  # seconds until a worker whose peers are gone gives up
+
+
+class RunFailedError(RuntimeError):
+    """A tuning run ended without a result; one line says why."""
 
 
 def run_key(config: RunConfig, run: MethodRun, annotations: pa.Table, shards: str) -> str:
@@ -41,7 +45,7 @@ def data_hash(annotations: pa.Table) -> str:
 def tune(
     config: RunConfig, run: MethodRun, task: Task, key: str, store: track.Store, run_id: str
 ) -> dict[str, Any]:
-    """Tune and measure one method; returns what `work` does. Raises TrainingFailedError."""
+    """Tune and measure one method; returns what `work` does. Raises RunFailedError."""
     resources = config.resources
     with remote_bars(run.name) as mailbox:
         trainer = TorchTrainer(
@@ -61,10 +65,22 @@ def tune(
                 callbacks=[Curves(store, run_id)],
             ),
         )
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise RunFailedError(f"{run.name}: {_last_line(error)}") from error
+    if "error" in result.return_value:
+        raise RunFailedError(f"{run.name}: {result.return_value['error']}")
     with result.checkpoint.as_directory() as folder:
         track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
     return result.return_value
+
+
+def _last_line(error: TrainingFailedError) -> str:
+    """What the first worker that failed said last."""
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    lines = str(next(iter(causes.values()))).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 class Curves(ray.train.UserCallback):

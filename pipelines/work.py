@@ -21,7 +21,7 @@ from vopcore.config import MethodRun, RunConfig
 from vopcore.methods import save_tuned, tune
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
-from vopcore.tuning import Step, Tuner
+from vopcore.tuning import DivergedError, Step, Tuner
 
 STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
 
@@ -39,13 +39,21 @@ class Task:
 
 
 def work(loop: dict[str, Any]) -> dict[str, Any]:
+    """`run`; what would fail again on every restart, such as a loss that is NaN, is returned as `error`."""
+    try:
+        return run(loop)
+    except (DivergedError, ValueError) as error:
+        return {"error": str(error)}
+
+
+def run(loop: dict[str, Any]) -> dict[str, Any]:
     """Tune and measure one method together with the other workers.
 
     Returns `metrics`: recall on the test split, that on val under `val/`, counts of parameters, seconds; and
     `tags`: what the frozen CLIP was.
     """
     task: Task = loop["task"]
-    config, run = task.config, task.run
+    config, method = task.config, task.run
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
@@ -58,8 +66,8 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
     clip = clips.load(config.clip.model, config.clip.pretrained)
     clip.requires_grad_(False)
     tags = {"activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
-    tune(clip, run.method, config.video.frames)
-    retriever = Retriever(clip, run.pooling, run.train.learn_logit_scale).to(get_device())
+    tune(clip, method.method, config.video.frames)
+    retriever = Retriever(clip, method.pooling, method.train.learn_logit_scale).to(get_device())
     tokenize = clips.tokenizer(clip, config.clip.words)
     shards = Shards(task.shards)
     captions = training_captions(task.annotations, shards)
@@ -70,14 +78,14 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
             captions,
             tokenize,
             frames=config.video.frames,
-            batch_size=run.train.batch_size,
-            draw=run.train.captions,
+            batch_size=method.train.batch_size,
+            draw=method.train.captions,
             seed=config.seed,
             rank=rank,
             workers=workers,
         )
         model = prepare_model(retriever) if workers > 1 else retriever
-        tuner = Tuner(retriever, run.train, batches.steps_per_epoch, config.seed, model)
+        tuner = Tuner(retriever, method.train, batches.steps_per_epoch, config.seed, model)
         spent = _train(tuner, batches, task, rank, tell)
     else:
         _report(task, rank, clip)

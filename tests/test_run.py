@@ -140,6 +140,26 @@ def test_the_same_command_again_decodes_and_tunes_nothing_and_prints_the_same_ta
     assert (recall(folder), shard_files(folder)) == (before, shards)
 
 
+def test_recall_does_not_depend_on_the_number_of_workers(whole):
+    folder, _ = whole
+    before = recall(folder)["zero_shot"]
+    alone = run(folder, "compare=[zero_shot]", "resources.workers=1", "run=alone")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    found = [
+        json.loads(path.read_text()) for path in (folder / "out/results").glob("zero_shot-s0-alone-*.json")
+    ]
+    assert {k: v for k, v in found[0]["metrics"].items() if not k.startswith("seconds/")} == before
+    next((folder / "out/results").glob("zero_shot-s0-alone-*.json")).unlink()
+
+
+def test_a_run_that_diverges_ends_with_code_1_and_the_step_and_videos(whole):
+    folder, _ = whole
+    done = run(folder, "method.name=vop", "train.lr=1e30", "train.clip_grad=null")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"^error: .*step \d+: loss nan.* on videos videos/", last), last
+
+
 def table(stdout: str) -> list[str]:
     lines = stdout.splitlines()
     return lines[next(i for i, line in enumerate(lines) if line.startswith("method ")) :]
