@@ -1,7 +1,6 @@
 """The whole path as a user runs it: real videos, Ray and MLflow store; interrupted, resumed, refused."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -38,15 +37,19 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "pipelines/run.py", "conf/quickstart.yaml", *SMALL, *places, *overrides]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "RAY_TMPDIR": f"/tmp/r{abs(hash(str(folder))) % 10**6}", "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module", autouse=True)
+def short_lived_folder_of_ray():
+    """Ray's sockets want a short path."""
+    temporary = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
+    with temporary as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
 
 
 def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(folder, *overrides),
         cwd=ROOT,
-        env=environment(folder),
         capture_output=True,
         text=True,
         timeout=400,
@@ -187,7 +190,6 @@ def kill_when(folder: Path, happened) -> None:
     process = subprocess.Popen(
         command(folder, "compare=[zero_shot,vop_p]", "train.epochs=3"),
         cwd=ROOT,
-        env=environment(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
