@@ -81,6 +81,7 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
             batch_size=method.train.batch_size,
             draw=method.train.captions,
             seed=config.seed,
+            augment=run.train.augment,
             rank=rank,
             workers=workers,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vopcore import optim
+from vopcore import augment, optim
 from vopcore.batches import Batch, TrainingBatches
 from vopcore.config import Train
 from vopcore.loss import contrastive
@@ -87,8 +87,11 @@ class Tuner:
         device = self.retriever.mean.device
         torch.manual_seed(self._seed * 1_000_003 + self.steps_done)  # dropout: the same after a restart
         mask = batch.mask.to(device, non_blocking=True)
+        frames = batch.frames.to(device, non_blocking=True)
+        if batch.crops is not None:
+            frames = augment.crop(frames, batch.crops.to(device))
         text, video = self.model(
-            batch.frames.to(device, non_blocking=True),
+            frames,
             None if batch.mask.all() else mask,  # attention without a mask is faster
             batch.tokens.to(device, non_blocking=True),
         )
