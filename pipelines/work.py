@@ -53,7 +53,7 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
     `tags`: what the frozen CLIP was.
     """
     task: Task = loop["task"]
-    config, method = task.config, task.run
+    config, method, settings = task.config, task.run, task.run.train
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
@@ -67,7 +67,8 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
     clip.requires_grad_(False)
     tags = {"activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
     tune(clip, method.method, config.video.frames)
-    retriever = Retriever(clip, method.pooling, method.train.learn_logit_scale).to(get_device())
+    retriever = Retriever(clip, method.pooling, settings.learn_logit_scale, settings.precision)
+    retriever.to(get_device())
     tokenize = clips.tokenizer(clip, config.clip.words)
     shards = Shards(task.shards)
     captions = training_captions(task.annotations, shards)
@@ -78,15 +79,15 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
             captions,
             tokenize,
             frames=config.video.frames,
-            batch_size=method.train.batch_size,
-            draw=method.train.captions,
+            batch_size=settings.batch_size,
+            draw=settings.captions,
             seed=config.seed,
-            augment=run.train.augment,
+            augment=settings.augment,
             rank=rank,
             workers=workers,
         )
         model = prepare_model(retriever) if workers > 1 else retriever
-        tuner = Tuner(retriever, method.train, batches.steps_per_epoch, config.seed, model)
+        tuner = Tuner(retriever, settings, batches.steps_per_epoch, config.seed, model)
         spent = _train(tuner, batches, task, rank, tell)
     else:
         _report(task, rank, clip)

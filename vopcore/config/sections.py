@@ -117,6 +117,7 @@ class Train(Section):
     captions: Literal["one", "all"] = "one"  # per epoch: one caption of each video, or every pair
     augment: bool = False  # a random resized crop (half to all of the area) and a flip, one for each video
     learn_logit_scale: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the towers, also when they are measured
 
 
 class MethodRun(Section):
