@@ -63,7 +63,7 @@ def test_weights_tuned_in_bf16_load_on_the_clip_that_was_read(tmp_path):
     Retriever(clip, precision="bf16")
     save_tuned(tmp_path / "tuned", clip, "mean")
     loaded = load_tuned(tiny_clip(), tmp_path / "tuned")
-    pixels, mask, tokens = data()
+    pixels, mask, _ = data()
     with torch.no_grad():
         again = Retriever(loaded, precision="bf16").video(pixels, mask)
         assert torch.equal(again, Retriever(clip, precision="bf16").video(pixels, mask))

@@ -28,6 +28,11 @@ class Batch:
     tokens: torch.Tensor  # int64 [B, L]
     crops: torch.Tensor | None = None  # int64 [B, 5], for `augment.crop`
 
+    def parts(self, size: int) -> list["Batch"]:
+        """Cut into batches of `size` videos, the last one perhaps of fewer."""
+        starts = range(0, len(self.videos), size)
+        return [Batch(*(None if x is None else x[i : i + size] for x in vars(self).values())) for i in starts]
+
 
 def stack_frames(
     shards: Shards, videos: list[str], frames: int, rngs: Iterable[np.random.Generator | None]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vopcore import augment, optim
+from vopcore import optim
 from vopcore.batches import Batch, TrainingBatches
 from vopcore.config import Train
-from vopcore.loss import contrastive
+from vopcore.gradients import backward
 from vopcore.retriever import Retriever
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP itself was trained (Radford et al. 2021, section 2.5)
@@ -50,6 +50,7 @@ class Tuner:
         model: nn.Module | None = None,
     ) -> None:
         self.retriever, self.model, self._settings, self._seed = retriever, model or retriever, settings, seed
+        retriever.clip.set_grad_checkpointing(settings.grad_checkpointing)
         self.tuned = {n: p for n, p in retriever.named_parameters() if p.requires_grad}
         self._optimizer = optim.build(
             self.tuned.items(),
@@ -84,20 +85,9 @@ class Tuner:
         Raises:
             DivergedError: the loss or the gradient is NaN or infinite; nothing was changed.
         """
-        device = self.retriever.mean.device
-        torch.manual_seed(self._seed * 1_000_003 + self.steps_done)  # dropout: the same after a restart
-        mask = batch.mask.to(device, non_blocking=True)
-        frames = batch.frames.to(device, non_blocking=True)
-        if batch.crops is not None:
-            frames = augment.crop(frames, batch.crops.to(device))
-        text, video = self.model(
-            frames,
-            None if batch.mask.all() else mask,  # attention without a mask is faster
-            batch.tokens.to(device, non_blocking=True),
-        )
-        loss = contrastive(text, video, mask, self.retriever)
+        seed = (self._seed, self.steps_done)  # of dropout: the same after a restart
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = backward(self.model, self.retriever, batch, self._settings.micro_batch, seed)
         limit = self._settings.clip_grad or float("inf")
         norm = nn.utils.clip_grad_norm_(self.tuned.values(), limit)
         lr = self._schedule.get_last_lr()[0]

@@ -118,6 +118,8 @@ class Train(Section):
     augment: bool = False  # a random resized crop (half to all of the area) and a flip, one for each video
     learn_logit_scale: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"  # of the towers, also when they are measured
+    micro_batch: Positive | None = None  # videos of a worker that hold activations at once; null: all
+    grad_checkpointing: bool = False  # recompute a block's activations instead of holding them
 
 
 class MethodRun(Section):
