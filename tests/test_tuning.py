@@ -40,6 +40,7 @@ def test_training_lowers_the_loss_and_tells_every_step(batches):
     assert steps[0].lr == 0.0
     assert max(s.lr for s in steps) == pytest.approx(1e-2, rel=0.05)
     assert all(s.grad_norm > 0 and s.seconds > 0 for s in steps)
+    assert 50 * 2**20 < steps[0].memory <= steps[-1].memory < 100 * 2**30  # torch alone is more than 50 MiB
 
 
 @pytest.mark.parametrize("name", ["vop_p", "cross_modal_adapter"])

@@ -1,6 +1,7 @@
 """Tuning itself: one step, and its state. Knows no cluster; every worker of one runs exactly this."""
 
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one step tells: `number` counts from 1 over the run; `seconds` it took, `wait` for its data."""
+    """What one step tells: `number` counts from 1 over the run; `seconds` it took, `wait` for its data;
+    `memory` in bytes, the most so far: of the GPU if it trains there, else of this process."""
 
     number: int
     loss: float
@@ -33,6 +35,7 @@ class Step:
     lr: float
     seconds: float
     wait: float
+    memory: int
 
 
 class Tuner:
@@ -76,7 +79,8 @@ class Tuner:
             began = time.perf_counter()
             loss, norm, lr = self.step(batch)
             done = time.perf_counter()
-            yield Step(self.steps_done, loss, norm, lr, done - began, began - asked)
+            memory = peak_memory(self.retriever.mean.device)
+            yield Step(self.steps_done, loss, norm, lr, done - began, began - asked, memory)
             asked = time.perf_counter()
 
     def step(self, batch: Batch) -> tuple[float, float, float]:
@@ -124,6 +128,13 @@ class Tuner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.steps_done = state["steps_done"]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were in use at once: of a GPU as torch allocates them, else of this process (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def train(

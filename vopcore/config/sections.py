@@ -119,6 +119,7 @@ class Train(Section):
     learn_logit_scale: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"  # of the towers, also when they are measured
     micro_batch: Positive | None = None  # videos of a worker that hold activations at once; null: all
+    checkpoint_every: Positive | None = None  # steps; null: each epoch
     grad_checkpointing: bool = False  # recompute a block's activations instead of holding them
 
 
