@@ -53,7 +53,7 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
     `tags`: what the frozen CLIP was.
     """
     task: Task = loop["task"]
-    config, method = task.config, task.run
+    config, method, settings = task.config, task.run, task.run.train
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
@@ -67,25 +67,27 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
     clip.requires_grad_(False)
     tags = {"activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
     tune(clip, method.method, config.video.frames)
-    retriever = Retriever(clip, method.pooling, method.train.learn_logit_scale).to(get_device())
+    retriever = Retriever(clip, method.pooling, settings.learn_logit_scale, settings.precision)
+    retriever.to(get_device())
     tokenize = clips.tokenizer(clip, config.clip.words)
     shards = Shards(task.shards)
     captions = training_captions(task.annotations, shards)
     spent = 0.0
-    if any(p.requires_grad for p in retriever.parameters()):
+    if settings.epochs and any(p.requires_grad for p in retriever.parameters()):
         batches = TrainingBatches(
             shards,
             captions,
             tokenize,
             frames=config.video.frames,
-            batch_size=method.train.batch_size,
-            draw=method.train.captions,
+            batch_size=settings.batch_size,
+            draw=settings.captions,
             seed=config.seed,
+            augment=settings.augment,
             rank=rank,
             workers=workers,
         )
         model = prepare_model(retriever) if workers > 1 else retriever
-        tuner = Tuner(retriever, method.train, batches.steps_per_epoch, config.seed, model)
+        tuner = Tuner(retriever, settings, batches.steps_per_epoch, config.seed, model)
         spent = _train(tuner, batches, task, rank, tell)
     else:
         _report(task, rank, clip)
@@ -136,7 +138,7 @@ def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[s
 
 
 def _train(tuner: Tuner, batches: TrainingBatches, task: Task, rank: int, tell: Tell) -> float:
-    """Epoch by epoch from the last checkpoint; returns the seconds of tuning, all attempts together."""
+    """Train on from the last checkpoint; returns the seconds of tuning, all attempts together."""
     spent = 0.0
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -144,13 +146,16 @@ def _train(tuner: Tuner, batches: TrainingBatches, task: Task, rank: int, tell: 
             tuner.load(Path(folder) / STATE)
             spent = float((Path(folder) / SECONDS).read_text())
     total = task.run.train.epochs * tuner.steps_per_epoch
-    while tuner.epochs_done < task.run.train.epochs:
-        began, steps = time.perf_counter(), []
+    every = task.run.train.checkpoint_every or tuner.steps_per_epoch
+    steps: list[Step] = []
+    while tuner.steps_done < total:
         for step in tuner.epoch(batches):
             steps.append(step)
+            spent += step.wait + step.seconds
             tell("tune", "steps", step.number, total, f"loss {step.loss:.3f}")
-        spent += time.perf_counter() - began
-        _report(task, rank, tuner.retriever.clip, steps, tuner, spent)
+            if step.number % every == 0 or step.number == total:
+                _report(task, rank, tuner.retriever.clip, steps, tuner, spent)
+                steps = []
     return spent
 
 
@@ -162,7 +167,7 @@ def _report(
     tuner: Tuner | None = None,
     spent: float = 0.0,
 ) -> None:
-    """Hand the curves of an epoch and a checkpoint to Ray Train; every worker calls it, rank 0 saves."""
+    """Hand the curves since last time and a checkpoint to Ray Train; every worker calls it, rank 0 saves."""
     curves = [(step.number, _numbers(step, task.run.train.batch_size)) for step in steps]
     with tempfile.TemporaryDirectory() as folder:
         if rank == 0:
@@ -182,4 +187,5 @@ def _numbers(step: Step, batch_size: int) -> dict[str, float]:
         "train/seconds_per_step": step.seconds,
         "train/wait_share": step.wait / (step.wait + step.seconds),
         "train/videos_per_second": batch_size / (step.wait + step.seconds),
+        "train/memory_gib": step.memory / 2**30,
     }

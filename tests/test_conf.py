@@ -47,5 +47,7 @@ def test_every_benchmark_has_a_config_with_the_papers_settings(name, tmp_path, m
     assert (adapter.method.reduction, adapter.method.shared) == ADAPTERS.get(name, (8, 16))
     assert adapter.pooling == "query_aware"
     assert adapter.train.batch_size == 128
+    assert not adapter.train.augment
     if name not in ("msvd", "vatex"):  # those are not in VoP's paper
         assert (config.clip.words, runs["vop"].train.batch_size) == (77, 32)
+        assert runs["vop"].train.augment

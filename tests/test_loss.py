@@ -1,11 +1,18 @@
 """The loss against its formula, and split over workers against one process."""
 
+from datetime import timedelta
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from methods_support import FRAMES, batch, tuned_clip
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from vopcore import loss as module
+from vopcore.batches import Batch
+from vopcore.gradients import backward
 from vopcore.loss import contrastive
 from vopcore.retriever import Retriever
 
@@ -48,13 +55,44 @@ def test_the_loss_is_the_mean_of_both_cross_entropies():
     torch.testing.assert_close(with_none, with_ones)
 
 
+def noted(sizes, tensor):
+    sizes.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("pooling", ["mean", "query_aware"])
+def test_the_loss_in_blocks_is_the_loss_and_holds_no_more_than_a_block(monkeypatch, pooling):
+    retriever = make("vop", pooling)
+    torch.manual_seed(0)
+    text = torch.randn(33, 8, requires_grad=True)
+    video = (text.detach().unsqueeze(1) + 0.5 * torch.randn(33, FRAMES, 8)).requires_grad_()
+    mask = torch.rand(33, FRAMES) < 0.6
+    mask[:, 1] = True
+    leaves = [text, video, retriever.clip.logit_scale]
+    logits = retriever.clip.logit_scale.exp() * retriever.similarity(text, video, mask)
+    right = torch.arange(33)
+    plain = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+    wanted = torch.autograd.grad(plain, leaves)
+    for rows in (33, 10, 1):
+        monkeypatch.setattr(module, "BLOCK", rows * 33 * FRAMES)
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(noted, held), lambda x: x):
+            loss = contrastive(text, video, mask, retriever)
+        torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-7)
+        for got, gradient in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
+            torch.testing.assert_close(got, gradient, rtol=1e-5, atol=1e-7)
+        assert max(held) <= 33 * -(-33 // rows)  # logsumexp of columns for each block, but no block
+
+
 def worker(rank, folder):
     """Every number of workers in turn, each a process group of its own."""
     torch.set_num_threads(1)
     for workers, parts in PARTS.items():
         if rank < workers:
             meeting = f"file://{folder}/{workers}-workers"
-            distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+            distributed.init_process_group(
+                "gloo", init_method=meeting, rank=rank, world_size=workers, timeout=timedelta(seconds=60)
+            )
             for case in CASES:
                 one_worker(*case, rank, parts, folder)
             distributed.destroy_process_group()
@@ -68,6 +106,9 @@ def one_worker(name, pooling, rank, parts, folder):
     loss = contrastive(*model(pixels, mask, tokens), mask, retriever)
     loss.backward()
     torch.save((loss.detach(), gradients(retriever)), f"{folder}/{name}-{len(parts)}-{rank}.pt")
+    model.zero_grad()
+    loss = backward(model, retriever, Batch(["v"] * len(mask), pixels, mask, tokens), 1, (0, 0))
+    torch.save((loss, gradients(retriever)), f"{folder}/{name}-{len(parts)}-{rank}-micro.pt")
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +122,11 @@ def workers(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "pooling"), CASES)
 @pytest.mark.parametrize("count", PARTS)
-def test_workers_with_uneven_parts_have_the_gradients_of_one_process(workers, count, name, pooling):
+@pytest.mark.parametrize("passes", ["", "-micro"])
+def test_workers_with_uneven_parts_have_the_gradients_of_one_process(workers, count, name, pooling, passes):
     loss, wanted = one_process(name, pooling)
     for rank in range(count):
-        worker_loss, got = torch.load(workers / f"{name}-{count}-{rank}.pt", weights_only=True)
+        worker_loss, got = torch.load(workers / f"{name}-{count}-{rank}{passes}.pt", weights_only=True)
         torch.testing.assert_close(worker_loss, loss)
         assert got.keys() == wanted.keys()
         for key, gradient in got.items():

@@ -1,11 +1,14 @@
 """Training steps, and going on after a stop, to the last bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from methods_support import tuned_clip
 from test_batches import CAPTIONS
 from tuning_support import make_shards, tokenize
 
+from vopcore.augment import crop
 from vopcore.batches import TrainingBatches
 from vopcore.config import Train
 from vopcore.methods import tuned
@@ -37,6 +40,7 @@ def test_training_lowers_the_loss_and_tells_every_step(batches):
     assert steps[0].lr == 0.0
     assert max(s.lr for s in steps) == pytest.approx(1e-2, rel=0.05)
     assert all(s.grad_norm > 0 and s.seconds > 0 for s in steps)
+    assert 50 * 2**20 < steps[0].memory <= steps[-1].memory < 100 * 2**30  # torch alone is more than 50 MiB
 
 
 @pytest.mark.parametrize("name", ["vop_p", "cross_modal_adapter"])
@@ -78,3 +82,15 @@ def test_a_state_of_another_method_is_refused(batches, tmp_path):
     tuner(batches, "vop").save(tmp_path / "state.pt")
     with pytest.raises((KeyError, RuntimeError, ValueError)):
         tuner(batches, "vop_p").load(tmp_path / "state.pt")
+
+
+def test_augmented_batches_are_cropped_before_clip_sees_them(batches):
+    (batch, *_) = batches.epoch(0)
+    whole = torch.tensor([[0, 0, 16, 16, 0]]).expand(8, -1)
+    crops = whole + torch.tensor([0, 0, -3, -2, 1])
+    by_hand = replace(batch, frames=crop(batch.frames, crops))
+    losses = [tuner(batches).step(b)[0] for b in (batch, replace(batch, crops=whole))]
+    assert losses[0] == losses[1]
+    losses = [tuner(batches).step(b)[0] for b in (by_hand, replace(batch, crops=crops))]
+    assert losses[0] == losses[1]
+    assert losses[0] != tuner(batches).step(batch)[0]

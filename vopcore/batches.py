@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from vopcore.augment import draw_crop
 from vopcore.shards import Shards
 from vopcore.video.sample import choose
 
@@ -25,6 +26,12 @@ class Batch:
     frames: torch.Tensor  # uint8 [B, F, 3, S, S]
     mask: torch.Tensor  # bool [B, F], False where a video has fewer than F frames
     tokens: torch.Tensor  # int64 [B, L]
+    crops: torch.Tensor | None = None  # int64 [B, 5], for `augment.crop`
+
+    def parts(self, size: int) -> list["Batch"]:
+        """Cut into batches of `size` videos, the last one perhaps of fewer."""
+        starts = range(0, len(self.videos), size)
+        return [Batch(*(None if x is None else x[i : i + size] for x in vars(self).values())) for i in starts]
 
 
 def stack_frames(
@@ -46,7 +53,8 @@ class TrainingBatches:
 
     `captions` maps a video to its captions. With `draw="one"` an epoch holds every video once, with a caption
     drawn anew each epoch; with `"all"` every (video, caption) pair once. No global batch holds a video twice:
-    it would be its own negative. What does not fill the last batch of an epoch waits for another epoch.
+    it would be its own negative. What does not fill the last batch of an epoch waits for another epoch. With
+    `augment` each video of a batch has a crop drawn for it.
 
     Raises:
         ValueError: fewer videos than a global batch holds.
@@ -62,12 +70,14 @@ class TrainingBatches:
         batch_size: int,
         draw: Literal["one", "all"],
         seed: int,
+        augment: bool = False,
         rank: int = 0,
         workers: int = 1,
     ) -> None:
         self._shards, self._captions, self._tokenize = shards, captions, tokenize
         self._videos = sorted(captions)
         self._frames, self._batch_size, self._draw, self._seed = frames, batch_size, draw, seed
+        self._augment = augment
         self._part = slice(rank * batch_size // workers, (rank + 1) * batch_size // workers)
         self.steps_per_epoch = num_batches(self._counts(), batch_size)
         if self.steps_per_epoch == 0:
@@ -90,7 +100,12 @@ class TrainingBatches:
         rngs = [np.random.default_rng([self._seed, epoch, v, c]) for v, c in pairs]
         frames, mask = stack_frames(self._shards, videos, self._frames, rngs)
         texts = [self._caption(epoch, v, c) for v, c in pairs]
-        return Batch(videos, frames, mask, self._tokenize(texts))
+        crops = self._crops(epoch, pairs, frames.shape[-1]) if self._augment else None
+        return Batch(videos, frames, mask, self._tokenize(texts), crops)
+
+    def _crops(self, epoch: int, pairs: list[tuple[int, int]], size: int) -> torch.Tensor:
+        rngs = (np.random.default_rng([self._seed, epoch, v, c, 1]) for v, c in pairs)
+        return torch.tensor([draw_crop(rng, size) for rng in rngs])
 
     def _caption(self, epoch: int, v: int, c: int) -> str:
         texts = self._captions[self._videos[v]]

@@ -1,8 +1,10 @@
 """The symmetric contrastive loss over the pairs of all workers."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, nn
+from torch.utils.checkpoint import checkpoint
+
+BLOCK = 2**26  # (text, frame) pairs of a block of logits: a few times 256 MiB
 
 
 class _Gather(torch.autograd.Function):
@@ -51,11 +53,30 @@ def contrastive(text: Tensor, video: Tensor, mask: Tensor | None, retriever: nn.
     text [N, D] and video [N, F, D] with mask Bool [N, F] are this worker's part, caption i belonging to
     video i. Under DistributedDataParallel the gradients are those of one worker with the whole batch, for
     any number of workers and uneven parts. `retriever` is the Retriever itself, not its DDP wrapper.
+    Memory is that of BLOCK logits, for any number of pairs: each block is computed again for its gradients.
     """
     if mask is None:
         text, video = gather(text, video)
     else:
         text, video, mask = gather(text, video, mask)
-    logits = retriever.clip.logit_scale.float().exp() * retriever.similarity(text, video, mask)
-    pairs = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+    rows = max(1, BLOCK // video[..., 0].numel())
+    blocks = [slice(start, start + rows) for start in range(0, len(text), rows)]
+
+    def logits(rows: slice, columns: slice) -> Tensor:
+        real = None if mask is None else mask[columns]
+        scale = retriever.clip.logit_scale.float().exp()
+        return scale * retriever.similarity(text[rows], video[columns], real)
+
+    with torch.no_grad():  # what is near zero is exact: logits of right pairs, from which the others are told
+        right = torch.cat([logits(block, block).diagonal() for block in blocks])
+
+    def part(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """logsumexp of the rows, and of the columns as far as these rows go; the right logits."""
+        block = logits(rows, slice(None))
+        by_row, by_column = block - right[rows].unsqueeze(1), block - right
+        return by_row.logsumexp(1), by_column.logsumexp(0), by_row.diagonal(rows.start)
+
+    parts = [checkpoint(part, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+    by_row, by_column, pairs = zip(*parts, strict=True)
+    total = torch.cat(by_row).mean() + torch.stack(by_column).logsumexp(0).mean()
+    return total / 2 - torch.cat(pairs).mean()

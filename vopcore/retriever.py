@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vopcore.clip import encode_text, encode_video, model_name, normalisation, thaw
+from vopcore.clip import encode_text, encode_video, keep_in_bf16, model_name, normalisation, thaw
 
 Pooling = Literal["mean", "query_aware"]
+Precision = Literal["fp32", "bf16"]
 TEMPERATURE = 5.0  # of the query-aware softmax
 TEXTS, PAIRS = 256, 2**20  # a block: at most so many texts, and (text, frame) pairs: 4 MiB in fp32
 
@@ -25,10 +26,18 @@ class Retriever(nn.Module):
     The frozen CLIP stays in eval mode whatever `train` says; only the modules of the method follow.
     """
 
-    def __init__(self, clip: nn.Module, pooling: Pooling | None = None, learn_scale: bool = False) -> None:
+    def __init__(
+        self,
+        clip: nn.Module,
+        pooling: Pooling | None = None,
+        learn_scale: bool = False,
+        precision: Precision = "fp32",
+    ) -> None:
         """pooling: None is what the tuned weights were saved with, or `mean`. learn_scale: tune
-        logit_scale too."""
+        logit_scale too. precision: `bf16` computes the towers under autocast, over frozen weights kept in
+        bf16; tuned parameters, features and similarities stay in fp32."""
         super().__init__()
+        self.precision = precision
         tuning = getattr(clip, "tuning", None)
         self.pooling = pooling or (tuning and tuning.pooling) or "mean"
         if self.pooling not in ("mean", "query_aware"):
@@ -36,6 +45,8 @@ class Retriever(nn.Module):
         self.clip = clip
         if learn_scale:
             thaw([clip.logit_scale])
+        if precision == "bf16":
+            keep_in_bf16(clip)
         for name, value in zip(("mean", "std"), normalisation(clip), strict=True):
             self.register_buffer(name, 255 * value.view(3, 1, 1), persistent=False)
 
@@ -50,18 +61,21 @@ class Retriever(nn.Module):
         return self.text(tokens), self.video(frames, mask)
 
     def text(self, tokens: Tensor) -> Tensor:
-        """tokens Int [N, L] -> Float [N, D], not normalised."""
-        return encode_text(self.clip, tokens)
+        """tokens Int [N, L] -> Float32 [N, D], not normalised."""
+        with self._autocast():
+            return encode_text(self.clip, tokens).float()
 
     def video(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """frames UInt8 [B, F, 3, H, W], mask Bool [B, F] (True: a real frame; None: all) -> Float [B, F, D].
+        """frames UInt8 [B, F, 3, H, W], mask Bool [B, F] (True: a real frame; None: all) -> [B, F, D].
 
-        One feature per frame, not normalised; those of padding mean nothing and `similarity` leaves them out.
+        One Float32 feature per frame, not normalised; those of padding mean nothing, `similarity` leaves
+        them out.
         Raises ValueError if dtype, size or number of frames are not what the CLIP was built or tuned for.
         """
         self._check(frames)
         pixels = (frames.to(self.mean.dtype) - self.mean) / self.std
-        return encode_video(self.clip, pixels.to(self.clip.visual.conv1.weight.dtype), mask)
+        with self._autocast():
+            return encode_video(self.clip, pixels.to(self.clip.visual.conv1.weight.dtype), mask).float()
 
     def similarity(self, text: Tensor, video: Tensor, mask: Tensor | None = None) -> Tensor:
         """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B]: a row per text.
@@ -74,6 +88,9 @@ class Retriever(nn.Module):
         compare = mean_similarity if self.pooling == "mean" else query_aware_similarity
         with torch.autocast(text.device.type, enabled=False):
             return compare(text.float(), video, mask)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _check(self, frames: Tensor) -> None:
         size = tuple(self.clip.visual.image_size)

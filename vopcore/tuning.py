@@ -1,6 +1,7 @@
 """Tuning itself: one step, and its state. Knows no cluster; every worker of one runs exactly this."""
 
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import nn
 from vopcore import optim
 from vopcore.batches import Batch, TrainingBatches
 from vopcore.config import Train
-from vopcore.loss import contrastive
+from vopcore.gradients import backward
 from vopcore.retriever import Retriever
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP itself was trained (Radford et al. 2021, section 2.5)
@@ -25,7 +26,8 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one step tells: `number` counts from 1 over the run; `seconds` it took, `wait` for its data."""
+    """What one step tells: `number` counts from 1 over the run; `seconds` it took, `wait` for its data;
+    `memory` in bytes, the most so far: of the GPU if it trains there, else of this process."""
 
     number: int
     loss: float
@@ -33,6 +35,7 @@ class Step:
     lr: float
     seconds: float
     wait: float
+    memory: int
 
 
 class Tuner:
@@ -50,6 +53,7 @@ class Tuner:
         model: nn.Module | None = None,
     ) -> None:
         self.retriever, self.model, self._settings, self._seed = retriever, model or retriever, settings, seed
+        retriever.clip.set_grad_checkpointing(settings.grad_checkpointing)
         self.tuned = {n: p for n, p in retriever.named_parameters() if p.requires_grad}
         self._optimizer = optim.build(
             self.tuned.items(),
@@ -75,7 +79,8 @@ class Tuner:
             began = time.perf_counter()
             loss, norm, lr = self.step(batch)
             done = time.perf_counter()
-            yield Step(self.steps_done, loss, norm, lr, done - began, began - asked)
+            memory = peak_memory(self.retriever.mean.device)
+            yield Step(self.steps_done, loss, norm, lr, done - began, began - asked, memory)
             asked = time.perf_counter()
 
     def step(self, batch: Batch) -> tuple[float, float, float]:
@@ -84,17 +89,9 @@ class Tuner:
         Raises:
             DivergedError: the loss or the gradient is NaN or infinite; nothing was changed.
         """
-        device = self.retriever.mean.device
-        torch.manual_seed(self._seed * 1_000_003 + self.steps_done)  # dropout: the same after a restart
-        mask = batch.mask.to(device, non_blocking=True)
-        text, video = self.model(
-            batch.frames.to(device, non_blocking=True),
-            None if batch.mask.all() else mask,  # attention without a mask is faster
-            batch.tokens.to(device, non_blocking=True),
-        )
-        loss = contrastive(text, video, mask, self.retriever)
+        seed = (self._seed, self.steps_done)  # of dropout: the same after a restart
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = backward(self.model, self.retriever, batch, self._settings.micro_batch, seed)
         limit = self._settings.clip_grad or float("inf")
         norm = nn.utils.clip_grad_norm_(self.tuned.values(), limit)
         lr = self._schedule.get_last_lr()[0]
@@ -131,6 +128,13 @@ class Tuner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.steps_done = state["steps_done"]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were in use at once: of a GPU as torch allocates them, else of this process (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def train(

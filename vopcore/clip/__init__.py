@@ -1,7 +1,7 @@
 """The seams of open_clip: load a CLIP, find its towers, wrap their blocks, encode. Its only importer."""
 
 from vopcore.clip.encode import encode_text, encode_video
-from vopcore.clip.frozen import Tuning, freeze, frozen_hash, share, thaw
+from vopcore.clip.frozen import Tuning, freeze, frozen_hash, keep_in_bf16, share, thaw
 from vopcore.clip.load import activation, blank, load, normalisation, tokenizer
 from vopcore.clip.towers import Tower, model_name, towers
 from vopcore.clip.wrap import Block, PerFrame, Prompted, Prompts, VideoBlock, with_prompts, wrap
@@ -20,6 +20,7 @@ __all__ = [
     "encode_video",
     "freeze",
     "frozen_hash",
+    "keep_in_bf16",
     "load",
     "model_name",
     "normalisation",

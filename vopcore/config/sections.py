@@ -115,7 +115,12 @@ class Train(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-6, gt=0)
     captions: Literal["one", "all"] = "one"  # per epoch: one caption of each video, or every pair
+    augment: bool = False  # a random resized crop (half to all of the area) and a flip, one for each video
     learn_logit_scale: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the towers, also when they are measured
+    micro_batch: Positive | None = None  # videos of a worker that hold activations at once; null: all
+    checkpoint_every: Positive | None = None  # steps; null: each epoch
+    grad_checkpointing: bool = False  # recompute a block's activations instead of holding them
 
 
 class MethodRun(Section):

@@ -33,7 +33,7 @@ def save_tuned(path: str | os.PathLike[str], clip: nn.Module, pooling: str) -> N
         "pooling": pooling,
         "model": model_name(clip),
         "activation": activation(clip),
-        "backbone": frozen_hash(clip),
+        "backbone": clip.tuning.backbone or frozen_hash(clip),
         "tensors": tensors_hash(tensors),
     }
     part = Path(f"{path}.part")

@@ -1,0 +1,134 @@
+"""What a Ray Train worker does, killed in the middle of an epoch, against the plain loop of one process."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import ray.train
+import torch
+from ingest_support import annotations
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file
+from test_batches import CAPTIONS
+from tuning_support import SIZE, make_shards
+
+from pipelines.work import WEIGHTS, Task, training_captions, work
+from vopcore import clip as clips
+from vopcore.batches import TrainingBatches
+from vopcore.config import MethodRun, RunConfig, Train
+from vopcore.config.sections import Clip, Data, Video
+from vopcore.methods import METHODS, tune, tuned
+from vopcore.retriever import Retriever
+from vopcore.shards import Shards
+from vopcore.tuning import Tuner, train
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: Ray puts sockets in it
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    ray.init(_temp_dir=folder, include_dashboard=False, num_cpus=2, runtime_env={"env_vars": environment})
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def task(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps(MODEL))
+    make_shards(tmp_path / "shards")
+    settings = Train(epochs=3, batch_size=8, lr=1e-2, augment=True, checkpoint_every=2)
+    run = MethodRun(name="vop_p", method=METHODS["vop_p"](vision_prompts=4, specific=2), train=settings)
+    config = RunConfig(
+        name="small",
+        output=str(tmp_path),
+        data=Data(dataset="folder", root=str(tmp_path)),
+        video=Video(frames=4, size=SIZE),
+        clip=Clip(model=str(tmp_path / "model.json"), pretrained=None, words=16),
+        methods=(run,),
+    )
+    return Task(config, run, annotations(dict.fromkeys(CAPTIONS), captions=2), str(tmp_path / "shards"))
+
+
+def plain_loop(task):
+    """The same tuning without Ray."""
+    config, settings, shards = task.config, task.run.train, Shards(task.shards)
+    torch.manual_seed(config.seed)
+    clip = tune(clips.load(config.clip.model), task.run.method, config.video.frames)
+    batches = TrainingBatches(
+        shards,
+        training_captions(task.annotations, shards),
+        clips.tokenizer(clip, config.clip.words),
+        frames=config.video.frames,
+        batch_size=settings.batch_size,
+        draw=settings.captions,
+        seed=config.seed,
+        augment=settings.augment,
+    )
+    train(Tuner(Retriever(clip), settings, batches.steps_per_epoch, config.seed), batches, settings.epochs)
+    return tuned(clip)
+
+
+def killer(folder):
+    """In the mailbox's place: notes each step, and kills its worker once, when step 4 is safe."""
+
+    class Killer:
+        def __init__(self):
+            self.put = self
+
+        def remote(self, what, unit, done, total, words):
+            with (folder / "steps").open("a") as file:
+                file.write(f"{done}/{total}\n")
+            if done == 5 and not (folder / "killed").exists():
+                wait_for(committed=2)
+                (folder / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait_for(committed):
+        deadline = time.monotonic() + 60
+        while len(checkpoints()) < committed:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # polling, not waiting for a guess
+
+    def checkpoints():
+        snapshots = (folder / "run").glob("checkpoint_manager*.json")
+        return {name for path in snapshots for name in re.findall(r"checkpoint_\d[\d_.-]+", path.read_text())}
+
+    return Killer()
+
+
+def test_a_worker_killed_within_an_epoch_goes_on_from_the_step_to_the_weights_of_the_plain_loop(
+    cluster, task, tmp_path
+):
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"task": task, "mailbox": killer(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(
+            name="run", storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=1)
+        ),
+    )
+    result = trainer.fit()
+    steps = [int(line.split("/")[0]) for line in (tmp_path / "steps").read_text().split()]
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
+    with result.checkpoint.as_directory() as folder:
+        weights = load_file(Path(folder) / WEIGHTS)
+    wanted = plain_loop(task)
+    assert weights.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(weights[name], value), name
+    assert result.return_value["metrics"]["params/trainable"] == sum(p.numel() for p in wanted.values())
