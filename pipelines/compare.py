@@ -2,12 +2,14 @@
 
 import json
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from ray.train import TrainingFailedError
 
 from pipelines import track
@@ -71,6 +73,7 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
         track.end_run(store, run_id, "FAILED", {"error": reason(error)})
         raise
     track.log_metrics(store, run_id, done["metrics"])
+    _log_predictions(store, run_id, done["predictions"])
     track.end_run(store, run_id, tags=done["tags"])
     result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": done["metrics"]}
     finished.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,13 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     partial.write_text(json.dumps(result, indent=1))
     partial.rename(finished)
     return result
+
+
+def _log_predictions(store: track.Store, run_id: str, predictions: pa.Table) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / track.PREDICTIONS
+        pq.write_table(predictions, file)
+        track.log_files(store, run_id, [file])
 
 
 def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
@@ -93,6 +103,7 @@ def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
         "checkpoint": "last epoch",
         "config_hash": key.rsplit("-", 1)[-1],
         "data_hash": data_hash(shared.annotations),
+        "shards": shared.shards,
         "machine": platform.node(),
     }
 

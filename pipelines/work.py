@@ -41,8 +41,8 @@ class Task:
 def work(loop: dict[str, Any]) -> dict[str, Any]:
     """Tune and measure one method together with the other workers.
 
-    Returns `metrics`: recall on the test split, that on val under `val/`, counts of parameters, seconds; and
-    `tags`: what the frozen CLIP was.
+    Returns `metrics`: recall on the test split, that on val under `val/`, counts of parameters, seconds;
+    `tags`: what the frozen CLIP was; and `predictions` (PREDICTIONS) of the test split.
     """
     task: Task = loop["task"]
     config, run = task.config, task.run
@@ -84,9 +84,10 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
     metrics = _counts(retriever)
     measured = [split for split in ("val", "test") if split in task.annotations["split"].to_pylist()]
     for split in measured:
-        metrics |= _measure(task, split, retriever, shards, captions, tokenize, tell)
+        numbers, predictions = _measure(task, split, retriever, shards, captions, tokenize, tell)
+        metrics |= numbers
     metrics |= {"seconds/tune": spent, "seconds/total": time.perf_counter() - began}
-    return {"metrics": metrics, "tags": tags}
+    return {"metrics": metrics, "tags": tags, "predictions": predictions}
 
 
 def _measure(
@@ -97,7 +98,7 @@ def _measure(
     captions: dict[str, list[str]],
     tokenize: Callable[[list[str]], torch.Tensor],
     tell: Tell,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], pa.Table]:
     embedder = Embedder(
         retriever,
         shards,
@@ -107,8 +108,10 @@ def _measure(
     )
     rows = task.annotations.filter(pc.equal(task.annotations["split"], split))
     bank = [text for texts in captions.values() for text in texts]
-    numbers = evaluate_split(embedder, retriever, shards, rows, bank, task.config.evaluate, task.config.seed)
-    return numbers if split == "test" else {f"{split}/{name}": value for name, value in numbers.items()}
+    numbers, found = evaluate_split(
+        embedder, retriever, shards, rows, bank, task.config.evaluate, task.config.seed
+    )
+    return {name if split == "test" else f"{split}/{name}": value for name, value in numbers.items()}, found
 
 
 def _counts(retriever: Retriever) -> dict[str, float]:

@@ -113,7 +113,7 @@ def test_mlflow_holds_settings_counts_recall_and_curves_of_each_method(whole):
     steps = [m.step for m in client.get_metric_history(vop.info.run_id, "train/loss")]
     assert steps == list(range(1, 19))  # 96 clips in batches of 16, three times
     names = {a.path for a in client.list_artifacts(vop.info.run_id)}
-    assert {"quickstart.yaml", "tuned"} <= names
+    assert {"quickstart.yaml", "tuned", "predictions.parquet"} <= names
     assert runs["zero_shot"].data.metrics["params/trainable"] == 0
 
 
