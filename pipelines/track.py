@@ -6,7 +6,8 @@ Every call names the store and the run: no global URI, no active run, so any pro
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,17 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+PREDICTIONS = "predictions.parquet"  # a run's artifact, see vopcore/predictions.py
 BATCH = 1000  # the most metrics MLflow takes at once
+
+
+class StoreError(ValueError):
+    """A store that cannot be read, or an experiment that is not in it; one line."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,7 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
 
     Called once, on the driver, before any worker logs: several processes racing on a new SQLite file fail.
     """
-    for name in ("alembic", "mlflow"):  # a page of migration messages on a new store
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _quiet()
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
@@ -46,6 +54,80 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
         return Store(uri, found.experiment_id, experiment)
     artifacts = (folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
     return Store(uri, client.create_experiment(experiment, artifact_location=artifacts), experiment)
+
+
+def find_store(uri: str, experiment: str) -> Store:
+    """The store of an experiment that is there already; nothing is made. Raises StoreError."""
+    _quiet()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.is_file():
+        raise StoreError(f"no MLflow store: {file} is missing; name yours with --uri")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person is waiting
+    with one_line(uri):
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return Store(uri, found.experiment_id, experiment)
+        names = sorted(e.name for e in client.search_experiments() if e.name != "Default")
+    raise StoreError(f"no experiment {experiment!r} in {uri}; there are: {', '.join(names) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of one run: the last value of each metric, and times in seconds since 1970."""
+
+    id: str
+    name: str
+    status: str
+    started: float
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def runs(store: Store) -> list[Run]:
+    """All runs of the experiment that are not deleted, oldest first. Raises StoreError."""
+    found, token = [], ""
+    with one_line(store.uri):
+        while token is not None:
+            page = store.client.search_runs([store.experiment_id], page_token=token or None)
+            found += page
+            token = page.token or None
+    return [
+        Run(
+            id=run.info.run_id,
+            name=run.info.run_name,
+            status=run.info.status,
+            started=run.info.start_time / 1000,
+            tags=run.data.tags,
+            params=run.data.params,
+            metrics=run.data.metrics,
+        )
+        for run in sorted(found, key=lambda run: run.info.start_time)
+    ]
+
+
+def curve(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric that was logged over time, by step."""
+    with one_line(store.uri):
+        history = store.client.get_metric_history(run_id, metric)
+    return sorted({point.step: point.value for point in history}.items())
+
+
+def fetch(store: Store, run_id: str, artifact: str, folder: Path) -> Path:
+    """Copy an artifact of a run into `folder`; raises StoreError if it is not there."""
+    with one_line(store.uri):
+        return Path(store.client.download_artifacts(run_id, artifact, str(folder)))
+
+
+@contextmanager
+def one_line(uri: str) -> Iterator[None]:
+    """What MLflow, its database and its files say at length, as a StoreError of one line."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        said = str(error).strip().splitlines()[0].replace("<database_uri>", uri)
+        raise StoreError(f"MLflow at {uri}: {said}") from error
 
 
 def start_run(store: Store, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
@@ -89,6 +171,11 @@ def end_run(
     if tags:
         store.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
     store.client.set_terminated(run_id, status)
+
+
+def _quiet() -> None:
+    for name in ("alembic", "mlflow"):  # a page of migration messages on a new store
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
