@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -64,17 +65,17 @@ def add_run(
 
 
 def predicted(ranks: list[float]) -> pa.Table:
-    """PREDICTIONS of captions "a red ball 0", ... whose videos are v0, v1, ...; five others come before."""
-    names = [f"v{i}" for i in range(len(ranks))]
+    """PREDICTIONS of captions "a red ball 0", ... whose videos are v000, v001, ..."""
+    names = [f"v{i:03}" for i in range(max(len(ranks), 6))]
     tops = []
-    for own, rank in zip(names, ranks, strict=True):
+    for own, rank in zip(names, ranks, strict=False):
         others = [name for name in names if name != own][:5]
         others.insert(int(rank) - 1, own)
         tops.append(others[:5])
     return pa.table(
         {
             "caption": [f"a red ball {i}" for i in range(len(ranks))],
-            "video": names,
+            "video": names[: len(ranks)],
             "rank": ranks,
             "found": [True] * len(ranks),
             "top": tops,
@@ -82,3 +83,16 @@ def predicted(ranks: list[float]) -> pa.Table:
         },
         schema=PREDICTIONS,
     )
+
+
+def dumped(page: Path) -> str:
+    """The page as a real browser holds it, after its scripts ran."""
+    quiet = [
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *quiet]
+    command += [f"--user-data-dir={page.parent / 'chromium'}", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
