@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from ray.train import TrainingFailedError
 
 from pipelines import track
+from pipelines.deliver import try_to_deliver
+from pipelines.provenance import code_version
 from pipelines.tune import data_hash, run_key, tune
 from pipelines.work import Task
 from vopcore.config import MethodRun, RunConfig
@@ -35,9 +37,14 @@ def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path)
     """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
     store = track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
     shared = Comparison(config, annotations, shards, source, store)
-    results = [_best(shared, run) for run in config.methods]
+    try:
+        results = [_best(shared, run) for run in config.methods]
+    finally:
+        try_to_deliver(store)
     print("\n" + table(results))
-    print(f"\nCompare them in a browser:\n  mlflow ui --backend-store-uri {store.uri}")
+    served = store.uri.startswith("http")
+    print(f"\nCompare them in a browser:\n  {'' if served else 'mlflow ui --backend-store-uri '}{store.uri}")
+    print(f"or on one page:\n  python pipelines/report.py {store.experiment} --uri {store.uri}")
     return results
 
 
@@ -66,9 +73,11 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
         store, key, f"{run.name} seed {config.seed}", settings(config, run), tags(shared, run, key)
     )
     track.log_files(store, run_id, [shared.source])
+    log_data(shared, run_id)
     task = Task(config, run, shared.annotations, shared.shards)
     try:
-        done = tune(config, run, task, key, store, run_id)
+        with track.watch_machine(store, run_id):
+            done = tune(config, run, task, key, store, run_id)
     except TrainingFailedError as error:
         track.end_run(store, run_id, "FAILED", {"error": reason(error)})
         raise
@@ -90,6 +99,23 @@ def _log_predictions(store: track.Store, run_id: str, predictions: pa.Table) -> 
         track.log_files(store, run_id, [file])
 
 
+def log_data(shared: Comparison, run_id: str) -> None:
+    """Which data went in, split by split."""
+    data, rows = shared.config.data, shared.annotations
+    counts = rows.group_by("split").aggregate([("caption", "count"), ("video", "count_distinct")])
+    track.log_data(
+        shared.store,
+        run_id,
+        shared.config.name if data.dataset == "folder" else data.dataset,
+        data_hash(rows),
+        data.root,
+        {
+            row["split"]: {"captions": row["caption_count"], "videos": row["video_count_distinct"]}
+            for row in counts.to_pylist()
+        },
+    )
+
+
 def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
     """What runs are grouped and filtered by."""
     config = shared.config
@@ -104,6 +130,7 @@ def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
         "config_hash": key.rsplit("-", 1)[-1],
         "data_hash": data_hash(shared.annotations),
         "shards": shared.shards,
+        "code_version": code_version(),
         "machine": platform.node(),
     }
 

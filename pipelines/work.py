@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: build, attach, go on from the last checkpoint, train, embed, measure."""
 
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,8 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # the method's own initial values
     clip = clips.load(config.clip.model, config.clip.pretrained)
     clip.requires_grad_(False)
-    tags = {"activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
+    gpu = torch.cuda.get_device_name() if get_device().type == "cuda" else "none"
+    tags = {"gpu": gpu, "activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
     tune(clip, run.method, config.video.frames)
     retriever = Retriever(clip, run.pooling, run.train.learn_logit_scale).to(get_device())
     tokenize = clips.tokenizer(clip, config.clip.words)
@@ -87,6 +89,7 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
         numbers, predictions = _measure(task, split, retriever, shards, captions, tokenize, tell)
         metrics |= numbers
     metrics |= {"seconds/tune": spent, "seconds/total": time.perf_counter() - began}
+    metrics["memory/peak_mb"] = _peak_memory()
     return {"metrics": metrics, "tags": tags, "predictions": predictions}
 
 
@@ -118,6 +121,13 @@ def _counts(retriever: Retriever) -> dict[str, float]:
     tuned = sum(p.numel() for p in retriever.parameters() if p.requires_grad)
     total = sum(p.numel() for p in retriever.parameters())
     return {"params/trainable": tuned, "params/total": total, "params/percent": 100 * tuned / total}
+
+
+def _peak_memory() -> float:
+    """The most this worker held of its GPU, else of main memory, in MB."""
+    if get_device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:

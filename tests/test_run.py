@@ -59,9 +59,9 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 def recall(folder: Path) -> dict[str, dict[str, float]]:
-    """What must be the same however often a run was interrupted: everything but times."""
+    """What must be the same however often a run was interrupted: everything but times and memory."""
     return {
-        method: {k: v for k, v in result["metrics"].items() if not k.startswith("seconds/")}
+        method: {k: v for k, v in result["metrics"].items() if not k.startswith(("seconds/", "memory/"))}
         for method, result in results(folder).items()
     }
 
