@@ -2,14 +2,18 @@
 
 import json
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines import track
+from pipelines.deliver import try_to_deliver
+from pipelines.provenance import code_version
 from pipelines.tune import RunFailedError, data_hash, run_key, tune
 from pipelines.work import Task
 from vopcore.config import MethodRun, RunConfig
@@ -32,9 +36,14 @@ def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path)
     """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
     store = track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
     shared = Comparison(config, annotations, shards, source, store)
-    results = [_best(shared, run) for run in config.methods]
+    try:
+        results = [_best(shared, run) for run in config.methods]
+    finally:
+        try_to_deliver(store)
     print("\n" + table(results))
-    print(f"\nCompare them in a browser:\n  mlflow ui --backend-store-uri {store.uri}")
+    served = store.uri.startswith("http")
+    print(f"\nCompare them in a browser:\n  {'' if served else 'mlflow ui --backend-store-uri '}{store.uri}")
+    print(f"or on one page:\n  python pipelines/report.py {store.experiment} --uri {store.uri}")
     return results
 
 
@@ -63,13 +72,16 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
         store, key, f"{run.name} seed {config.seed}", settings(config, run), tags(shared, run, key)
     )
     track.log_files(store, run_id, [shared.source])
+    log_data(shared, run_id)
     task = Task(config, run, shared.annotations, shared.shards)
     try:
-        done = tune(config, run, task, key, store, run_id)
+        with track.watch_machine(store, run_id):
+            done = tune(config, run, task, key, store, run_id)
     except RunFailedError as error:
         track.end_run(store, run_id, "FAILED", {"error": str(error)})
         raise
     track.log_metrics(store, run_id, done["metrics"])
+    _log_predictions(store, run_id, done["predictions"])
     track.end_run(store, run_id, tags=done["tags"])
     result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": done["metrics"]}
     finished.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +89,30 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     partial.write_text(json.dumps(result, indent=1))
     partial.rename(finished)
     return result
+
+
+def _log_predictions(store: track.Store, run_id: str, predictions: pa.Table) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / track.PREDICTIONS
+        pq.write_table(predictions, file)
+        track.log_files(store, run_id, [file])
+
+
+def log_data(shared: Comparison, run_id: str) -> None:
+    """Which data went in, split by split."""
+    data, rows = shared.config.data, shared.annotations
+    counts = rows.group_by("split").aggregate([("caption", "count"), ("video", "count_distinct")])
+    track.log_data(
+        shared.store,
+        run_id,
+        shared.config.name if data.dataset == "folder" else data.dataset,
+        data_hash(rows),
+        data.root,
+        {
+            row["split"]: {"captions": row["caption_count"], "videos": row["video_count_distinct"]}
+            for row in counts.to_pylist()
+        },
+    )
 
 
 def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
@@ -92,6 +128,8 @@ def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
         "checkpoint": "last epoch",
         "config_hash": key.rsplit("-", 1)[-1],
         "data_hash": data_hash(shared.annotations),
+        "shards": shared.shards,
+        "code_version": code_version(),
         "machine": platform.node(),
     }
 

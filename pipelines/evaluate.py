@@ -10,6 +10,7 @@ import torch.distributed as dist
 from vopcore.batches import stack_frames
 from vopcore.config import Evaluate
 from vopcore.metrics import dsl, evaluate, published, qb_norm
+from vopcore.predictions import predictions
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 
@@ -70,12 +71,12 @@ def evaluate_split(
     bank: Sequence[str],
     options: Evaluate,
     seed: int,
-) -> dict[str, float]:
-    """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos, on every worker.
+) -> tuple[dict[str, float], pa.Table]:
+    """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos, and PREDICTIONS.
 
-    A video that is missing or could not be decoded stays in the denominator, at the worst rank. `bank`: the
-    training captions that QB-Norm compares with. Post-processed and published-script numbers come beside the
-    plain ones, under their own names.
+    A video that is missing or could not be decoded stays in the denominator, at the worst rank. Every
+    worker returns the same. `bank`: the training captions that QB-Norm compares with. Post-processed and
+    published-script numbers come beside the plain ones, under their own names.
     """
     was_training = retriever.training
     retriever.eval()
@@ -88,7 +89,8 @@ def evaluate_split(
         return lambda rows: retriever.similarity(text[rows.to(text.device)], features, mask).cpu()
 
     plain = to_gallery(text)
-    numbers = evaluate(plain, owners, gallery, seed=seed).to_dict()
+    measured = evaluate(plain, owners, gallery, seed=seed)
+    numbers = measured.to_dict()
     for name in options.post_processing:
         changed = (
             dsl(plain, len(owners))
@@ -99,7 +101,7 @@ def evaluate_split(
     for name in options.parity:
         numbers |= published(name, plain, owners, gallery)
     retriever.train(was_training)
-    return numbers
+    return numbers, predictions(plain, split, gallery, measured.t2v)
 
 
 def _over_workers(

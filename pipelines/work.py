@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: build, attach, go on from the last checkpoint, train, embed, measure."""
 
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -49,8 +50,8 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
 def run(loop: dict[str, Any]) -> dict[str, Any]:
     """Tune and measure one method together with the other workers.
 
-    Returns `metrics`: recall on the test split, that on val under `val/`, counts of parameters, seconds; and
-    `tags`: what the frozen CLIP was.
+    Returns `metrics`: recall on the test split, that on val under `val/`, counts of parameters, seconds;
+    `tags`: what the frozen CLIP was; and `predictions` (PREDICTIONS) of the test split.
     """
     task: Task = loop["task"]
     config, method, settings = task.config, task.run, task.run.train
@@ -65,7 +66,8 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # the method's own initial values
     clip = clips.load(config.clip.model, config.clip.pretrained)
     clip.requires_grad_(False)
-    tags = {"activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
+    gpu = torch.cuda.get_device_name() if get_device().type == "cuda" else "none"
+    tags = {"gpu": gpu, "activation": clips.activation(clip), "backbone_hash": clips.frozen_hash(clip)}
     tune(clip, method.method, config.video.frames)
     retriever = Retriever(clip, method.pooling, settings.learn_logit_scale, settings.precision)
     retriever.to(get_device())
@@ -94,9 +96,11 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
     metrics = _counts(retriever)
     measured = [split for split in ("val", "test") if split in task.annotations["split"].to_pylist()]
     for split in measured:
-        metrics |= _measure(task, split, retriever, shards, captions, tokenize, tell)
+        numbers, predictions = _measure(task, split, retriever, shards, captions, tokenize, tell)
+        metrics |= numbers
     metrics |= {"seconds/tune": spent, "seconds/total": time.perf_counter() - began}
-    return {"metrics": metrics, "tags": tags}
+    metrics["memory/peak_mb"] = _peak_memory()
+    return {"metrics": metrics, "tags": tags, "predictions": predictions}
 
 
 def _measure(
@@ -107,7 +111,7 @@ def _measure(
     captions: dict[str, list[str]],
     tokenize: Callable[[list[str]], torch.Tensor],
     tell: Tell,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], pa.Table]:
     embedder = Embedder(
         retriever,
         shards,
@@ -117,14 +121,23 @@ def _measure(
     )
     rows = task.annotations.filter(pc.equal(task.annotations["split"], split))
     bank = [text for texts in captions.values() for text in texts]
-    numbers = evaluate_split(embedder, retriever, shards, rows, bank, task.config.evaluate, task.config.seed)
-    return numbers if split == "test" else {f"{split}/{name}": value for name, value in numbers.items()}
+    numbers, found = evaluate_split(
+        embedder, retriever, shards, rows, bank, task.config.evaluate, task.config.seed
+    )
+    return {name if split == "test" else f"{split}/{name}": value for name, value in numbers.items()}, found
 
 
 def _counts(retriever: Retriever) -> dict[str, float]:
     tuned = sum(p.numel() for p in retriever.parameters() if p.requires_grad)
     total = sum(p.numel() for p in retriever.parameters())
     return {"params/trainable": tuned, "params/total": total, "params/percent": 100 * tuned / total}
+
+
+def _peak_memory() -> float:
+    """The most this worker held of its GPU, else of main memory, in MB."""
+    if get_device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = [path for room in ("pipelines", "vopcore") for path in sorted((ROOT / room).rglob("*.py"))]
 ONLY_IN = {  # library: the only places that import it
     "ray": ["pipelines"],
-    "mlflow": ["pipelines/track.py"],
+    "mlflow": ["pipelines/track"],
     "open_clip": ["vopcore/clip"],
     "av": ["vopcore/video", "vopcore/datasets/shapes.py"],
     "simplejpeg": ["vopcore/shards"],

@@ -1,0 +1,111 @@
+"""What a run found: captions with their five best videos as strips of frames, the right one marked.
+
+    python pipelines/gallery.py quickstart vop_p
+    python pipelines/gallery.py quickstart vop_p full        # side by side: fixed by one, broken by the other
+
+A run is named by its method (the newest finished run), the start of its name ("vop_p seed 1") or its id.
+Writes one HTML file that opens from disk, and logs it to the first run. Exit codes: 0 done, 2 nothing to
+show.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import track
+from pipelines.report import store_uri
+from pipelines.reports.page import render
+from pipelines.reports.queries import gallery_data
+from vopcore.shards import Shards
+
+CLI = argparse.ArgumentParser(
+    prog="pipelines/gallery.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+)
+CLI.add_argument("experiment", help="its name in MLflow")
+CLI.add_argument("run", help="a method, the start of a run's name, or a run's id")
+CLI.add_argument("other", nargs="?", help="another run, shown beside it")
+CLI.add_argument(
+    "--uri", help="MLflow's store; default MLFLOW_TRACKING_URI, else outputs/EXPERIMENT/mlflow.db"
+)
+CLI.add_argument("--shards", help="the folder of frames, where it has moved since the run")
+CLI.add_argument("--most", type=int, default=500, help="captions on the page (500)")
+CLI.add_argument("--out", type=Path, help="the file; default outputs/reports/EXPERIMENT/gallery_RUN.html")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    args = CLI.parse_args(argv)
+    words = [word for word in (args.run, args.other) if word]
+    name = f"gallery_{'_and_'.join(words)}.html".replace(" ", "_")
+    out = args.out or Path("outputs/reports") / args.experiment / name
+    try:
+        store = track.find_store(store_uri(args.uri, args.experiment), args.experiment)
+        found = track.runs(store)
+        runs = [pick(found, word) for word in words]
+        page = gallery(store, runs, frames(args.shards or runs[0].tags.get("shards")), args.most)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page)
+    try:
+        with track.one_line(store.uri):
+            track.log_files(store, runs[0].id, [out])
+    except ValueError as error:
+        print(f"warning: the gallery is written, but not logged: {error}", file=sys.stderr)
+    print(f"Open {out.absolute().as_uri()}")
+    return 0
+
+
+def gallery(store: track.Store, runs: Sequence[track.Run], shards: Shards | None, most: int) -> str:
+    """The page of one run or two. Raises ValueError where there is nothing to show."""
+    data = gallery_data([run.name for run in runs], [predictions(store, run) for run in runs], shards, most)
+    return render("gallery.html", title=" beside ".join(run.name for run in runs), data=data)
+
+
+def pick(runs: Sequence[track.Run], word: str) -> track.Run:
+    """The newest finished run that `word` names; raises track.StoreError listing what there is."""
+    finished = [run for run in runs if run.status == "FINISHED" and "kind" not in run.tags]
+    for named in (
+        [run for run in finished if run.id == word],
+        [run for run in finished if run.tags.get("method") == word],
+        [run for run in finished if run.name.startswith(word)],
+    ):
+        if named:
+            return named[-1]
+    names = ", ".join(run.name for run in finished) or "none"
+    raise track.StoreError(f"no finished run {word!r}; there are: {names}")
+
+
+def predictions(store: track.Store, run: track.Run) -> pa.Table:
+    """PREDICTIONS of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return pq.read_table(track.fetch(store, run.id, track.PREDICTIONS, Path(folder)))
+        except track.StoreError as error:
+            raise track.StoreError(f"{run.name} has no {track.PREDICTIONS} to show: {error}") from error
+
+
+def frames(folder: str | None) -> Shards | None:
+    """The shards, or None and a word on stderr: the page then goes without pictures."""
+    try:
+        shards = Shards(folder) if folder else None
+    except (OSError, ValueError):
+        shards = None
+    if shards is None or not shards.videos:
+        print(
+            f"warning: no pictures: no shards in {folder}; name their folder with --shards", file=sys.stderr
+        )
+        return None
+    return shards
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

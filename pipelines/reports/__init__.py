@@ -1,0 +1,1 @@
+"""What finished runs add up to: tables, plots and pages."""

@@ -1,0 +1,47 @@
+"""MLflow: one flat run per method and seed, found again by its key. The only importer of mlflow.
+
+Every call names the store and the run: no global URI, no active run, so any process may log. What MLflow does
+not take is kept in files (`journal`) and delivered later; it never ends a run.
+"""
+
+from pipelines.track.journal import waiting
+from pipelines.track.read import Run, curve, fetch, runs
+from pipelines.track.store import Store, StoreError, find_store, one_line, open_store
+from pipelines.track.write import (
+    ADDRESS,
+    deliver,
+    end_run,
+    flat,
+    log_curves,
+    log_data,
+    log_files,
+    log_metrics,
+    start_run,
+    watch_machine,
+)
+
+PREDICTIONS = "predictions.parquet"  # a run's artifact, see vopcore/predictions.py
+
+__all__ = [
+    "ADDRESS",
+    "PREDICTIONS",
+    "Run",
+    "Store",
+    "StoreError",
+    "curve",
+    "deliver",
+    "end_run",
+    "fetch",
+    "find_store",
+    "flat",
+    "log_curves",
+    "log_data",
+    "log_files",
+    "log_metrics",
+    "one_line",
+    "open_store",
+    "runs",
+    "start_run",
+    "waiting",
+    "watch_machine",
+]

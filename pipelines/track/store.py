@@ -1,0 +1,90 @@
+"""Where runs are kept, and what can be wrong with it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+SETTINGS = {  # MLflow's own, unless the user set them
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the machine unasked
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # what a server does not take is kept, so nobody waits for long
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+class StoreError(ValueError):
+    """A store that cannot be read, or an experiment that is not in it; one line."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the runs of one experiment are kept; plain text, so it travels to any process."""
+
+    uri: str
+    experiment_id: str
+    experiment: str
+    journal: str | None = None  # the folder that keeps what MLflow does not take; None: that is an error
+
+    @property
+    def client(self) -> MlflowClient:
+        _settle()
+        return MlflowClient(tracking_uri=self.uri)
+
+
+def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
+    """Open the store named in the config, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`.
+
+    Called once, on the driver, before any worker logs: several processes racing on a new SQLite file fail.
+    Raises StoreError.
+    """
+    _settle()
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    with one_line(uri):
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            artifacts = (folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+            experiment_id = client.create_experiment(experiment, artifact_location=artifacts)
+        else:
+            experiment_id = found.experiment_id
+    return Store(uri, experiment_id, experiment, str(folder / "mlflow_waiting"))
+
+
+def find_store(uri: str, experiment: str) -> Store:
+    """The store of an experiment that is there already; nothing is made. Raises StoreError."""
+    _settle()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.is_file():
+        raise StoreError(f"no MLflow store: {file} is missing; name yours with --uri")
+    with one_line(uri):
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return Store(uri, found.experiment_id, experiment)
+        names = sorted(e.name for e in client.search_experiments() if e.name != "Default")
+    raise StoreError(f"no experiment {experiment!r} in {uri}; there are: {', '.join(names) or 'none'}")
+
+
+@contextmanager
+def one_line(uri: str) -> Iterator[None]:
+    """What MLflow, its database and its files say at length, as a StoreError of one line."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        said = str(error).strip().splitlines()[0].replace("<database_uri>", uri)
+        raise StoreError(f"MLflow at {uri}: {said}") from error
+
+
+def _settle() -> None:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow"):  # a page of migration messages on a new store
+        logging.getLogger(name).setLevel(logging.WARNING)

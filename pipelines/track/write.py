@@ -1,0 +1,185 @@
+"""Logging to MLflow: each call is delivered, or kept until MLflow takes it."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from pipelines.track.journal import Journal, waiting
+from pipelines.track.store import Store, StoreError, one_line
+
+BATCH = 1000  # the most metrics MLflow takes at once
+ADDRESS = "store.json"  # in the journal: where its calls were meant to go
+KEPT = "kept-"  # before the key of a run that MLflow does not know yet
+CONTEXT = {"train": "training", "val": "validation", "test": "testing"}  # MLflow's words for splits
+
+log = logging.getLogger(__name__)
+
+
+def start_run(store: Store, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """Begin the run of `key`, or go on with the one that was begun before; returns its id."""
+    value = {
+        "key": key,
+        "name": f"{name} {datetime.now(UTC):%Y-%m-%d}",
+        "params": {name: str(value) for name, value in params.items()},
+        "tags": {**tags, "run_key": key},
+    }
+    try:
+        with one_line(store.uri):
+            return _start(store.client, store.experiment_id, value)
+    except StoreError as error:
+        _keep(store, KEPT + key, "start", value, error)
+        return KEPT + key
+
+
+def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+    """Log numbers of one moment."""
+    log_curves(store, run_id, [(step, metrics)])
+
+
+def log_curves(store: Store, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+    """Log (step, numbers) pairs."""
+    now = int(time.time() * 1000)
+    values = [[name, float(v), now, step] for step, numbers in points for name, v in numbers.items()]
+    _log(store, run_id, "metrics", values)
+
+
+def log_files(store: Store, run_id: str, files: Iterable[Path], folder: str | None = None) -> None:
+    """Keep files as artifacts of the run."""
+    for file in files:
+        _log(store, run_id, "file", {"path": str(file), "folder": folder})
+
+
+def log_data(
+    store: Store, run_id: str, name: str, digest: str, source: str, splits: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Say which data went in. splits: of each split, how many there are of what."""
+    value = {"name": name, "digest": digest, "source": source, "splits": splits}
+    _log(store, run_id, "data", value)
+
+
+def end_run(
+    store: Store, run_id: str, status: str = "FINISHED", tags: Mapping[str, str] | None = None
+) -> None:
+    """Close the run as FINISHED, FAILED or KILLED."""
+    value = {"status": status, "tags": {name: str(v) for name, v in (tags or {}).items()}}
+    _log(store, run_id, "end", value)
+
+
+def deliver(store: Store) -> None:
+    """Hand over all that is kept; raises StoreError, keeping the rest, where MLflow does not take it.
+
+    Nothing stands twice in MLflow if a call is delivered again.
+    """
+    for run_id in waiting(store.journal):
+        journal = Journal(store.journal, run_id)
+        with one_line(store.uri):
+            known = run_id
+            for call, value in journal:
+                if call == "start":
+                    known = _start(store.client, store.experiment_id, value)
+                else:
+                    CALLS[call](store.client, known, value)
+        journal.clear()
+
+
+@contextmanager
+def watch_machine(store: Store, run_id: str) -> Iterator[None]:
+    """Log CPU, memory, disk, network and GPU of this machine under `system/` while the block runs."""
+    if run_id.startswith(KEPT):
+        yield
+        return
+    every = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or 10  # seconds
+    monitor = SystemMetricsMonitor(run_id, every, resume_logging=True, tracking_uri=store.uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"video": {"frames": 12}}` as `{"video.frames": 12}`, the names runs are searched by."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _log(store: Store, run_id: str, call: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    """Deliver a call; keep it where MLflow does not take it, or where calls before it are kept."""
+    if store.journal and not Journal(store.journal, run_id).is_empty:
+        Journal(store.journal, run_id).add(call, value)
+        return
+    try:
+        with one_line(store.uri):
+            CALLS[call](store.client, run_id, value)
+    except StoreError as error:
+        _keep(store, run_id, call, value, error)
+
+
+def _keep(store: Store, run_id: str, call: str, value: Any, error: Exception) -> None:  # noqa: ANN401
+    if store.journal is None:
+        raise error
+    log.warning("%s; what it misses is kept in %s", error, store.journal)
+    Journal(store.journal, run_id).add(call, value)
+    (Path(store.journal) / ADDRESS).write_text(json.dumps({"uri": store.uri, "experiment": store.experiment}))
+
+
+def _start(client: MlflowClient, experiment_id: str, value: Mapping[str, Any]) -> str:
+    begun = client.search_runs([experiment_id], f"tags.run_key = '{value['key']}'", max_results=1)
+    if begun:
+        run = begun[0]
+        client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        run = client.create_run(experiment_id, tags=value["tags"], run_name=value["name"])
+    new = [Param(name, v) for name, v in value["params"].items() if name not in run.data.params]
+    client.log_batch(run.info.run_id, params=new)
+    return run.info.run_id
+
+
+def _metrics(client: MlflowClient, run_id: str, value: list[list[Any]]) -> None:
+    metrics = [Metric(*numbers) for numbers in value]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+
+def _file(client: MlflowClient, run_id: str, value: Mapping[str, str]) -> None:
+    client.log_artifact(run_id, value["path"], value["folder"])
+
+
+def _data(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> None:
+    source = json.dumps({"uri": value["source"]})
+    inputs = [
+        DatasetInput(
+            Dataset(value["name"], f"{value['digest']}-{split}", "local", source, profile=json.dumps(counts)),
+            [InputTag("mlflow.data.context", CONTEXT[split])],
+        )
+        for split, counts in value["splits"].items()
+    ]
+    client.log_inputs(run_id, inputs)
+
+
+def _end(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> None:
+    client.log_batch(run_id, tags=[RunTag(name, v) for name, v in value["tags"].items()])
+    client.set_terminated(run_id, value["status"])
+
+
+CALLS: dict[str, Callable[[MlflowClient, str, Any], None]] = {
+    "metrics": _metrics,
+    "file": _file,
+    "data": _data,
+    "end": _end,
+}
