@@ -84,6 +84,7 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
             batch_size=settings.batch_size,
             draw=settings.captions,
             seed=config.seed,
+            repeat_videos=settings.repeat_videos,
             augment=settings.augment,
             rank=rank,
             workers=workers,

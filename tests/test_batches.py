@@ -20,18 +20,9 @@ def shards(tmp_path_factory):
 CAPTIONS = {f"v{i:03}": [f"caption {10 * i + c}" for c in range(1 + i % 3)] for i in range(24)}
 
 
-def make(shards, draw="one", batch_size=8, rank=0, workers=1, seed=0, captions=CAPTIONS):
-    return TrainingBatches(
-        shards,
-        captions,
-        tokenize,
-        frames=4,
-        batch_size=batch_size,
-        draw=draw,
-        seed=seed,
-        rank=rank,
-        workers=workers,
-    )
+def make(shards, draw="one", captions=CAPTIONS, **changes):
+    options = {"frames": 4, "batch_size": 8, "draw": draw, "seed": 0} | changes
+    return TrainingBatches(shards, captions, tokenize, **options)
 
 
 def same(a, b) -> bool:
@@ -92,6 +83,18 @@ def test_every_pair_in_an_epoch_when_all_captions_are_asked_for(shards):
     assert seen == Counter(
         (v, token) for v, texts in even.items() for token in tokenize(texts)[:, 1].tolist()
     )
+
+
+def test_a_batch_holds_a_video_twice_only_when_asked_and_still_every_pair_once(shards):
+    few = {video: [f"caption {10 * i + c}" for c in range(12)] for i, video in enumerate(list(CAPTIONS)[:4])}
+    batches = make(shards, "all", captions=few, repeat_videos=True)
+    assert batches.steps_per_epoch == 6
+    epoch = list(batches.epoch(0))
+    assert all(len(set(batch.videos)) < 8 for batch in epoch)
+    seen = Counter((v, t) for b in epoch for v, t in zip(b.videos, b.tokens[:, 1].tolist(), strict=True))
+    assert seen == Counter((v, t) for v, texts in few.items() for t in tokenize(texts)[:, 1].tolist())
+    with pytest.raises(ValueError, match="more than the 4 videos"):
+        make(shards, "all", captions=few)
 
 
 @pytest.mark.parametrize("draw", ["one", "all"])

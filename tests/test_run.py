@@ -62,11 +62,12 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 def recall(folder: Path) -> dict[str, dict[str, float]]:
-    """What must be the same however often a run was interrupted: everything but times and memory."""
-    return {
-        method: {k: v for k, v in result["metrics"].items() if not k.startswith(("seconds/", "memory/"))}
-        for method, result in results(folder).items()
-    }
+    return {method: lasting(result["metrics"]) for method, result in results(folder).items()}
+
+
+def lasting(metrics: dict[str, float]) -> dict[str, float]:
+    """What must be the same however often a run was interrupted: everything but time and memory."""
+    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "memory/"))}
 
 
 def shard_files(folder: Path) -> dict[str, bytes]:
@@ -148,11 +149,9 @@ def test_recall_does_not_depend_on_the_number_of_workers(whole):
     before = recall(folder)["zero_shot"]
     alone = run(folder, "compare=[zero_shot]", "resources.workers=1", "run=alone")
     assert alone.returncode == 0, alone.stderr[-3000:]
-    found = [
-        json.loads(path.read_text()) for path in (folder / "out/results").glob("zero_shot-s0-alone-*.json")
-    ]
-    assert {k: v for k, v in found[0]["metrics"].items() if not k.startswith(("seconds/", "memory/"))} == before
-    next((folder / "out/results").glob("zero_shot-s0-alone-*.json")).unlink()
+    (path,) = (folder / "out/results").glob("zero_shot-s0-alone-*.json")
+    assert lasting(json.loads(path.read_text())["metrics"]) == before
+    path.unlink()
 
 
 def test_a_run_that_diverges_ends_with_code_1_and_the_step_and_videos(whole):

@@ -52,9 +52,9 @@ class TrainingBatches:
     """The training split in seeded order, cut into global batches, of which this worker takes its part.
 
     `captions` maps a video to its captions. With `draw="one"` an epoch holds every video once, with a caption
-    drawn anew each epoch; with `"all"` every (video, caption) pair once. No global batch holds a video twice:
-    it would be its own negative. What does not fill the last batch of an epoch waits for another epoch. With
-    `augment` each video of a batch has a crop drawn for it.
+    drawn anew each epoch; with `"all"` every (video, caption) pair once. No global batch holds a video twice,
+    as it would be its own negative, unless `repeat_videos`, as in CLIP4Clip. What does not fill the last
+    batch of an epoch waits for another epoch. With `augment` each video of a batch has a crop drawn for it.
 
     Raises:
         ValueError: fewer videos than a global batch holds.
@@ -70,6 +70,7 @@ class TrainingBatches:
         batch_size: int,
         draw: Literal["one", "all"],
         seed: int,
+        repeat_videos: bool = False,
         augment: bool = False,
         rank: int = 0,
         workers: int = 1,
@@ -79,7 +80,11 @@ class TrainingBatches:
         self._frames, self._batch_size, self._draw, self._seed = frames, batch_size, draw, seed
         self._augment = augment
         self._part = slice(rank * batch_size // workers, (rank + 1) * batch_size // workers)
-        self.steps_per_epoch = num_batches(self._counts(), batch_size)
+        counts = [1 if draw == "one" else len(captions[video]) for video in self._videos]
+        pairs = [(v, c) for v, count in enumerate(counts) for c in range(count)]
+        self._single = pairs if repeat_videos else None  # pairs that are dealt as if each were a video
+        self._counts = [1] * len(pairs) if repeat_videos else counts
+        self.steps_per_epoch = num_batches(self._counts, batch_size)
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"train.batch_size: {batch_size} is more than the {len(captions)} videos to train on"
@@ -88,12 +93,10 @@ class TrainingBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This worker's batches of one epoch from step `start` on, read ahead by a thread."""
         rng = np.random.default_rng([self._seed, epoch])
-        batches = spread(self._counts(), self._batch_size, rng)
+        batches = spread(self._counts, self._batch_size, rng)
+        if self._single is not None:
+            batches = [[self._single[i] for i, _ in batch] for batch in batches]
         return _ahead(self._batch(epoch, pairs[self._part]) for pairs in batches[start:])
-
-    def _counts(self) -> list[int]:
-        """How many pairs of each video an epoch holds."""
-        return [1 if self._draw == "one" else len(self._captions[video]) for video in self._videos]
 
     def _batch(self, epoch: int, pairs: list[tuple[int, int]]) -> Batch:
         videos = [self._videos[v] for v, _ in pairs]

@@ -115,6 +115,7 @@ class Train(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-6, gt=0)
     captions: Literal["one", "all"] = "one"  # per epoch: one caption of each video, or every pair
+    repeat_videos: bool = False  # a batch may hold a video with several captions, as CLIP4Clip's
     augment: bool = False  # a random resized crop (half to all of the area) and a flip, one for each video
     learn_logit_scale: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"  # of the towers, also when they are measured
