@@ -151,7 +151,9 @@ def test_recall_does_not_depend_on_the_number_of_workers(whole):
     found = [
         json.loads(path.read_text()) for path in (folder / "out/results").glob("zero_shot-s0-alone-*.json")
     ]
-    assert {k: v for k, v in found[0]["metrics"].items() if not k.startswith(("seconds/", "memory/"))} == before
+    assert {
+        k: v for k, v in found[0]["metrics"].items() if not k.startswith(("seconds/", "memory/"))
+    } == before
     next((folder / "out/results").glob("zero_shot-s0-alone-*.json")).unlink()
 
 
