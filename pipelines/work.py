@@ -1,6 +1,5 @@
 """What each Ray Train worker runs: build, attach, go on from the last checkpoint, train, embed, measure."""
 
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from vopcore.config import MethodRun, RunConfig
 from vopcore.methods import save_tuned, tune
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
-from vopcore.tuning import DivergedError, Step, Tuner
+from vopcore.tuning import DivergedError, Step, Tuner, peak_memory
 
 STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
 
@@ -100,7 +99,7 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
         numbers, predictions = _measure(task, split, retriever, shards, captions, tokenize, tell)
         metrics |= numbers
     metrics |= {"seconds/tune": spent, "seconds/total": time.perf_counter() - began}
-    metrics["memory/peak_mb"] = _peak_memory()
+    metrics["memory/peak_mb"] = peak_memory(get_device()) / 2**20  # of its GPU, else of this process
     return {"metrics": metrics, "tags": tags, "predictions": predictions}
 
 
@@ -132,13 +131,6 @@ def _counts(retriever: Retriever) -> dict[str, float]:
     tuned = sum(p.numel() for p in retriever.parameters() if p.requires_grad)
     total = sum(p.numel() for p in retriever.parameters())
     return {"params/trainable": tuned, "params/total": total, "params/percent": 100 * tuned / total}
-
-
-def _peak_memory() -> float:
-    """The most this worker held of its GPU, else of main memory, in MB."""
-    if get_device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:
