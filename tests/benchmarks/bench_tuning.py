@@ -1,0 +1,118 @@
+"""Time and memory of a training step of each method, relative to tuning all of CLIP; the same batch for all.
+
+    python tests/benchmarks/bench_tuning.py [batch frames [precision]]
+
+ViT-B/32 with random weights, 32 words, on the GPU if there is one. Time: of the CPU (process time) or of the
+GPU between two synchronisations, the least of three steps, methods in turn. Memory: on a GPU what torch had
+allocated at most; on a CPU what autograd keeps for the backward pass, and gradients and AdamW's state.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from vopcore.batches import Batch
+from vopcore.clip import blank
+from vopcore.config import Train
+from vopcore.methods import METHODS, tune
+from vopcore.retriever import Retriever
+from vopcore.tuning import Tuner
+
+ROWS: dict[str, tuple[str, dict[str, object]]] = {
+    "full": ("full", {}),
+    "cross_modal_adapter": ("cross_modal_adapter", {}),
+    "vop": ("vop", {}),
+    "vop_p": ("vop_p", {}),
+    "vop_c": ("vop_c", {}),
+    "vop_f": ("vop_f", {}),
+    "vop_fc": ("vop_fc", {}),
+    "bias": ("bias", {}),
+    "partial": ("partial", {}),
+    "proj": ("proj", {}),
+    "vop, grad_checkpointing": ("vop", {"grad_checkpointing": True}),
+    "vop, micro_batch 1": ("vop", {"micro_batch": 1}),
+}
+STEPS = 3
+
+
+def main(batch_size: int, frames: int, precision: str) -> None:
+    """Print a row per method."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pixels = torch.randint(256, (batch_size, frames, 3, 224, 224), dtype=torch.uint8)
+    tokens = torch.randint(1, 49405, (batch_size, 32))
+    tokens[:, 0], tokens[:, 20], tokens[:, 21:] = 49406, 49407, 0
+    mask = torch.ones(batch_size, frames, dtype=torch.bool)
+    batch = Batch([str(i) for i in range(batch_size)], pixels, mask, tokens)
+    print(f"{device}, batch {batch_size}, {frames} frames, {precision}")
+    whole: tuple[float, float] | None = None
+    for label, (name, settings) in ROWS.items():
+        seconds, size = measure(tuner(name, settings, frames, precision, device), batch)
+        whole = whole or (seconds, size)
+        print(
+            f"{label:26}{seconds:9.3f} s {seconds / whole[0]:6.2f}{size / 2**20:10.0f} MiB"
+            f"{size / whole[1]:6.2f}",
+            flush=True,
+        )
+
+
+def tuner(name: str, settings: dict[str, object], frames: int, precision: str, device: torch.device) -> Tuner:
+    """A method on a CLIP of random weights, ready to train."""
+    torch.manual_seed(0)
+    clip = tune(blank("ViT-B-32-quickgelu"), METHODS[name](), frames)
+    train = Train(epochs=10, warmup=0, precision=precision, **settings)
+    tuner = Tuner(Retriever(clip, precision=precision).to(device), train, 10, seed=0)
+    tuner.model.train()
+    return tuner
+
+
+def measure(tuner: Tuner, batch: Batch) -> tuple[float, float]:
+    """Seconds of a step and bytes it needs."""
+    if tuner.retriever.mean.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        seconds = min(timed(tuner, batch, time.perf_counter) for _ in range(STEPS))
+        return seconds, torch.cuda.max_memory_allocated()
+    size = held(tuner, batch)
+    seconds = min(timed(tuner, batch, time.process_time) for _ in range(STEPS - 1))
+    state = 3 * sum(p.nbytes for p in tuner.tuned.values())  # gradient and two moments
+    return seconds, size + state
+
+
+def timed(tuner: Tuner, batch: Batch, clock: Callable[[], float]) -> float:
+    """One step; it ends with the loss on the CPU, so the GPU has finished."""
+    began = clock()
+    tuner.step(batch)
+    return clock() - began
+
+
+def held(tuner: Tuner, batch: Batch) -> int:
+    """The most bytes that autograd keeps at once in a step, each storage once, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for p in tuner.retriever.parameters()}
+    counts: dict[int, int] = {}
+    now = most = 0
+
+    class Kept:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal now, most
+            storage = tensor.untyped_storage()
+            self.tensor, self.key, self.size = tensor, storage.data_ptr(), storage.nbytes()
+            if self.key not in parameters:
+                counts[self.key] = counts.get(self.key, 0) + 1
+                now += self.size if counts[self.key] == 1 else 0
+                most = max(most, now)
+
+        def __del__(self) -> None:
+            nonlocal now
+            if self.key not in parameters:
+                counts[self.key] -= 1
+                now -= self.size if counts[self.key] == 0 else 0
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        tuner.step(batch)
+    return most
+
+
+if __name__ == "__main__":
+    size, count, kind = (*sys.argv[1:], *("4", "4", "fp32")[len(sys.argv) - 1 :])
+    main(int(size), int(count), kind)
