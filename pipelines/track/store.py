@@ -39,6 +39,9 @@ class Store:
         return MlflowClient(tracking_uri=self.uri)
 
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs, not on traces
+
+
 def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
     """Open the store named in the config, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`.
 
@@ -52,7 +55,7 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             artifacts = (folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
-            experiment_id = client.create_experiment(experiment, artifact_location=artifacts)
+            experiment_id = client.create_experiment(experiment, artifacts, KIND)
         else:
             experiment_id = found.experiment_id
     return Store(uri, experiment_id, experiment, str(folder / "mlflow_waiting"))
