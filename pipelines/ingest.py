@@ -245,5 +245,6 @@ def _failure_summary(store: Store, entries: dict[str, Entry], num_videos: int, m
         f"{len(failures)} of {num_videos} videos failed, more than max_failed ({max_failed:.2%}) allows:",
         *(f"  {count:>5}  {reason}" for reason, count in reasons),
         f"all of them: {store.path('failed.csv')}",
+        "mend them, or raise video.max_failed: the same command goes on from here",
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import ray
 import torch
 from safetensors.torch import save_file
 
+from pipelines import track
 from pipelines.progress import Bar
 from vopcore import clip as clips
 from vopcore.config import ConfigError, RunConfig, backbone, fingerprint
@@ -37,6 +39,8 @@ def check_model(config: RunConfig) -> None:
         clips.tokenizer(model, config.clip.words)
     except ValueError as error:
         raise ConfigError(f"clip.{error}") from None
+    if config.clip.pretrained is None and config.shapes is None:
+        print(f"  clip.pretrained is null: {model} has random weights", file=sys.stderr)
     for run in config.methods:
         try:
             with torch.device("meta"):
@@ -55,20 +59,22 @@ def check_output(config: RunConfig) -> None:
     if not said.is_file():
         return
     before = json.loads(said.read_text())
-    for section, now in _shared(config).items():
-        if before.get(section) != now:
+    for key, now in _shared(config).items():
+        if before.get(key) != now:
             raise ConfigError(
-                f"output: {config.output} belongs to another config ({section} is"
-                f" {_short(before.get(section))}, now {_short(now)}); set output=... to a new folder, or"
-                " delete that one"
+                f"output: {config.output} belongs to another config ({key} is {_short(before.get(key))}, now"
+                f" {_short(now)}); set output=... to a new folder, or delete that one"
             )
 
 
 def claim_output(config: RunConfig, annotations: pa.Table) -> None:
     """Make `output` this benchmark's folder, and list there the videos that have no file."""
     folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / BENCHMARK).write_text(json.dumps(_shared(config), indent=1))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / BENCHMARK).write_text(json.dumps(_shared(config), indent=1))
+    except OSError as error:
+        raise ConfigError(f"output: cannot write to {folder}: {error.strerror}") from None
     missing = sorted(set(annotations.filter(pc.is_null(annotations["path"]))["video"].to_pylist()))
     (folder / "missing.txt").write_text("".join(f"{video}\n" for video in missing))
     if missing:
@@ -76,8 +82,11 @@ def claim_output(config: RunConfig, annotations: pa.Table) -> None:
 
 
 def _shared(config: RunConfig) -> dict[str, Any]:
-    shared = config.model_dump(mode="json", include={"name", "shapes", "data", "video"})
-    return shared | {"clip": backbone(config.clip)}
+    """What decides the frames and the backbone of a run, flat."""
+    video = {"frames", "stored_frames", "size", "sampler", "storage", "quality"}
+    include = {"name": True, "shapes": True, "data": True, "video": video}
+    said = config.model_dump(mode="json", include=include, exclude_none=True)
+    return track.flat(said | {"clip": backbone(config.clip)})
 
 
 def _short(section: object) -> str:
@@ -159,6 +168,8 @@ def annotations(config: RunConfig) -> pa.Table:
         raise ConfigError(
             f"{config.data.videos or root}: none of the {len(missing)} videos of the annotations is there"
         )
+    if "tune" in config.stages:
+        _check_batch_sizes(config, len(videos["train"]))
     return table
 
 
@@ -171,11 +182,16 @@ def check_decoded(config: RunConfig, annotations: pa.Table, shards: Shards) -> N
         videos.setdefault(split, set()).add(video)
     if not videos["test"]:
         raise ConfigError(f"{config.data.root}: no video of the test split can be decoded")
+    _check_batch_sizes(config, len(videos["train"]))
+
+
+def _check_batch_sizes(config: RunConfig, num_videos: int) -> None:
     for run in config.methods:
-        if run.train.epochs and len(videos["train"]) < run.train.batch_size and run.name != "zero_shot":
+        trains = run.train.epochs and run.name != "zero_shot" and not run.train.repeat_videos
+        if trains and num_videos < run.train.batch_size:
             raise ConfigError(
-                f"methods.{run.name}.train.batch_size: {run.train.batch_size} is more than the"
-                f" {len(videos['train'])} videos there are to train on"
+                f"methods.{run.name}.train.batch_size: {run.train.batch_size} is more than the {num_videos}"
+                " videos there are to train on"
             )
 
 

@@ -69,7 +69,10 @@ def remote_bars(name: str) -> Iterator[ray.actor.ActorHandle]:
     def follow() -> None:
         showing, bar = None, None
         while not stop.wait(0.5):
-            news = ray.get(mailbox.get.remote())
+            try:
+                news = ray.get(mailbox.get.remote())
+            except ray.exceptions.RayError:  # Ray is going down: nothing left to show
+                break
             if news is None:
                 continue
             what, unit, done, total, words = news

@@ -4,11 +4,13 @@
     python pipelines/run.py conf/quickstart.yaml method.name=vop train.epochs=2
 
 Exit codes: 0 done, 1 a run or a shard failed, 2 something to put right in the config or the data,
-3 too many videos failed.
+3 too many videos failed,
+130 interrupted.
 """
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +45,7 @@ CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings tha
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         run(read_config(args.config, args.overrides), Path(args.config))
@@ -55,6 +58,9 @@ def main(argv: Sequence[str]) -> int:
     except (DamagedShardsError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -71,7 +71,7 @@ def test_environment_variables_can_be_named(good, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["train.epoch=3"], ["methods.vop.train.epoch", "unknown key", "did you mean 'epochs'"]),
+        (["train.epoch=3"], ["train.epoch", "unknown key", "did you mean 'epochs'"]),
         (["vidoe.frames=3"], ["vidoe", "unknown key", "did you mean 'video'"]),
         (["video.frame=3"], ["video.frame", "unknown key", "did you mean 'frames'"]),
         (["methods.vop.text_prompt=3"], ["methods.vop.text_prompt", "did you mean 'text_prompts'"]),

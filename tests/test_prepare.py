@@ -52,9 +52,23 @@ def config(tmp_path):
 def test_an_output_folder_takes_other_methods_and_seeds_of_its_benchmark_and_nothing_else(config, tmp_path):
     prepare.claim_output(config(), table(("test", "a", "x")))
     prepare.check_output(config("seed=3", "method.name=full", "train.epochs=9"))
-    for override, section in [("video.frames=3", "video"), ("clip.words=12", "clip"), ("name=other", "name")]:
-        with pytest.raises(ConfigError, match=rf"belongs to another config \({section} is"):
+    prepare.check_output(config("video.max_failed=50%", "video.time_limit=9"))  # change no frame
+    for override in ("video.frames=3", "clip.words=12", "name=other"):
+        with pytest.raises(ConfigError, match=rf"belongs to another config \({override.split('=')[0]} is"):
             prepare.check_output(config(override))
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line(config):
+    with pytest.raises(ConfigError, match=r"output: cannot write to /proc/none: "):
+        prepare.claim_output(config("output=/proc/none"), table(("test", "a", "x")))
+
+
+def test_a_batch_larger_than_the_training_split_is_refused_before_decoding(config, tmp_path):
+    lines = [{"video": f"{v}.mp4", "split": s, "captions": ["x"]} for v, s in (("a", "train"), ("b", "test"))]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(ConfigError, match=r"train.batch_size: 32 is more than the 1 videos"):
+        prepare.annotations(config())
 
 
 def test_videos_without_a_file_are_listed_once_each(config, tmp_path, capsys):

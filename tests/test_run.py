@@ -263,7 +263,7 @@ def test_a_folder_without_one_of_its_videos_is_refused(small, capsys):
 
 
 def test_a_folder_without_one_video_that_can_be_decoded_is_refused(small, capsys, own_ray):
-    message = refused(capsys, f"{small}/mine.yaml", "video.max_failed=100%")
+    message = refused(capsys, f"{small}/mine.yaml", "video.max_failed=100%", "stages=[ingest]")
     assert "none of the 1 videos can be decoded" in message
     assert "failed.csv" in message
     assert "not_a_video" not in message
@@ -274,21 +274,23 @@ def test_too_many_failed_videos_end_the_run_with_code_3_and_a_summary(small, cap
     with (small / "captions.jsonl").open("a") as file:
         file.write(json.dumps(more) + "\n")
     shapes.write_video(small / "videos/b.mp4", np.zeros((8, 32, 32, 3), np.uint8), "libx264", sound=False)
-    assert cli.main([f"{small}/mine.yaml", "video.max_failed=10%"]) == 3
+    assert cli.main([f"{small}/mine.yaml", "video.max_failed=10%", "stages=[ingest]"]) == 3
     error = capsys.readouterr().err
     assert "1 of 2 videos failed, more than max_failed (10.00%) allows" in error
     assert "Traceback" not in error
 
 
 def test_a_batch_larger_than_what_was_decoded_is_refused_before_tuning(small, capsys, own_ray):
-    for name in ("a", "b"):
-        shapes.write_video(small / f"videos/{name}.mp4", np.zeros((8, 32, 32, 3), np.uint8), "libx264", False)
-    more = {"video": "videos/b.mp4", "split": "train", "captions": ["a caption"]}
+    shapes.write_video(small / "videos/a.mp4", np.zeros((8, 32, 32, 3), np.uint8), "libx264", sound=False)
     with (small / "captions.jsonl").open("a") as file:
-        file.write(json.dumps(more) + "\n")
-    assert "methods.vop.train.batch_size: 32 is more than the 1 videos" in refused(
-        capsys, f"{small}/mine.yaml"
-    )
+        for name in ("broken", "good"):
+            (small / f"videos/{name}.mp4").write_bytes((small / "videos/a.mp4").read_bytes())
+            line = {"video": f"videos/{name}.mp4", "split": "train", "captions": ["a caption"]}
+            file.write(json.dumps(line) + "\n")
+    (small / "videos/broken.mp4").write_text("not a video")
+    overrides = ["train.batch_size=2", "video.max_failed=50%"]
+    message = refused(capsys, f"{small}/mine.yaml", *overrides)
+    assert "methods.vop.train.batch_size: 2 is more than the 1 videos there are to train on" in message
 
 
 def test_a_shard_that_was_changed_on_disk_is_found_by_the_verify_stage(whole):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from vopcore.config.sections import MethodRun, RunConfig
+from vopcore.config.sections import MethodRun, RunConfig, Train
 from vopcore.datasets import DATASETS
 from vopcore.methods import METHODS
 from vopcore.video.sample import SAMPLERS
@@ -72,6 +72,10 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
         raise ConfigError(
             "methods: none given; write `method: {name: vop}` or `methods: {vop: {}, full: {}}`"
         )
+    try:
+        Train(**shared)
+    except ValidationError as error:
+        raise ConfigError(_first(error, Train, "train.")) from None
     raw["methods"] = [
         _method_run(name, _mapping(known.get(name), f"methods.{name}"), shared) for name in names
     ]
