@@ -138,25 +138,31 @@ def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, videos):
     killed = []
     folder = tmp_path / "two" / Path(undisturbed.folder).name
 
+    done = threading.Event()
+
     def kill_a_worker():
-        while not list(folder.glob("*.try")):
-            time.sleep(0.01)
-        busy = [p for p in psutil.Process().children(recursive=True) if "ray::" in " ".join(p.cmdline())]
-        victims = [
-            p for p in busy if "IDLE" not in " ".join(p.cmdline()) and "MapBatches" in " ".join(p.cmdline())
-        ]
-        for victim in victims[:1]:
-            os.kill(victim.pid, signal.SIGKILL)
-            killed.append(victim.pid)
+        while not killed and not done.wait(0.005):
+            if list(folder.glob("*.try")) and (victim := first_decoding_worker()) is not None:
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
 
     killer = threading.Thread(target=kill_a_worker, daemon=True)
     killer.start()
     result = ingest(annotations(many), str(tmp_path / "two"), **SETTINGS)
+    done.set()
     killer.join()
     assert killed
     assert (result.ok, result.failed) == (360, 0)
     assert committed_videos(result.folder) == sorted(many)
     assert digests(result.folder) == digests(undisturbed.folder)
+
+
+def first_decoding_worker() -> int | None:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "MapBatches" in " ".join(process.cmdline()):
+                return process.pid
+    return None
 
 
 DRIVER = """

@@ -6,6 +6,7 @@ are not normalised.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -63,7 +64,7 @@ class Retriever(nn.Module):
     def text(self, tokens: Tensor) -> Tensor:
         """tokens Int [N, L] -> Float32 [N, D], not normalised."""
         with self._autocast():
-            return encode_text(self.clip, tokens).float()
+            return at_least_fp32(encode_text(self.clip, tokens))
 
     def video(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """frames UInt8 [B, F, 3, H, W], mask Bool [B, F] (True: a real frame; None: all) -> [B, F, D].
@@ -75,7 +76,8 @@ class Retriever(nn.Module):
         self._check(frames)
         pixels = (frames.to(self.mean.dtype) - self.mean) / self.std
         with self._autocast():
-            return encode_video(self.clip, pixels.to(self.clip.visual.conv1.weight.dtype), mask).float()
+            pixels = pixels.to(self.clip.visual.conv1.weight.dtype)
+            return at_least_fp32(encode_video(self.clip, pixels, mask))
 
     def similarity(self, text: Tensor, video: Tensor, mask: Tensor | None = None) -> Tensor:
         """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B]: a row per text.
@@ -89,7 +91,9 @@ class Retriever(nn.Module):
         with torch.autocast(text.device.type, enabled=False):
             return compare(text.float(), video, mask)
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager:
+        if self.mean.is_meta:  # counted, not computed
+            return nullcontext()
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _check(self, frames: Tensor) -> None:
@@ -105,6 +109,11 @@ class Retriever(nn.Module):
                 f"{tuning.name} was tuned with {tuning.frames} frames per video and was given "
                 f"{frames.shape[1]}: sample {tuning.frames} (pad shorter videos, with a mask) or tune again"
             )
+
+
+def at_least_fp32(features: Tensor) -> Tensor:
+    """Half precision raised to fp32; other features as they are."""
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
 
 def mean_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
