@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
 import ray.train
@@ -61,7 +62,9 @@ def task(tmp_path):
         clip=Clip(model=str(tmp_path / "model.json"), pretrained=None, words=16),
         methods=(run,),
     )
-    return Task(config, run, annotations(dict.fromkeys(CAPTIONS), captions=2), str(tmp_path / "shards"))
+    train = annotations(dict.fromkeys(CAPTIONS), captions=2)
+    test = train.slice(0, 4).set_column(0, "split", pa.array(["test"] * 4))
+    return Task(config, run, pa.concat_tables([train, test]), str(tmp_path / "shards"))
 
 
 def plain_loop(task):
@@ -91,6 +94,8 @@ def killer(folder):
             self.put = self
 
         def remote(self, what, unit, done, total, words):
+            if what != "tune":
+                return
             with (folder / "steps").open("a") as file:
                 file.write(f"{done}/{total}\n")
             if done == 5 and not (folder / "killed").exists():
