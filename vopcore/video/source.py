@@ -87,10 +87,18 @@ class Source:
         self._note_missing_end()
 
     def _note_missing_end(self) -> None:
-        """Matroska that was cut off ends like a whole one, but its header promises more."""
-        if "matroska" not in self._container.format.name or not self.packets.are_timed():
+        """Matroska, or MP4 with its index first, cut off between two packets ends like a whole one, but its
+        header promises more.
+        """
+        if not self.packets.are_timed():
             return
-        promised = _seconds(self.stream.metadata.get("DURATION")) or (self._container.duration or 0) / 1e6
+        kind = self._container.format.name
+        if "matroska" in kind:
+            promised = _seconds(self.stream.metadata.get("DURATION")) or (self._container.duration or 0) / 1e6
+        elif "mp4" in kind:  # the track's own duration; sound may be longer
+            promised = float((self.stream.duration or 0) * self.stream.time_base)
+        else:
+            return
         found = float(max(self.packets.pts) * self.stream.time_base)
         if promised > found + max(1.0, 0.1 * found):
             self.problems.append(f"the pictures end at {found:.1f} s of {promised:.1f} s")
