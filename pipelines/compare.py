@@ -27,6 +27,7 @@ class Comparison:
 
     config: RunConfig
     annotations: pa.Table
+    data_hash: str  # of the annotations; reads every caption, so it is taken once
     shards: str
     source: Path  # the YAML file
     store: track.Store
@@ -35,7 +36,7 @@ class Comparison:
 def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
     """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
     store = track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
-    shared = Comparison(config, annotations, shards, source, store)
+    shared = Comparison(config, annotations, data_hash(annotations), shards, source, store)
     try:
         results = [_best(shared, run) for run in config.methods]
     finally:
@@ -63,7 +64,7 @@ def _best(shared: Comparison, run: MethodRun) -> dict[str, Any]:
 
 def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     config, store = shared.config, shared.store
-    key = run_key(config, run, shared.annotations, shared.shards)
+    key = run_key(config, run, shared.data_hash, shared.shards)
     finished = Path(config.output) / "results" / f"{key}.json"
     if finished.is_file():
         print(f"{run.name}: finished before ({key}); run=NAME tunes it anew")
@@ -106,7 +107,7 @@ def log_data(shared: Comparison, run_id: str) -> None:
         shared.store,
         run_id,
         shared.config.name if data.dataset == "folder" else data.dataset,
-        data_hash(rows),
+        shared.data_hash,
         data.root,
         {
             row["split"]: {"captions": row["caption_count"], "videos": row["video_count_distinct"]}
@@ -127,7 +128,7 @@ def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
         "backbone": config.clip.model,
         "checkpoint": "last epoch",
         "config_hash": key.rsplit("-", 1)[-1],
-        "data_hash": data_hash(shared.annotations),
+        "data_hash": shared.data_hash,
         "shards": shared.shards,
         "code_version": code_version(),
         "machine": platform.node(),

@@ -93,14 +93,13 @@ def _short(section: object) -> str:
     return json.dumps(section).replace('"', "")[:150]
 
 
-def quickstart_world(config: RunConfig) -> RunConfig:
+def quickstart_world(config: RunConfig) -> None:
     """Render the clips that `shapes` describes, unless they are there or the config has no `shapes`."""
     world, root = config.shapes, Path(config.data.root)
     if world is not None and not (root / "captions.jsonl").is_file():
         with Bar("render", world.clips + 2 * world.twins, "clips") as bar:
             for done, _ in enumerate(shapes.render(root, world.clips, world.twins, world.seed), 1):
                 bar.show(done)
-    return config
 
 
 def with_upstream(config: RunConfig) -> RunConfig:

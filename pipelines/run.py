@@ -68,7 +68,8 @@ def run(config: RunConfig, source: Path) -> None:
     """Ingest, tune and measure what `config` says; `source` is the file it was read from."""
     prepare.check_model(config)
     prepare.check_output(config)
-    annotations = prepare.annotations(prepare.quickstart_world(config))
+    prepare.quickstart_world(config)
+    annotations = prepare.annotations(config)
     prepare.claim_output(config, annotations)
     config = prepare.with_upstream(config)
     prepare.start_ray(config)

@@ -21,7 +21,7 @@ class RunFailedError(RuntimeError):
     """A tuning run ended without a result; one line says why."""
 
 
-def run_key(config: RunConfig, run: MethodRun, annotations: pa.Table, shards: str) -> str:
+def run_key(config: RunConfig, run: MethodRun, data: str, shards: str) -> str:
     """Names a run by what decides its numbers: the same settings and data continue it."""
     decides = {
         "method": asdict(run.method),
@@ -31,7 +31,7 @@ def run_key(config: RunConfig, run: MethodRun, annotations: pa.Table, shards: st
         "evaluate": config.evaluate.model_dump(),
         "workers": config.resources.workers,
         "shards": Path(shards).name,
-        "data": data_hash(annotations),
+        "data": data,
     }
     label = f"-{config.run}" if config.run else ""
     return f"{run.name}-s{config.seed}{label}-{fingerprint(decides)}"

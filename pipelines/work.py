@@ -94,8 +94,8 @@ def run(loop: dict[str, Any]) -> dict[str, Any]:
     else:
         _report(task, rank, clip)
     metrics = _counts(retriever)
-    measured = [split for split in ("val", "test") if split in task.annotations["split"].to_pylist()]
-    for split in measured:
+    there = set(task.annotations["split"].unique().to_pylist())
+    for split in (split for split in ("val", "test") if split in there):
         numbers, predictions = _measure(task, split, retriever, shards, captions, tokenize, tell)
         metrics |= numbers
     metrics |= {"seconds/tune": spent, "seconds/total": time.perf_counter() - began}
