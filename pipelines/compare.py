@@ -81,7 +81,7 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     except RunFailedError as error:
         track.end_run(store, run_id, "FAILED", {"error": str(error)})
         raise
-    track.log_metrics(store, run_id, done["metrics"])
+    track.log_metrics(store, run_id, done["metrics"], done["steps"])  # the curves end here
     _log_predictions(store, run_id, done["predictions"])
     track.end_run(store, run_id, tags=done["tags"])
     result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": done["metrics"]}

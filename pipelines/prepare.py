@@ -44,9 +44,13 @@ def check_model(config: RunConfig) -> None:
     for run in config.methods:
         try:
             with torch.device("meta"):
-                tune(clips.blank(model), run.method, config.video.frames)
+                clip = tune(clips.blank(model), run.method, config.video.frames)
         except ValueError as error:
             raise ConfigError(f"methods.{run.name}.{error}") from None
+        if run.train.prefix_cache and clips.first_tuned_layer(clip) == 0:
+            print(
+                f"  {run.name} tunes the first vision block: train.prefix_cache has no use", file=sys.stderr
+            )
 
 
 def check_output(config: RunConfig) -> None:

@@ -6,12 +6,13 @@ import warnings
 import open_clip
 import pytest
 import torch
-from methods_support import batch, method, tiny_clip
+from methods_support import FRAMES, batch, method, tiny_clip, tuned_clip
 from safetensors.torch import save_file
 
 from vopcore import clip as clips
-from vopcore.clip import Prompted, Prompts, encode_text, frozen_hash, share, towers, wrap
+from vopcore.clip import LastBlock, Prompted, Prompts, encode_text, frozen_hash, share, towers
 from vopcore.methods import tune
+from vopcore.retriever import Retriever
 
 CONFIG = {
     "embed_dim": 16,
@@ -162,18 +163,33 @@ def test_other_towers_are_refused_by_name_and_reason(model, reason):
 # prompts
 
 
-@torch.no_grad()
-def test_prompts_stand_behind_the_first_token_and_leave_the_sequence():
-    clip = tiny_clip()
-    seen = []
-    clip.visual.transformer.resblocks[1].register_forward_hook(lambda _m, x, y: seen.append((x[0], y)))
-    prompts = Prompts(towers(clip).vision, 2)
-    wrap(towers(clip).vision, lambda i, block: Prompted(block, prompts), range(1, 2))
-    x = torch.randn(3, 5, 48)
-    out = clip.visual.transformer.resblocks[1](x)
-    went_in, came_out = seen[0]
-    assert torch.equal(went_in, torch.cat([x[:, :1], prompts.tokens.expand(3, -1, -1), x[:, 1:]], dim=1))
-    assert torch.equal(out, torch.cat([came_out[:, :1], came_out[:, 3:]], dim=1))
+@pytest.mark.parametrize("causal", [False, True])
+def test_prompts_stand_behind_the_first_token_and_leave_the_sequence(causal):
+    tower = towers(tiny_clip()).text if causal else towers(tiny_clip()).vision
+    block, x = tower.blocks[0], torch.randn(3, 5, tower.width)
+    prompts = Prompts(tower, 2)
+    among = torch.cat([x[:, :1], prompts.tokens.expand(3, -1, -1), x[:, 1:]], dim=1)
+    later = torch.full((7, 7), -float("inf")).triu(1) if causal else None
+    wanted = block(among, attn_mask=later)[:, [0, 3, 4, 5, 6]]
+    out = Prompted(block, prompts)(x, attn_mask=None if later is None else later[:5, :5])
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
+    by_prompts, by_wanted = (torch.autograd.grad(y.square().sum(), prompts.tokens)[0] for y in (out, wanted))
+    torch.testing.assert_close(by_prompts, by_wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["full", "partial", "vop", "vop_c", "vop_f", "vpt", "adapter_attn", "lora"])
+def test_in_training_the_class_tokens_are_all_that_the_last_block_computes(name):
+    clip = tuned_clip(name, stir=0.05)
+    last, sizes = towers(clip).vision.blocks[-1], []
+    inner = next(module for module in last.modules() if isinstance(module, LastBlock))
+    inner.ls_2.register_forward_hook(lambda _module, _x, y: sizes.append(y.shape[:2].numel()))
+    pixels, _ = batch(videos=2)
+    retriever = Retriever(clip)
+    tuning = retriever.train().video(pixels)
+    reading = retriever.eval().video(pixels)
+    torch.testing.assert_close(tuning, reading, rtol=1e-5, atol=1e-5)
+    tokens = 1 + (16 // 8) ** 2
+    assert sizes == [2 * FRAMES, 2 * FRAMES * tokens]
 
 
 # sharing

@@ -35,7 +35,7 @@ def assert_same(got, wanted):
     assert got.keys() == wanted.keys()
     for name, gradient in got.items():
         apart = (gradient - wanted[name]).norm() / wanted[name].norm().clamp(min=1e-3)
-        assert apart < 5e-6, name  # sums in another order, in fp32
+        assert apart < 1e-5, name  # sums in another order, in fp32
 
 
 @pytest.mark.parametrize(("name", "options"), TUNED, ids=IDS)
@@ -85,13 +85,15 @@ def test_activations_of_few_videos_are_held_at_a_time():
 
     def held(micro_batch, grad_checkpointing):
         retriever, most = make("vop"), 0
+        weights = {p.untyped_storage().data_ptr() for p in retriever.parameters()}
         retriever.clip.set_grad_checkpointing(grad_checkpointing)
         now = set()
 
         class Held:
             def __init__(self, tensor):
                 nonlocal most
-                self.tensor, self.size = tensor, tensor.nbytes
+                mine = tensor.untyped_storage().data_ptr() not in weights
+                self.tensor, self.size = tensor, mine * tensor.nbytes
                 now.add(self)
                 most = max(most, sum(one.size for one in now))
 

@@ -49,8 +49,8 @@ def test_flops_are_those_of_the_equations(rows):
     frozen = frames * (12 * layer + 2 * 49 * 3 * 32 * 32 * d + 2 * d * 512)
     assert rows["zero_shot"]["frozen_flops"] == frozen
     assert rows["zero_shot"]["extra_flops"] == rows["bias"]["extra_flops"] == 0
-    longer = 2 * 12 * d * d * 58 + 2 * 2 * 58 * 58 * d
-    assert rows["vop"]["extra_flops"] == frames * 12 * (longer - layer)
+    prompted = 2 * 2 * d * d * 8 + 2 * 2 * tokens * 8 * d  # prompts are keys and values, they ask nothing
+    assert rows["vop"]["extra_flops"] == frames * 12 * prompted
 
 
 def test_the_command_prints_json_and_a_table(capsys, tmp_path):

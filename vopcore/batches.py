@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vopcore.augment import draw_crop
+from vopcore.prefix import Prefix
 from vopcore.shards import Shards
 from vopcore.video.sample import choose
 
@@ -23,7 +24,7 @@ class Batch:
     """One worker's part of a batch: B videos of F frames and a caption each."""
 
     videos: list[str]
-    frames: torch.Tensor  # uint8 [B, F, 3, S, S]
+    frames: torch.Tensor  # uint8 [B, F, 3, S, S], or what a `Prefix` holds of them, [B, F, L, D]
     mask: torch.Tensor  # bool [B, F], False where a video has fewer than F frames
     tokens: torch.Tensor  # int64 [B, L]
     crops: torch.Tensor | None = None  # int64 [B, 5], for `augment.crop`
@@ -35,17 +36,20 @@ class Batch:
 
 
 def stack_frames(
-    shards: Shards, videos: list[str], frames: int, rngs: Iterable[np.random.Generator | None]
+    shards: Shards | Prefix, videos: list[str], frames: int, rngs: Iterable[np.random.Generator | None]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the chosen frames of decoded `videos`: uint8 [B, F, 3, S, S] and their mask, bool [B, F]."""
+    """Read the chosen frames of decoded `videos`, and their mask, bool [B, F].
+
+    From shards uint8 [B, F, 3, S, S]; from a prefix [B, F, L, D], bfloat16 or float32.
+    """
     looks = []
     for video, rng in zip(videos, rngs, strict=True):
         looks.append(shards.frames(video, choose(shards.num_frames(video), frames, rng)))
-    stacked = np.zeros((len(looks), frames, *looks[0].shape[1:]), np.uint8)
+    stacked = np.zeros((len(looks), frames, *looks[0].shape[1:]), looks[0].dtype)
     for row, look in zip(stacked, looks, strict=True):
         row[: len(look)] = look
     mask = np.arange(frames) < np.array([len(look) for look in looks])[:, None]
-    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3), torch.from_numpy(mask)
+    return shards.tensor(stacked), torch.from_numpy(mask)
 
 
 class TrainingBatches:
@@ -62,7 +66,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        shards: Shards,
+        shards: Shards | Prefix,
         captions: dict[str, list[str]],
         tokenize: Callable[[list[str]], torch.Tensor],
         *,

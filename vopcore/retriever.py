@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vopcore.clip import encode_text, encode_video, keep_in_bf16, model_name, normalisation, thaw
+from vopcore.clip import (
+    encode_from,
+    encode_prefix,
+    encode_text,
+    encode_video,
+    first_tuned_layer,
+    keep_in_bf16,
+    model_name,
+    normalisation,
+    thaw,
+)
 
 Pooling = Literal["mean", "query_aware"]
 Precision = Literal["fp32", "bf16"]
@@ -69,15 +79,23 @@ class Retriever(nn.Module):
     def video(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """frames UInt8 [B, F, 3, H, W], mask Bool [B, F] (True: a real frame; None: all) -> [B, F, D].
 
-        One Float32 feature per frame, not normalised; those of padding mean nothing, `similarity` leaves
-        them out.
+        Or frames Float [B, F, L, width]: what `prefix` made of them. One Float32 feature per frame, not
+        normalised; those of padding mean nothing, `similarity` leaves them out.
         Raises ValueError if dtype, size or number of frames are not what the CLIP was built or tuned for.
         """
+        if frames.dim() == 4:
+            x = frames.to(self.mean.dtype)
+            with self._autocast():
+                return at_least_fp32(encode_from(self.clip, x, mask, first_tuned_layer(self.clip)))
         self._check(frames)
-        pixels = (frames.to(self.mean.dtype) - self.mean) / self.std
         with self._autocast():
-            pixels = pixels.to(self.clip.visual.conv1.weight.dtype)
-            return at_least_fp32(encode_video(self.clip, pixels, mask))
+            return at_least_fp32(encode_video(self.clip, self._normalised(frames), mask))
+
+    @torch.no_grad()
+    def prefix(self, frames: Tensor, layer: int) -> Tensor:
+        """frames UInt8 [N, 3, H, W] -> what enters vision block `layer`, Float [N, L, width]."""
+        with self._autocast():
+            return encode_prefix(self.clip, self._normalised(frames), layer)
 
     def similarity(self, text: Tensor, video: Tensor, mask: Tensor | None = None) -> Tensor:
         """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B]: a row per text.
@@ -90,6 +108,10 @@ class Retriever(nn.Module):
         compare = mean_similarity if self.pooling == "mean" else query_aware_similarity
         with torch.autocast(text.device.type, enabled=False):
             return compare(text.float(), video, mask)
+
+    def _normalised(self, frames: Tensor) -> Tensor:
+        pixels = (frames.to(self.mean.dtype) - self.mean) / self.std
+        return pixels.to(self.clip.visual.conv1.weight.dtype)
 
     def _autocast(self) -> AbstractContextManager:
         if self.mean.is_meta:  # counted, not computed

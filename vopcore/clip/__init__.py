@@ -1,6 +1,14 @@
 """The seams of open_clip: load a CLIP, find its towers, wrap their blocks, encode. Its only importer."""
 
-from vopcore.clip.encode import encode_text, encode_video
+from vopcore.clip.block import LastBlock, attend, read_class_tokens
+from vopcore.clip.encode import (
+    encode_from,
+    encode_prefix,
+    encode_text,
+    encode_video,
+    first_tuned_layer,
+    prefix_hash,
+)
 from vopcore.clip.frozen import Tuning, freeze, frozen_hash, keep_in_bf16, share, thaw
 from vopcore.clip.load import activation, blank, load, normalisation, tokenizer
 from vopcore.clip.towers import Tower, model_name, towers
@@ -8,6 +16,7 @@ from vopcore.clip.wrap import Block, PerFrame, Prompted, Prompts, VideoBlock, wi
 
 __all__ = [
     "Block",
+    "LastBlock",
     "PerFrame",
     "Prompted",
     "Prompts",
@@ -15,15 +24,21 @@ __all__ = [
     "Tuning",
     "VideoBlock",
     "activation",
+    "attend",
     "blank",
+    "encode_from",
+    "encode_prefix",
     "encode_text",
     "encode_video",
+    "first_tuned_layer",
     "freeze",
     "frozen_hash",
     "keep_in_bf16",
     "load",
     "model_name",
     "normalisation",
+    "prefix_hash",
+    "read_class_tokens",
     "share",
     "thaw",
     "tokenizer",

@@ -7,8 +7,10 @@ own loop, checkpointing, pooling and projection stay as they are.
 from collections.abc import Callable
 
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from vopcore.clip.block import attend
 from vopcore.clip.towers import Tower
 
 
@@ -84,18 +86,31 @@ def with_prompts(
     """Run `block` on `[x_0, prompts, x_1...]`; x [N, L, D], prompts [N, p, D].
 
     The text towers that `towers` lets in are causal, so there the order of the longer sequence says who
-    sees whom: a prompt is seen by whoever sees the token it stands before (VoP, Eq. 3).
+    sees whom: a prompt is seen by whoever sees the token it stands before (VoP, Eq. 3). Prompts that are
+    not kept have no output, so none is computed.
     """
     count = prompts.shape[1]
+    if not count:
+        return block(x, attn_mask=causal_mask(x) if causal else None)
+    if not keep and isinstance(block, ResidualAttentionBlock):
+        mask = causal_mask(x, count) if causal else None
+        return attend(block, x, prompts.to(x.dtype), mask)
     x = torch.cat([x[:, :1], prompts.to(x.dtype), x[:, 1:]], dim=1)
     x = block(x, attn_mask=causal_mask(x) if causal else None)
     return x if keep else torch.cat([x[:, :1], x[:, 1 + count :]], dim=1)
 
 
-def causal_mask(x: Tensor) -> Tensor:
-    """The additive mask [L, L] under which a token of x [N, L, D] sees itself and those before it."""
+def causal_mask(x: Tensor, prompts: int = 0) -> Tensor:
+    """The additive mask [L, prompts + L] under which a token of x [N, L, D] sees itself and those before it,
+    and all but the first see the prompts, which come first among the keys.
+    """
     length = x.shape[1]
-    return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+    mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+    if not prompts:
+        return mask
+    seen = mask.new_zeros(length, prompts)
+    seen[0] = float("-inf")
+    return torch.cat([seen, mask], dim=1)
 
 
 def wrap(tower: Tower, make: Callable[[int, nn.Module], nn.Module], layers: range | None = None) -> None:

@@ -104,6 +104,11 @@ def _check_names(config: RunConfig) -> None:
                 f"train.batch_size: {run.train.batch_size} does not divide over"
                 f" resources.workers = {config.resources.workers}"
             )
+        if run.train.prefix_cache and run.train.augment:
+            raise ConfigError(
+                f"methods.{run.name}.train.prefix_cache: with augment every epoch sees other pixels, so"
+                " nothing can be kept; leave one of the two out"
+            )
     if config.shapes is None and not Path(config.data.root).is_dir():
         raise ConfigError(f"data.root: no such folder: {config.data.root}")
     if config.data.videos and "://" not in config.data.videos and not Path(config.data.videos).is_dir():

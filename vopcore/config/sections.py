@@ -121,6 +121,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # of the towers, also when they are measured
     micro_batch: Positive | None = None  # videos of a worker that hold activations at once; null: all
     checkpoint_every: Positive | None = None  # steps; null: each epoch
+    prefix_cache: Literal["bf16", "fp32"] | None = None  # keep what enters the first tuned vision block
     grad_checkpointing: bool = False  # recompute a block's activations instead of holding them
 
 
@@ -142,6 +143,7 @@ class Evaluate(Section):
         Literal["clip4clip", "xpool", "qb_norm"], ...
     ] = ()  # numbers as those published scripts count
     post_processing: tuple[Literal["dsl", "qb_norm"], ...] = ()
+    each_epoch: bool = True  # recall on `val`, where there is one, also after each epoch: a curve
 
 
 class Resources(Section):

@@ -34,9 +34,10 @@ class UpProjection(nn.Module):
         self.weight = nn.Parameter(small(tower.new(channels, reduction)))
         self.bias = nn.Parameter(nn.init.zeros_(tower.new(channels)))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden [N, L, r] -> [N, L, channels]"""
-        return F.linear(hidden, self.weight, self.bias)
+    @property
+    def matrix(self) -> Tensor:
+        """Weight and bias side by side, (channels, r + 1)."""
+        return torch.cat([self.weight, self.bias.unsqueeze(1)], dim=1)
 
 
 class SharedAdapter(nn.Module):
@@ -55,7 +56,9 @@ class SharedAdapter(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [N, L, D], the output of a sub-layer -> [N, L, D]"""
         hidden = self.dropout(self.activation(F.linear(z, self.down_weight, self.down_bias)))
-        return z + torch.cat([part(hidden) for part in self.up], dim=-1).to(z.dtype)
+        up = torch.cat([part.matrix for part in self.up])  # the small matrices, not their large products
+        summed = torch.addmm(z.flatten(0, -2), F.pad(hidden, (0, 1), value=1).flatten(0, -2), up.T)
+        return summed.view_as(z).to(z.dtype)
 
 
 def small(weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from vopcore.clip import Tuning, freeze, towers
+from vopcore.clip import Tuning, freeze, read_class_tokens, towers
 from vopcore.methods.base import Method
 
 
@@ -19,8 +19,8 @@ def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
         )
     if frames < 1:
         raise ValueError(f"frames: {frames} must be at least 1")
-    towers(clip)
     freeze(clip)
+    read_class_tokens(towers(clip).vision.blocks[-1])
     method.attach(clip, frames)
     clip.tuning = Tuning(method_name(method), method, frames, getattr(method, "fixed_frames", False))
     return clip

@@ -7,7 +7,7 @@ other: x is [B * F, L, D].
 import torch
 from torch import Tensor, nn
 
-from vopcore.clip import Prompts, Tower, VideoBlock, with_prompts
+from vopcore.clip import LastBlock, Prompts, Tower, VideoBlock, attend, read_class_tokens, with_prompts
 
 
 class FramePrompts(nn.Module):
@@ -138,7 +138,8 @@ class KeyMasked(nn.Module):
 
 
 class Joint(VideoBlock):
-    """A block that reads a video as one sequence (VoP^F): `[CLS tokens, prompts, patches of each frame]`.
+    """A block that reads a video as one sequence (VoP^F): `[CLS tokens, patches of each frame]`, and
+    prompts beside it.
 
     Padding frames are seen by nobody.
     """
@@ -148,6 +149,8 @@ class Joint(VideoBlock):
     ) -> None:
         super().__init__(block)
         block.attn = KeyMasked(block.attn)
+        if isinstance(block, LastBlock):
+            read_class_tokens(block, frames)
         self.prompts, self.frames, self.positions = prompts, frames, positions
 
     def forward(
@@ -159,21 +162,18 @@ class Joint(VideoBlock):
             x = self.positions(x)
         cls, patches = x[:, :, 0], x[:, :, 1:]
         prompts = self.prompts(x).to(x.dtype)
-        sequence = torch.cat([cls, prompts, patches.flatten(1, 2)], dim=1)
         hidden = None if attn_mask is None else self._hidden(attn_mask, prompts, patches)
-        sequence = self.block(sequence, attn_mask=hidden)
-        cls, _, patches_out = sequence.split(
-            [self.frames, prompts.shape[1], patches[0, :, :, 0].numel()], dim=1
-        )
-        return torch.cat([cls.unsqueeze(2), patches_out.unflatten(1, patches.shape[1:3])], dim=2).flatten(
-            0, 1
-        )
+        sequence = attend(self.block, torch.cat([cls, patches.flatten(1, 2)], dim=1), prompts, hidden)
+        tokens = sequence.shape[1] // self.frames  # of a frame: its CLS, and its patches if they are read
+        cls, patches = sequence[:, : self.frames], sequence[:, self.frames :]
+        patches = patches.unflatten(1, (self.frames, tokens - 1))
+        return torch.cat([cls.unsqueeze(2), patches], dim=2).flatten(0, 1)
 
     @staticmethod
     def _hidden(mask: Tensor, prompts: Tensor, patches: Tensor) -> Tensor:
-        """The additive mask [B, F + P + F * M] of keys: -inf at the tokens of padding frames."""
+        """The additive mask [B, P + F + F * M] of keys: -inf at the tokens of padding frames."""
         shown = mask.new_ones(prompts.shape[:2])
-        real = torch.cat([mask, shown, mask.repeat_interleave(patches.shape[2], dim=1)], dim=1)
+        real = torch.cat([shown, mask, mask.repeat_interleave(patches.shape[2], dim=1)], dim=1)
         return torch.zeros(real.shape, dtype=patches.dtype, device=mask.device).masked_fill(
             ~real, float("-inf")
         )

@@ -3,10 +3,10 @@ memory map.
 """
 
 from vopcore.shards.plan import Clip, SourceFacts, clips_in, is_current, rows_per_shard, shard_plan
-from vopcore.shards.read import Shards, Sidecar, sidecars, verify
+from vopcore.shards.read import Shards, Sidecar, local_file, sidecars, verify
 from vopcore.shards.schema import Entry, Layout, Storage, default_storage, folder_name
 from vopcore.shards.store import Store, local_copy, open_uri, source_facts
-from vopcore.shards.write import write_shard
+from vopcore.shards.write import file_sha256, write_shard
 
 __all__ = [
     "Clip",
@@ -19,9 +19,11 @@ __all__ = [
     "Store",
     "clips_in",
     "default_storage",
+    "file_sha256",
     "folder_name",
     "is_current",
     "local_copy",
+    "local_file",
     "open_uri",
     "rows_per_shard",
     "shard_plan",

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pyarrow import fs
 
 from vopcore.shards.schema import Entry, Layout
 from vopcore.shards.store import Store
 from vopcore.shards.write import arrow_name, file_sha256
+
+CACHE = Path(tempfile.gettempdir()) / "vopcore-shards"  # of shards in an object store
 
 
 class Sidecar(NamedTuple):
@@ -47,7 +50,7 @@ class Shards:
 
     def __init__(self, folder: str | Path, cache: str | Path | None = None) -> None:
         self._store = Store(folder)
-        self._cache = Path(cache or Path(tempfile.gettempdir()) / "vopcore-shards")
+        self._cache = Path(cache) if cache else CACHE
         self._sidecars = {sidecar.number: sidecar for sidecar in sidecars(self._store)}
         self._place = {
             entry.video: (sidecar.number, row)
@@ -65,6 +68,11 @@ class Shards:
         number, row = self._place[video]
         return self._sidecars[number].entries[row].num_frames
 
+    def place(self, video: str) -> tuple[str, int]:
+        """The SHA-256 of a video's shard and its row there: another one as soon as a pixel differs."""
+        number, row = self._place[video]
+        return self._sidecars[number].sha256, row
+
     def frames(self, video: str, indices: list[int] | None = None) -> np.ndarray:
         """The stored frames of a video, uint8 [F, size, size, 3], or those at `indices`.
 
@@ -79,6 +87,11 @@ class Shards:
             batch = self._reader(sidecar).get_batch(row)
         return sidecar.layout.pixels(batch, indices)
 
+    @staticmethod
+    def tensor(frames: np.ndarray) -> torch.Tensor:
+        """Frames [..., size, size, 3] as the towers want them, uint8 [..., 3, size, size]."""
+        return torch.from_numpy(frames).movedim(-1, -3)
+
     def _reader(self, sidecar: Sidecar) -> pa.RecordBatchFileReader:
         if sidecar.number not in self._readers:
             mapped = pa.memory_map(str(self._local_file(sidecar)))
@@ -86,21 +99,25 @@ class Shards:
         return self._readers[sidecar.number]
 
     def _local_file(self, sidecar: Sidecar) -> Path:
-        name = arrow_name(sidecar.number)
-        if self._store.is_local:
-            return Path(self._store.path(name))
-        cached = Store(self._cache)
-        cached_name = f"{sidecar.sha256}.arrow"  # by content: never stale, and several processes may race
-        if not cached.exists(cached_name):
-            with cached.writing(cached_name) as path:
-                fs.copy_files(self._store.path(name), str(path), self._store.filesystem, fs.LocalFileSystem())
-        return Path(cached.path(cached_name))
+        return local_file(self._store, arrow_name(sidecar.number), sidecar.sha256, self._cache)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = {**state, "_lock": threading.Lock()}
+
+
+def local_file(store: Store, name: str, sha256: str, cache: Path | None = None) -> Path:
+    """A file of a store as one on this machine: itself, or the copy of a remote one in `cache`."""
+    if store.is_local:
+        return Path(store.path(name))
+    cached = Store(cache or CACHE)
+    cached_name = f"{sha256}.arrow"  # by content: never stale, and several processes may race
+    if not cached.exists(cached_name):
+        with cached.writing(cached_name) as path:
+            fs.copy_files(store.path(name), str(path), store.filesystem, fs.LocalFileSystem())
+    return Path(cached.path(cached_name))
 
 
 def verify(folder: str | Path) -> list[str]:
