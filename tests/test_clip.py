@@ -10,7 +10,7 @@ from methods_support import FRAMES, batch, method, tiny_clip, tuned_clip
 from safetensors.torch import save_file
 
 from vopcore import clip as clips
-from vopcore.clip import LastBlock, Prompted, Prompts, encode_text, frozen_hash, share, towers
+from vopcore.clip import LeanBlock, Prompted, Prompts, encode_text, frozen_hash, share, towers
 from vopcore.methods import tune
 from vopcore.retriever import Retriever
 
@@ -181,7 +181,7 @@ def test_prompts_stand_behind_the_first_token_and_leave_the_sequence(causal):
 def test_in_training_the_class_tokens_are_all_that_the_last_block_computes(name):
     clip = tuned_clip(name, stir=0.05)
     last, sizes = towers(clip).vision.blocks[-1], []
-    inner = next(module for module in last.modules() if isinstance(module, LastBlock))
+    inner = next(module for module in last.modules() if isinstance(module, LeanBlock))
     inner.ls_2.register_forward_hook(lambda _module, _x, y: sizes.append(y.shape[:2].numel()))
     pixels, _ = batch(videos=2)
     retriever = Retriever(clip)

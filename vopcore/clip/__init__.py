@@ -1,6 +1,6 @@
 """The seams of open_clip: load a CLIP, find its towers, wrap their blocks, encode. Its only importer."""
 
-from vopcore.clip.block import LastBlock, attend, read_class_tokens
+from vopcore.clip.block import LeanBlock, attend, lean
 from vopcore.clip.encode import (
     encode_from,
     encode_prefix,
@@ -16,7 +16,7 @@ from vopcore.clip.wrap import Block, PerFrame, Prompted, Prompts, VideoBlock, wi
 
 __all__ = [
     "Block",
-    "LastBlock",
+    "LeanBlock",
     "PerFrame",
     "Prompted",
     "Prompts",
@@ -34,11 +34,11 @@ __all__ = [
     "freeze",
     "frozen_hash",
     "keep_in_bf16",
+    "lean",
     "load",
     "model_name",
     "normalisation",
     "prefix_hash",
-    "read_class_tokens",
     "share",
     "thaw",
     "tokenizer",

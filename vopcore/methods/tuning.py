@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from vopcore.clip import Tuning, freeze, read_class_tokens, towers
+from vopcore.clip import Tuning, freeze, lean, towers
 from vopcore.methods.base import Method
 
 
@@ -20,7 +20,10 @@ def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
     if frames < 1:
         raise ValueError(f"frames: {frames} must be at least 1")
     freeze(clip)
-    read_class_tokens(towers(clip).vision.blocks[-1])
+    for tower in towers(clip)[:2]:
+        for block in tower.blocks:
+            lean(block)
+    lean(towers(clip).vision.blocks[-1], read=1)
     method.attach(clip, frames)
     clip.tuning = Tuning(method_name(method), method, frames, getattr(method, "fixed_frames", False))
     return clip

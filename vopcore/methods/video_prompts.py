@@ -7,7 +7,7 @@ other: x is [B * F, L, D].
 import torch
 from torch import Tensor, nn
 
-from vopcore.clip import LastBlock, Prompts, Tower, VideoBlock, attend, read_class_tokens, with_prompts
+from vopcore.clip import Prompts, Tower, VideoBlock, attend, lean, with_prompts
 
 
 class FramePrompts(nn.Module):
@@ -149,8 +149,8 @@ class Joint(VideoBlock):
     ) -> None:
         super().__init__(block)
         block.attn = KeyMasked(block.attn)
-        if isinstance(block, LastBlock):
-            read_class_tokens(block, frames)
+        if block.read is not None:
+            lean(block, read=frames)
         self.prompts, self.frames, self.positions = prompts, frames, positions
 
     def forward(
