@@ -70,7 +70,8 @@ def tune(
         except TrainingFailedError as error:
             raise RunFailedError(f"{run.name}: {_last_line(error)}") from error
     if "error" in result.return_value:
-        raise RunFailedError(f"{run.name}: {result.return_value['error']}")
+        kept = f"; the last checkpoint before it is {result.checkpoint.path}" if result.checkpoint else ""
+        raise RunFailedError(f"{run.name}: {result.return_value['error']}{kept}")
     with result.checkpoint.as_directory() as folder:
         track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
     return result.return_value

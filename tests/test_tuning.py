@@ -78,6 +78,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_videos(batche
     assert one.steps_done == 0
 
 
+def test_a_gradient_that_explodes_stops_the_run_before_it_changes_anything(batches, monkeypatch):
+    one = tuner(batches)
+    before = {name: p.clone() for name, p in one.tuned.items()}
+    monkeypatch.setattr("vopcore.tuning.EXPLODED", 1e-9)
+    with pytest.raises(DivergedError, match=r"step 1: loss \d.*, gradient norm \d.* on videos v\d{3}"):
+        train(one, batches, 1)
+    assert all(torch.equal(p, before[name]) for name, p in one.tuned.items())
+
+
 def test_a_state_of_another_method_is_refused(batches, tmp_path):
     tuner(batches, "vop").save(tmp_path / "state.pt")
     with pytest.raises((KeyError, RuntimeError, ValueError)):

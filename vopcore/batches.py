@@ -4,10 +4,12 @@ Everything random is a function of (seed, epoch, video), so a run that continues
 sees what an undisturbed one would have seen, and a global batch does not depend on the number of workers.
 """
 
-import queue
-import threading
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -28,6 +30,11 @@ class Batch:
     mask: torch.Tensor  # bool [B, F], False where a video has fewer than F frames
     tokens: torch.Tensor  # int64 [B, L]
     crops: torch.Tensor | None = None  # int64 [B, 5], for `augment.crop`
+
+    def pinned(self) -> "Batch":
+        """In memory that a GPU copies from while it computes."""
+        tensors = (self.frames, self.mask, self.tokens, self.crops)
+        return Batch(self.videos, *(None if x is None else x.pin_memory() for x in tensors))
 
     def parts(self, size: int) -> list["Batch"]:
         """Cut into batches of `size` videos, the last one perhaps of fewer."""
@@ -95,12 +102,12 @@ class TrainingBatches:
             )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This worker's batches of one epoch from step `start` on, read ahead by a thread."""
+        """This worker's batches of one epoch from step `start` on, read ahead by threads."""
         rng = np.random.default_rng([self._seed, epoch])
         batches = spread(self._counts, self._batch_size, rng)
         if self._single is not None:
             batches = [[self._single[i] for i, _ in batch] for batch in batches]
-        return _ahead(self._batch(epoch, pairs[self._part]) for pairs in batches[start:])
+        return _ahead(partial(self._batch, epoch, pairs[self._part]) for pairs in batches[start:])
 
     def _batch(self, epoch: int, pairs: list[tuple[int, int]]) -> Batch:
         videos = [self._videos[v] for v, _ in pairs]
@@ -108,7 +115,8 @@ class TrainingBatches:
         frames, mask = stack_frames(self._shards, videos, self._frames, rngs)
         texts = [self._caption(epoch, v, c) for v, c in pairs]
         crops = self._crops(epoch, pairs, frames.shape[-1]) if self._augment else None
-        return Batch(videos, frames, mask, self._tokenize(texts), crops)
+        batch = Batch(videos, frames, mask, self._tokenize(texts), crops)
+        return batch.pinned() if torch.cuda.is_available() else batch
 
     def _crops(self, epoch: int, pairs: list[tuple[int, int]], size: int) -> torch.Tensor:
         rngs = (np.random.default_rng([self._seed, epoch, v, c, 1]) for v, c in pairs)
@@ -153,34 +161,17 @@ def spread(counts: list[int], size: int, rng: np.random.Generator) -> list[list[
     return batches
 
 
-def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
-    """Iterate in a thread, `depth` batches ahead of the reader."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def read() -> None:
+def _ahead(jobs: Iterable[Callable[[], Batch]]) -> Iterator[Batch]:
+    """The jobs' batches in their order, read by threads while the reader is busy with earlier ones."""
+    threads = torch.get_num_threads()
+    jobs = iter(jobs)
+    with ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
+        ready = deque(pool.submit(job) for job in itertools.islice(jobs, threads + 1))
         try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except Exception as error:  # handed to the reader, who raises it
-            put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        stop.set()
+            while ready:
+                batch = ready.popleft().result()
+                ready.extend(pool.submit(job) for job in itertools.islice(jobs, 1))
+                yield batch
+        finally:
+            for future in ready:
+                future.cancel()

@@ -19,9 +19,11 @@ from vopcore.retriever import Retriever
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP itself was trained (Radford et al. 2021, section 2.5)
 
+EXPLODED = 1e6  # a gradient norm no tuning comes back from; healthy ones stay below a few hundred
+
 
 class DivergedError(RuntimeError):
-    """The loss or the gradient is no longer a number; says at which step and on which videos."""
+    """The loss is no longer a number or the gradient has exploded; says at which step, on which videos."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Tuner:
         """One optimizer step: loss of the global batch, gradient norm before clipping, learning rate.
 
         Raises:
-            DivergedError: the loss or the gradient is NaN or infinite; nothing was changed.
+            DivergedError: the loss is NaN or infinite, or the gradient has exploded; nothing was changed.
         """
         seed = (self._seed, self.steps_done)  # of dropout: the same after a restart
         self._optimizer.zero_grad(set_to_none=True)
@@ -95,7 +97,7 @@ class Tuner:
         limit = self._settings.clip_grad or float("inf")
         norm = nn.utils.clip_grad_norm_(self.tuned.values(), limit)
         lr = self._schedule.get_last_lr()[0]
-        if not (loss.isfinite() and norm.isfinite()):
+        if not (loss.isfinite() and norm < EXPLODED):  # NaN is not less either
             raise DivergedError(
                 f"step {self.steps_done + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, learning"
                 f" rate {lr:g}, on videos {', '.join(batch.videos)}"
