@@ -1,0 +1,179 @@
+"""One worker, two under torchrun, two under Ray Train: wall time of a step at the same global batch.
+
+    python tests/benchmarks/bench_scaling.py [rounds]
+
+A CLIP of 6 layers, 256 wide, with vop over random frames of 64 pixels; one thread a worker; checkpoints each
+epoch under Ray, as always. From the end of the first step to the end of the last one on worker 0; kinds take
+turns, and of each the least of all rounds counts. Needs two CPU cores that nobody else uses.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from vopcore import clip as clips
+from vopcore.batches import TrainingBatches
+from vopcore.config import MethodRun, RunConfig, Train
+from vopcore.config.sections import Clip, Data, Resources, Video
+from vopcore.datasets import ANNOTATIONS
+from vopcore.methods import METHODS, tune
+from vopcore.retriever import Retriever
+from vopcore.shards import Entry, Layout, Shards, Store, write_shard
+from vopcore.tuning import Tuner, train
+
+ROOT = Path(__file__).parent.parent.parent
+SIZE, FRAMES, VIDEOS, EPOCHS = 64, 8, 192, 4
+MODEL = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": SIZE, "layers": 6, "width": 256, "head_width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4},
+}
+SETTINGS = Train(epochs=EPOCHS, batch_size=32, lr=1e-3)
+
+
+def main(rounds: int) -> None:
+    """Print the seconds of a step of each kind, and the ratios."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        make_shards(Path(folder) / "shards")
+        Path(folder, "model.json").write_text(json.dumps(MODEL))
+        kinds = {"one worker": 1, "two, torchrun": 2, "two, Ray Train": 0}
+        best = dict.fromkeys(kinds, float("inf"))
+        for _ in range(rounds):
+            for kind, processes in kinds.items():
+                seconds = torchrun(folder, processes) if processes else under_ray(folder)
+                best[kind] = min(best[kind], seconds)
+                print(f"{kind:16}{1000 * seconds:8.1f} ms a step", flush=True)
+    print(
+        f"two workers under torchrun: {best['one worker'] / best['two, torchrun']:.2f} times as fast as one"
+    )
+    print(f"Ray Train over torchrun: {100 * (best['two, Ray Train'] / best['two, torchrun'] - 1):+.1f} %")
+
+
+def make_shards(folder: Path) -> None:
+    """Random frames."""
+    rng, layout = np.random.default_rng(0), Layout(SIZE, "raw")
+    rows = [
+        (
+            Entry(video=f"v{i:03}", status="ok", num_frames=FRAMES, times=[0.0] * FRAMES),
+            rng.integers(0, 256, (FRAMES, SIZE, SIZE, 3), np.uint8),
+        )
+        for i in range(VIDEOS)
+    ]
+    write_shard(Store(str(folder)), 0, layout, rows)
+
+
+def torchrun(folder: str, processes: int) -> float:
+    """Seconds of a step of the plain loop."""
+    out = Path(folder) / "seconds.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    subprocess.run([*command, __file__, "worker", folder], check=True, env=environment())
+    return json.loads(out.read_text())
+
+
+def worker(folder: str) -> None:
+    """One process of the plain loop."""
+    dist.init_process_group("gloo")
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    shards = Shards(f"{folder}/shards")
+    torch.manual_seed(0)
+    clip = tune(clips.load(f"{folder}/model.json"), METHODS["vop"](), FRAMES)
+    retriever = Retriever(clip)
+    batches = TrainingBatches(
+        shards,
+        {video: ["a red ball"] for video in shards.videos},
+        clips.tokenizer(clip, 16),
+        frames=FRAMES,
+        batch_size=SETTINGS.batch_size,
+        draw="one",
+        seed=0,
+        rank=rank,
+        workers=workers,
+    )
+    model = DistributedDataParallel(retriever) if workers > 1 else retriever
+    ends: list[float] = []
+    tuner = Tuner(retriever, SETTINGS, batches.steps_per_epoch, 0, model)
+    train(tuner, batches, EPOCHS, lambda step: ends.append(time.perf_counter()))
+    if rank == 0:
+        Path(folder, "seconds.json").write_text(json.dumps((ends[-1] - ends[0]) / (len(ends) - 1)))
+    dist.destroy_process_group()
+
+
+def under_ray(folder: str) -> float:
+    """Seconds of a step of two of Ray Train's workers, in a process of its own."""
+    subprocess.run([sys.executable, __file__, "ray", folder], check=True, env=environment())
+    return json.loads(Path(folder, "seconds.json").read_text())
+
+
+def driver(folder: str) -> None:
+    """Tune with Ray Train."""
+    import ray
+    import ray.train
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.work import Task, work
+
+    run = MethodRun(name="vop", method=METHODS["vop"](), train=SETTINGS)
+    config = RunConfig(
+        name="scaling",
+        output=folder,
+        data=Data(dataset="folder", root=folder),
+        video=Video(frames=FRAMES, size=SIZE),
+        clip=Clip(model=f"{folder}/model.json", pretrained=None, words=16),
+        methods=(run,),
+        resources=Resources(workers=2),
+    )
+    rows = [("train", f"v{i:03}", "", None, None, "a red ball") for i in range(VIDEOS)]
+    rows += [("test", "v000", "", None, None, "a red ball")]
+    columns = [pa.array(c, field.type) for c, field in zip(zip(*rows, strict=True), ANNOTATIONS, strict=True)]
+    task = Task(config, run, pa.table(columns, schema=ANNOTATIONS), f"{folder}/shards")
+
+    class Clock:
+        """In the mailbox's place: when each step ended."""
+
+        def __init__(self) -> None:
+            self.put, self.ends = self, []
+
+        def remote(self, what: str, unit: str, done: int, total: int, words: str) -> None:
+            if what == "tune":
+                self.ends.append(time.perf_counter())
+                if done == total:
+                    seconds = (self.ends[-1] - self.ends[0]) / (total - 1)
+                    Path(folder, "seconds.json").write_text(json.dumps(seconds))
+
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ray.init(
+        _temp_dir=f"{folder}/ray", include_dashboard=False, num_cpus=2, runtime_env={"env_vars": variables}
+    )
+    TorchTrainer(
+        work,
+        train_loop_config={"task": task, "mailbox": Clock()},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(name=f"run{time.time_ns()}", storage_path=folder),
+    ).fit()
+    ray.shutdown()
+
+
+def environment() -> dict[str, str]:
+    """One thread a worker."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["worker", folder]:
+            worker(folder)
+        case ["ray", folder]:
+            driver(folder)
+        case other:
+            main(int(other[0]) if other else 3)
