@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import track
 from pipelines.deliver import try_to_deliver
 from pipelines.provenance import code_version
 from pipelines.tune import RunFailedError, data_hash, run_key, tune
-from pipelines.work import Task
+from pipelines.work import WEIGHTS, Task
+from vopcore import search
 from vopcore.config import MethodRun, RunConfig
+from vopcore.search import Gallery, Reading
 
 COLUMNS = ("method", "trainable", "% of total", "t2v R@1", "v2t R@1", "seconds")
 
@@ -33,9 +36,16 @@ class Comparison:
     store: track.Store
 
 
-def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
+def open_store(config: RunConfig) -> track.Store:
+    """Where the numbers go. Raises track.StoreError where that is a mistake; a server may be away."""
+    name = config.mlflow.experiment or config.name
+    return track.open_or_wait(config.mlflow.uri, name, Path(config.output))
+
+
+def compare(
+    config: RunConfig, annotations: pa.Table, shards: str, source: Path, store: track.Store
+) -> list[dict[str, Any]]:
     """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
-    store = track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
     shared = Comparison(config, annotations, data_hash(annotations), shards, source, store)
     try:
         results = [_best(shared, run) for run in config.methods]
@@ -83,6 +93,10 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
         raise
     track.log_metrics(store, run_id, done["metrics"], done["steps"])  # the curves end here
     _log_predictions(store, run_id, done["predictions"])
+    with done["checkpoint"].as_directory() as folder:
+        track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
+        if config.mlflow.model != "none":
+            _log_model(shared, run, run_id, Path(folder) / WEIGHTS, done.get("gallery"))
     track.end_run(store, run_id, tags=done["tags"])
     result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": done["metrics"]}
     finished.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +111,23 @@ def _log_predictions(store: track.Store, run_id: str, predictions: pa.Table) -> 
         file = Path(folder) / track.PREDICTIONS
         pq.write_table(predictions, file)
         track.log_files(store, run_id, [file])
+
+
+def _log_model(shared: Comparison, run: MethodRun, run_id: str, tuned: Path, gallery: Gallery | None) -> None:
+    """The tuned method, ready to be loaded anywhere."""
+    config = shared.config
+    reading = Reading(
+        **config.clip.model_dump(),
+        **config.video.model_dump(include={"frames", "size", "sampler"}),
+        stored_frames=config.video.kept,
+        seed=config.seed,
+        precision=run.train.precision,
+    )
+    caption = shared.annotations.filter(pc.equal(shared.annotations["split"], "test"))["caption"][0].as_py()
+    with tempfile.TemporaryDirectory() as folder:
+        search.save(Path(folder) / "search", reading, tuned, gallery)
+        params = settings(config, run)
+        track.log_model(shared.store, run_id, run.name, Path(folder) / "search", {"caption": caption}, params)
 
 
 def log_data(shared: Comparison, run_id: str) -> None:

@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
@@ -35,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     meant = json.loads((folder / track.ADDRESS).read_text())
     try:
-        store = track.open_store(args.uri or meant["uri"], meant["experiment"], folder.parent)
-        track.deliver(replace(store, journal=str(folder)))
+        store = track.Store(args.uri or meant["uri"], None, meant["experiment"], str(folder))
+        track.deliver(store)
     except track.StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from vopcore.config import Evaluate
 from vopcore.metrics import dsl, evaluate, published, qb_norm
 from vopcore.predictions import predictions
 from vopcore.retriever import Retriever
+from vopcore.search import Gallery
 from vopcore.shards import Shards
 
 CHUNK = 32  # videos, or 8 times as many captions, embedded at once
@@ -71,8 +72,9 @@ def evaluate_split(
     bank: Sequence[str],
     options: Evaluate,
     seed: int,
-) -> tuple[dict[str, float], pa.Table]:
-    """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos, and PREDICTIONS.
+) -> tuple[dict[str, float], pa.Table, Gallery]:
+    """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos; PREDICTIONS; and
+    those videos.
 
     A video that is missing or could not be decoded stays in the denominator, at the worst rank. Every
     worker returns the same. `bank`: the training captions that QB-Norm compares with. Post-processed and
@@ -101,7 +103,8 @@ def evaluate_split(
     for name in options.parity:
         numbers |= published(name, plain, owners, gallery)
     retriever.train(was_training)
-    return numbers, predictions(plain, split, gallery, measured.t2v)
+    kept = Gallery(gallery, retriever.vectors(features, mask).cpu().numpy())
+    return numbers, predictions(plain, split, gallery, measured.t2v), kept
 
 
 def _over_workers(

@@ -71,14 +71,15 @@ def run(config: RunConfig, source: Path) -> None:
     prepare.quickstart_world(config)
     annotations = prepare.annotations(config)
     prepare.claim_output(config, annotations)
+    store = compare.open_store(config) if "tune" in config.stages else None
     config = prepare.with_upstream(config)
     prepare.start_ray(config)
     shards = _ingest(config, annotations)
     if "verify" in config.stages:
         _verify(shards)
-    if "tune" in config.stages:
+    if store is not None:
         prepare.check_decoded(config, annotations, Shards(shards))
-        compare.compare(config, annotations, shards, source)
+        compare.compare(config, annotations, shards, source, store)
 
 
 def _ingest(config: RunConfig, annotations: pa.Table) -> str:

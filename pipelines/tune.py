@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines import track
 from pipelines.progress import remote_bars
-from pipelines.work import WEIGHTS, Task, work
+from pipelines.work import Task, work
 from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
 
 TIMEOUT = 300  # seconds until a worker whose peers are gone gives up
@@ -45,7 +45,10 @@ def data_hash(annotations: pa.Table) -> str:
 def tune(
     config: RunConfig, run: MethodRun, task: Task, key: str, store: track.Store, run_id: str
 ) -> dict[str, Any]:
-    """Tune and measure one method; returns what `work` does. Raises RunFailedError."""
+    """Tune and measure one method; returns what `work` does, and the last `checkpoint`.
+
+    Raises RunFailedError.
+    """
     resources = config.resources
     with remote_bars(run.name) as mailbox:
         trainer = TorchTrainer(
@@ -72,9 +75,7 @@ def tune(
     if "error" in result.return_value:
         kept = f"; the last checkpoint before it is {result.checkpoint.path}" if result.checkpoint else ""
         raise RunFailedError(f"{run.name}: {result.return_value['error']}{kept}")
-    with result.checkpoint.as_directory() as folder:
-        track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
-    return result.return_value
+    return result.return_value | {"checkpoint": result.checkpoint}
 
 
 def _last_line(error: TrainingFailedError) -> str:

@@ -22,6 +22,7 @@ from vopcore.batches import TrainingBatches
 from vopcore.config import Evaluate, MethodRun, RunConfig
 from vopcore.methods import save_tuned, tune
 from vopcore.retriever import Retriever
+from vopcore.search import Gallery
 from vopcore.shards import Shards
 from vopcore.tuning import DivergedError, Step, Tuner, peak_memory
 
@@ -43,8 +44,9 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
     """Tune and measure one method together with the other workers.
 
     Returns `steps`: how many there were; `metrics`: recall on the test split, that on val under `val/`,
-    counts of parameters, seconds; `tags`: what the frozen CLIP was; and `predictions` (PREDICTIONS) of the
-    test split. What would fail again on every restart, such as a loss that is NaN, is returned as `error`.
+    counts of parameters, seconds; `tags`: what the frozen CLIP was; `predictions` (PREDICTIONS) of the test
+    split; and its videos as `gallery`, from rank 0 where the config wants it. What would fail again on every
+    restart, such as a loss that is NaN, is returned as `error`.
     """
     try:
         return Worker(loop["task"], loop["mailbox"]).run()
@@ -92,11 +94,13 @@ class Worker:
             metrics["seconds/tune"] = 0.0
             self._report([])
         for split in (split for split in ("val", "test") if split in self.splits):
-            numbers, predictions = self._measure(split, self.config.evaluate)
+            numbers, predictions, gallery = self._measure(split, self.config.evaluate)
             metrics |= {name if split == "test" else f"{split}/{name}": n for name, n in numbers.items()}
         metrics["seconds/total"] = time.perf_counter() - self._began
         metrics["memory/peak_mb"] = peak_memory(get_device()) / 2**20  # of its GPU, else of this process
-        return {"steps": steps, "metrics": metrics, "tags": self.tags, "predictions": predictions}
+        done = {"steps": steps, "metrics": metrics, "tags": self.tags, "predictions": predictions}
+        wanted = self.rank == 0 and self.config.mlflow.model == "search"
+        return done | ({"gallery": gallery} if wanted else {})
 
     def _tune(self) -> tuple[int, dict[str, float]]:
         """Train on from the last checkpoint; returns the steps and the seconds, all attempts together."""
@@ -169,10 +173,10 @@ class Worker:
 
     def _val_curves(self) -> dict[str, float]:
         """The plain numbers alone; the last epoch's come with everything else, at the end."""
-        numbers, _ = self._measure("val", Evaluate())
+        numbers, *_ = self._measure("val", Evaluate())
         return {f"val/{name}": numbers[name] for name in CURVES}
 
-    def _measure(self, split: str, options: Evaluate) -> tuple[dict[str, float], pa.Table]:
+    def _measure(self, split: str, options: Evaluate) -> tuple[dict[str, float], pa.Table, Gallery]:
         embedder = Embedder(
             self.retriever,
             self.shards,

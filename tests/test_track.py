@@ -3,8 +3,10 @@
 import json
 import shutil
 import subprocess
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -114,10 +116,44 @@ def test_a_line_that_a_killed_process_left_half_written_is_skipped(store, tmp_pa
     assert_lived(store, tmp_path)
 
 
-def test_a_server_that_is_away_at_the_start_is_refused_in_one_line(tmp_path, monkeypatch):
+def test_a_server_that_was_never_there_gets_the_whole_run_later(store, tmp_path, caplog):
+    with pytest.raises(track.ServerAwayError, match=rf"^MLflow at {AWAY}: [^\n]*Connection refused[^\n]*$"):
+        track.open_store(AWAY, "msrvtt_9k", tmp_path)
+    away = track.open_or_wait(AWAY, "msrvtt_9k", tmp_path)
+    assert f"all it should have is kept in {store.journal}" in caplog.text
+    live(away, tmp_path)
+    assert deliver.main([store.journal, "--uri", store.uri]) == 0
+    assert_lived(store, tmp_path)
+
+
+def test_a_server_that_comes_back_finds_its_experiment_not_the_default_one(store, tmp_path):
+    live(replace(store, experiment_id=None), tmp_path)  # away when it was opened, there when it is called
+    assert track.runs(store) == track.runs(replace(store, experiment_id="0")) == []
+    track.deliver(replace(store, experiment_id=None))
+    assert_lived(store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, track.StoreError), (404, track.StoreError), (503, track.ServerAwayError)]
+)
+def test_a_server_that_refuses_is_a_mistake_and_one_that_fails_may_recover(
+    status, kind, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(track.StoreError, match=r"^MLflow at http://127.0.0.1:9: .*Connection refused[^\n]*$"):
-        track.open_store(AWAY, "msvd", tmp_path)
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(track.StoreError, match=rf"^[^\n]*{status}[^\n]*$") as error:
+            track.open_store(f"http://127.0.0.1:{server.server_port}", "msvd", tmp_path)
+        server.shutdown()
+    assert type(error.value) is kind
 
 
 def test_the_machine_is_watched_while_a_run_lasts(store, monkeypatch):

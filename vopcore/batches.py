@@ -18,7 +18,7 @@ import torch
 from vopcore.augment import draw_crop
 from vopcore.prefix import Prefix
 from vopcore.shards import Shards
-from vopcore.video.sample import choose
+from vopcore.video import choose, stack
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,8 @@ def stack_frames(
     looks = []
     for video, rng in zip(videos, rngs, strict=True):
         looks.append(shards.frames(video, choose(shards.num_frames(video), frames, rng)))
-    stacked = np.zeros((len(looks), frames, *looks[0].shape[1:]), looks[0].dtype)
-    for row, look in zip(stacked, looks, strict=True):
-        row[: len(look)] = look
-    mask = np.arange(frames) < np.array([len(look) for look in looks])[:, None]
-    return shards.tensor(stacked), torch.from_numpy(mask)
+    stacked, mask = stack(looks, frames)
+    return shards.tensor(stacked), mask
 
 
 class TrainingBatches:

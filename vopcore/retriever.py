@@ -109,6 +109,21 @@ class Retriever(nn.Module):
         with torch.autocast(text.device.type, enabled=False):
             return compare(text.float(), video, mask)
 
+    def vectors(self, video: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What a gallery keeps of videos [B, F, D], enough for `rank`.
+
+        `mean`: their unit vectors [B, D]. `query_aware`: their frame features [B, F, D], padding zeroed.
+        """
+        if self.pooling == "mean":
+            return unit_vectors(video, mask)
+        return video.float() if mask is None else video.float().masked_fill(~mask.unsqueeze(-1), 0)
+
+    def rank(self, text: Tensor, gallery: Tensor) -> Tensor:
+        """text [N, D], gallery: `vectors` of V videos -> their `similarity` [N, V]."""
+        if self.pooling == "mean":
+            return F.normalize(text, dim=-1) @ gallery.T
+        return self.similarity(text, gallery, gallery.any(dim=-1))
+
     def _normalised(self, frames: Tensor) -> Tensor:
         pixels = (frames.to(self.mean.dtype) - self.mean) / self.std
         return pixels.to(self.clip.visual.conv1.weight.dtype)
@@ -140,9 +155,14 @@ def at_least_fp32(features: Tensor) -> Tensor:
 
 def mean_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
     """Cosine of each text and the mean of a video's normalised frame features."""
-    # the cosine does not ask by how many frames the sum is divided
+    return F.normalize(text, dim=-1) @ unit_vectors(video, mask).T
+
+
+def unit_vectors(video: Tensor, mask: Tensor | None) -> Tensor:
+    """video [B, F, D], mask Bool [B, F] -> Float32 [B, D]: the mean of a video's normalised frame features,
+    normalised; so it does not ask by how many frames their sum is divided."""
     pooled = [F.normalize(frames, dim=-1).sum(dim=1) for frames, _ in _blocks(video, mask)]
-    return F.normalize(text, dim=-1) @ F.normalize(torch.cat(pooled), dim=-1).T
+    return F.normalize(torch.cat(pooled), dim=-1)
 
 
 def query_aware_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,7 +6,15 @@ not take is kept in files (`journal`) and delivered later; it never ends a run.
 
 from pipelines.track.journal import waiting
 from pipelines.track.read import Run, curve, fetch, runs
-from pipelines.track.store import Store, StoreError, find_store, one_line, open_store
+from pipelines.track.store import (
+    ServerAwayError,
+    Store,
+    StoreError,
+    find_store,
+    one_line,
+    open_or_wait,
+    open_store,
+)
 from pipelines.track.write import (
     ADDRESS,
     deliver,
@@ -16,6 +24,7 @@ from pipelines.track.write import (
     log_data,
     log_files,
     log_metrics,
+    log_model,
     start_run,
     watch_machine,
 )
@@ -26,6 +35,7 @@ __all__ = [
     "ADDRESS",
     "PREDICTIONS",
     "Run",
+    "ServerAwayError",
     "Store",
     "StoreError",
     "curve",
@@ -38,7 +48,9 @@ __all__ = [
     "log_data",
     "log_files",
     "log_metrics",
+    "log_model",
     "one_line",
+    "open_or_wait",
     "open_store",
     "runs",
     "start_run",

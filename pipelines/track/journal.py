@@ -20,12 +20,12 @@ class Journal:
         return not self._lines.exists()
 
     def add(self, call: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
-        """Keep a call; a file is copied, as it may be gone when it is delivered."""
+        """Keep a call; its file or folder is copied, as it may be gone when it is delivered."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if call == "file":
+        if call in ("file", "model"):
             copy = self._folder / f"{time.time_ns()}" / Path(value["path"]).name
             copy.parent.mkdir()
-            shutil.copy(value["path"], copy)
+            (shutil.copytree if call == "model" else shutil.copy)(value["path"], copy)
             value = {**value, "path": str(copy)}
         with self._lines.open("a") as file:
             file.write(json.dumps([call, value]) + "\n")

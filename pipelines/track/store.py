@@ -19,17 +19,28 @@ SETTINGS = {  # MLflow's own, unless the user set them
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
+WAITING = "mlflow_waiting"  # in the output folder: what a server has not got yet
+
+log = logging.getLogger(__name__)
+
 
 class StoreError(ValueError):
     """A store that cannot be read, or an experiment that is not in it; one line."""
 
 
+class ServerAwayError(StoreError):
+    """A server that does not answer, or not sensibly; it may come back."""
+
+
 @dataclass(frozen=True)
 class Store:
-    """Where the runs of one experiment are kept; plain text, so it travels to any process."""
+    """Where the runs of one experiment are kept; plain text, so it travels to any process.
+
+    `experiment_id` is None while the server has never answered; all calls are kept then.
+    """
 
     uri: str
-    experiment_id: str
+    experiment_id: str | None
     experiment: str
     journal: str | None = None  # the folder that keeps what MLflow does not take; None: that is an error
 
@@ -46,10 +57,10 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
     """Open the store named in the config, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`.
 
     Called once, on the driver, before any worker logs: several processes racing on a new SQLite file fail.
-    Raises StoreError.
+    Raises StoreError; ServerAwayError where it may help to wait.
     """
     _settle()
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    uri = store_uri(uri, folder)
     with one_line(uri):
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
@@ -58,7 +69,21 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
             experiment_id = client.create_experiment(experiment, artifacts, KIND)
         else:
             experiment_id = found.experiment_id
-    return Store(uri, experiment_id, experiment, str(folder / "mlflow_waiting"))
+    return Store(uri, experiment_id, experiment, str(folder / WAITING))
+
+
+def open_or_wait(uri: str | None, experiment: str, folder: Path) -> Store:
+    """`open_store`; a server that is away ends no run: it gets everything later."""
+    try:
+        return open_store(uri, experiment, folder)
+    except ServerAwayError as error:
+        log.warning("%s; all it should have is kept in %s", error, folder / WAITING)
+        return Store(store_uri(uri, folder), None, experiment, str(folder / WAITING))
+
+
+def store_uri(uri: str | None, folder: Path) -> str:
+    """The store that was named, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def find_store(uri: str, experiment: str) -> Store:
@@ -83,7 +108,9 @@ def one_line(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         said = str(error).strip().splitlines()[0].replace("<database_uri>", uri)
-        raise StoreError(f"MLflow at {uri}: {said}") from error
+        away = isinstance(error, MlflowException) and error.get_http_status_code() >= 500
+        kind = ServerAwayError if away and uri.startswith("http") else StoreError
+        raise kind(f"MLflow at {uri}: {said}") from error
 
 
 def _settle() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipelines.track.journal import Journal, waiting
-from pipelines.track.store import Store, StoreError, one_line
+from pipelines.track.model import upload_model, write_model
+from pipelines.track.store import ServerAwayError, Store, StoreError, one_line, open_store
 
 BATCH = 1000  # the most metrics MLflow takes at once
 ADDRESS = "store.json"  # in the journal: where its calls were meant to go
@@ -35,7 +37,7 @@ def start_run(store: Store, key: str, name: str, params: Mapping[str, Any], tags
     }
     try:
         with one_line(store.uri):
-            return _start(store.client, store.experiment_id, value)
+            return _start(store.client, _experiment(store), value)
     except StoreError as error:
         _keep(store, KEPT + key, "start", value, error)
         return KEPT + key
@@ -59,6 +61,16 @@ def log_files(store: Store, run_id: str, files: Iterable[Path], folder: str | No
         _log(store, run_id, "file", {"path": str(file), "folder": folder})
 
 
+def log_model(
+    store: Store, run_id: str, name: str, data: Path, example: Mapping[str, str], params: Mapping[str, Any]
+) -> None:
+    """Keep a folder of `vopcore.search.save` as the model of the run; `example`: one row of its input."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder) / "model", data, example)
+        value = {"path": f"{folder}/model", "name": name, "params": {k: str(v) for k, v in params.items()}}
+        _log(store, run_id, "model", value)
+
+
 def log_data(
     store: Store, run_id: str, name: str, digest: str, source: str, splits: Mapping[str, Mapping[str, int]]
 ) -> None:
@@ -80,15 +92,17 @@ def deliver(store: Store) -> None:
 
     Nothing stands twice in MLflow if a call is delivered again.
     """
+    client = store.client
+    experiment_id = open_store(store.uri, store.experiment, Path(store.journal).parent).experiment_id
     for run_id in waiting(store.journal):
         journal = Journal(store.journal, run_id)
         with one_line(store.uri):
             known = run_id
             for call, value in journal:
                 if call == "start":
-                    known = _start(store.client, store.experiment_id, value)
+                    known = _start(client, experiment_id, value)
                 else:
-                    CALLS[call](store.client, known, value)
+                    CALLS[call](client, known, value)
         journal.clear()
 
 
@@ -138,6 +152,12 @@ def _keep(store: Store, run_id: str, call: str, value: Any, error: Exception) ->
     (Path(store.journal) / ADDRESS).write_text(json.dumps({"uri": store.uri, "experiment": store.experiment}))
 
 
+def _experiment(store: Store) -> str:
+    if store.experiment_id is None:
+        raise ServerAwayError(f"MLflow at {store.uri} has never answered")
+    return store.experiment_id
+
+
 def _start(client: MlflowClient, experiment_id: str, value: Mapping[str, Any]) -> str:
     begun = client.search_runs([experiment_id], f"tags.run_key = '{value['key']}'", max_results=1)
     if begun:
@@ -181,5 +201,6 @@ CALLS: dict[str, Callable[[MlflowClient, str, Any], None]] = {
     "metrics": _metrics,
     "file": _file,
     "data": _data,
+    "model": upload_model,
     "end": _end,
 }

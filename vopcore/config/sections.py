@@ -160,6 +160,8 @@ class MLflow(Section):
 
     uri: str | None = None
     experiment: str | None = None  # null: the config's name
+    model: Literal["search", "vectors", "none"] = "search"
+    """The tuned method as an MLflow model: `search` ranks the test videos too, whose vectors go with it."""
 
 
 Stage = Literal["ingest", "verify", "tune"]

@@ -5,5 +5,6 @@
 from vopcore.video.decode import DECODER_VERSION, Decoded, decode
 from vopcore.video.sample import SAMPLERS, choose
 from vopcore.video.source import VideoError
+from vopcore.video.stack import stack
 
-__all__ = ["DECODER_VERSION", "SAMPLERS", "Decoded", "VideoError", "choose", "decode"]
+__all__ = ["DECODER_VERSION", "SAMPLERS", "Decoded", "VideoError", "choose", "decode", "stack"]

@@ -1,0 +1,81 @@
+"""The tuned method as an MLflow model: a folder that `vopcore.search` reads, the its code, what to install.
+
+Made of MlflowClient's pieces: `mlflow.pyfunc.log_model` wants a global URI and the run of this thread.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+import vopcore
+
+REQUIREMENTS = (  # as in pyproject.toml: what `vopcore.search` imports
+    "mlflow>=3.17",
+    "torch>=2.15",
+    "open_clip_torch>=3.3",
+    "av>=18.1",
+    "safetensors>=0.6",
+    "numpy",
+)
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string", name, required=False) for name in ("caption", "video")]),
+    params=ParamSchema([ParamSpec("top_k", "long", 0)]),  # videos to rank for a caption; 0: vectors
+)
+HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1", "params/trainable")  # shown beside the model
+
+
+def write_model(folder: Path, data: Path, example: Mapping[str, str]) -> None:
+    """Write the model that loads `data`, a folder of `vopcore.search.save`; `example`: one row of input."""
+    mlflow.pyfunc.save_model(
+        folder,
+        loader_module="vopcore.search",
+        data_path=str(data),
+        code_paths=[str(Path(vopcore.__file__).parent)],
+        pip_requirements=list(REQUIREMENTS),
+        signature=SIGNATURE,
+        input_example=[dict(example)],
+        model_config={"device": "auto", "pretrained": "auto"},
+    )
+
+
+def upload_model(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> None:
+    """Make the model of `write_model` at `path` the one of this run, called `name`; once, however often."""
+    model = _entry(client, run_id, value)
+    if model.status == LoggedModelStatus.READY:
+        return
+    folder = Path(value["path"])
+    said = Model.load(folder / "MLmodel")
+    said.run_id, said.model_uuid, said.model_id = run_id, model.model_id, model.model_id
+    said.artifact_path = model.artifact_location
+    said.save(folder / "MLmodel")
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    client.log_batch(run_id, metrics=_headlines(client, run_id, model.model_id))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _entry(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a LoggedModel
+    """MLflow's entry for the model: begun before, or new."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    begun = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    if begun:
+        return begun[0]
+    return client.create_logged_model(
+        experiment_id, value["name"], run_id, params=value["params"], model_type="text-video retrieval"
+    )
+
+
+def _headlines(client: MlflowClient, run_id: str, model_id: str) -> list[Metric]:
+    """The run's own values once more, with the model's name on them."""
+    points = [client.get_metric_history(run_id, name)[-1:] for name in HEADLINES]
+    return [
+        Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id)
+        for (point,) in filter(None, points)
+    ]
