@@ -149,14 +149,14 @@ def log_data(shared: Comparison, run_id: str) -> None:
 
 def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
     """What runs are grouped and filtered by."""
-    config = shared.config
+    config, model = shared.config, shared.config.clip.model
     return {
         "benchmark": config.name,
         "dataset": config.data.dataset,
         "split": "test",
         "method": run.name,
         "seed": str(config.seed),
-        "backbone": config.clip.model,
+        "backbone": Path(model).stem if model.endswith(".json") else model,
         "checkpoint": "last epoch",
         "config_hash": key.rsplit("-", 1)[-1],
         "data_hash": shared.data_hash,

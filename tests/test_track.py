@@ -43,6 +43,7 @@ def assert_lived(store: track.Store, folder: Path) -> None:
     assert (run.status, run.metrics["t2v/R1"], run.params) == ("FINISHED", 41.5, {"train.lr": "0.1"})
     assert run.name.startswith("vop seed 0 20")
     assert {"method": "vop", "gpu": "none", "run_key": "vop-s0-abc"}.items() <= run.tags.items()
+    assert {"mlflow.user", "mlflow.source.name", "mlflow.source.git.commit"} <= run.tags.keys()
     history = store.client.get_metric_history(run.id, "train/loss")
     assert sorted((point.step, point.value) for point in history) == [(1, 2.0), (2, 1.0), (3, 0.0)]
     assert track.fetch(store, run.id, "notes/note.txt", folder).read_text() == "kept"

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines.track.journal import Journal, waiting
 from pipelines.track.model import upload_model, write_model
@@ -33,7 +34,7 @@ def start_run(store: Store, key: str, name: str, params: Mapping[str, Any], tags
         "key": key,
         "name": f"{name} {datetime.now(UTC):%Y-%m-%d}",
         "params": {name: str(value) for name, value in params.items()},
-        "tags": {**tags, "run_key": key},
+        "tags": resolve_tags({**tags, "run_key": key}),  # and user, script, commit
     }
     try:
         with one_line(store.uri):
