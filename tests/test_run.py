@@ -1,9 +1,11 @@
 """The whole path as a user runs it: real videos, Ray and MLflow store; interrupted, resumed, refused."""
 
+import contextlib
 import json
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
+from report_support import make_store
 from safetensors.torch import load_file
 
 from pipelines import run as cli
@@ -315,3 +318,14 @@ def test_an_output_folder_of_another_config_is_refused_with_the_way_on(small, ca
     message = refused(capsys, f"{small}/mine.yaml")
     assert "belongs to another config (name is other, now mine)" in message
     assert "output=" in message
+
+
+def test_a_database_of_another_mlflow_is_refused_before_anything_is_decoded(small, capsys):
+    make_store(small)
+    shutil.copy(small / "mlflow.db", small / "old.db")
+    with contextlib.closing(sqlite3.connect(small / "old.db")) as database:
+        database.execute("update alembic_version set version_num = 'bd07f7e963c5'")
+        database.commit()
+    message = refused(capsys, f"{small}/mine.yaml", "train.epochs=0", f"mlflow.uri=sqlite:///{small}/old.db")
+    assert f"run 'mlflow db upgrade sqlite:///{small}/old.db'" in message
+    assert not (small / "out/shards").exists()
