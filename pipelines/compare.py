@@ -36,16 +36,11 @@ class Comparison:
     store: track.Store
 
 
-def open_store(config: RunConfig) -> track.Store:
-    """Where the numbers go. Raises track.StoreError where that is a mistake; a server may be away."""
-    name = config.mlflow.experiment or config.name
-    return track.open_or_wait(config.mlflow.uri, name, Path(config.output))
-
-
-def compare(
-    config: RunConfig, annotations: pa.Table, shards: str, source: Path, store: track.Store
-) -> list[dict[str, Any]]:
+def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
     """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
+    store = track.open_or_wait(
+        config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output)
+    )
     shared = Comparison(config, annotations, data_hash(annotations), shards, source, store)
     try:
         results = [_best(shared, run) for run in config.methods]

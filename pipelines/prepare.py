@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ def claim_output(config: RunConfig, annotations: pa.Table) -> None:
     (folder / "missing.txt").write_text("".join(f"{video}\n" for video in missing))
     if missing:
         print(f"  {len(missing)} videos of the annotations have no file: listed in {folder}/missing.txt")
+
+
+def check_store(config: RunConfig) -> None:
+    """Refuse, before hours of work, an MLflow store that cannot be used; a server may be away."""
+    if "tune" in config.stages:
+        with suppress(track.ServerAwayError):
+            track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
 
 
 def _shared(config: RunConfig) -> dict[str, Any]:

@@ -71,15 +71,15 @@ def run(config: RunConfig, source: Path) -> None:
     prepare.quickstart_world(config)
     annotations = prepare.annotations(config)
     prepare.claim_output(config, annotations)
-    store = compare.open_store(config) if "tune" in config.stages else None
+    prepare.check_store(config)
     config = prepare.with_upstream(config)
     prepare.start_ray(config)
     shards = _ingest(config, annotations)
     if "verify" in config.stages:
         _verify(shards)
-    if store is not None:
+    if "tune" in config.stages:
         prepare.check_decoded(config, annotations, Shards(shards))
-        compare.compare(config, annotations, shards, source, store)
+        compare.compare(config, annotations, shards, source)
 
 
 def _ingest(config: RunConfig, annotations: pa.Table) -> str:
