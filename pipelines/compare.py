@@ -47,8 +47,7 @@ def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path)
     finally:
         try_to_deliver(store)
     print("\n" + table(results))
-    served = store.uri.startswith("http")
-    print(f"\nCompare them in a browser:\n  {'' if served else 'mlflow ui --backend-store-uri '}{store.uri}")
+    print("\n  ".join(["\nCompare them in a browser:", *track.browse(store.uri, store.experiment_id)]))
     print(f"or on one page:\n  python pipelines/report.py {store.experiment} --uri {store.uri}")
     return results
 

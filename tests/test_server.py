@@ -28,7 +28,7 @@ STEPS = 24  # 64 clips in batches of 16, 6 times
 
 
 def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.05)  # polling, not waiting for a guess

@@ -15,6 +15,7 @@ from pipelines.track.store import (
     open_or_wait,
     open_store,
 )
+from pipelines.track.view import browse
 from pipelines.track.write import (
     ADDRESS,
     deliver,
@@ -38,6 +39,7 @@ __all__ = [
     "ServerAwayError",
     "Store",
     "StoreError",
+    "browse",
     "curve",
     "deliver",
     "end_run",

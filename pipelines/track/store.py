@@ -11,6 +11,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.track.view import TAGS
+
 SETTINGS = {  # MLflow's own, unless the user set them
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the machine unasked
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -50,9 +52,6 @@ class Store:
         return MlflowClient(tracking_uri=self.uri)
 
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs, not on traces
-
-
 def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
     """Open the store named in the config, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`.
 
@@ -66,7 +65,7 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             artifacts = (folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
-            experiment_id = client.create_experiment(experiment, artifacts, KIND)
+            experiment_id = client.create_experiment(experiment, artifacts, TAGS)
         else:
             experiment_id = found.experiment_id
     return Store(uri, experiment_id, experiment, str(folder / WAITING))
