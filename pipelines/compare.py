@@ -89,9 +89,9 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     _log_predictions(store, run_id, done["predictions"])
     with done["checkpoint"].as_directory() as folder:
         track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
-        if config.mlflow.model != "none":
+        track.end_run(store, run_id, tags=done["tags"])
+        if config.mlflow.model != "none":  # last: a server that takes no models has the whole run
             _log_model(shared, run, run_id, Path(folder) / WEIGHTS, done.get("gallery"))
-    track.end_run(store, run_id, tags=done["tags"])
     result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": done["metrics"]}
     finished.parent.mkdir(parents=True, exist_ok=True)
     partial = finished.with_suffix(".part")

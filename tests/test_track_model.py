@@ -56,8 +56,8 @@ def store(tmp_path, monkeypatch):
 def live(store: track.Store, data: Path) -> str:
     run_id = track.start_run(store, "vop_p-s0", "vop_p seed 0", {"train.lr": 0.1}, {"method": "vop_p"})
     track.log_metrics(store, run_id, {"t2v/R1": 41.5, "t2v/MdR": 2.0})
-    track.log_model(store, run_id, "vop_p", data, {"caption": CAPTIONS[0]}, {"train.lr": 0.1})
     track.end_run(store, run_id)
+    track.log_model(store, run_id, "vop_p", data, {"caption": CAPTIONS[0]}, {"train.lr": 0.1})
     return run_id
 
 

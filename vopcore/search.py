@@ -177,7 +177,7 @@ def _frozen(folder: Path, reading: Reading, pretrained: str | None) -> torch.nn.
     if weights and Path(weights).is_absolute() and not Path(weights).is_file():
         way = "load_model(..., model_config={'pretrained': PATH})"
         raise ValueError(f"{weights}: the frozen weights are not there; say where they are: {way}")
-    torch.manual_seed(reading.seed)
+    torch.default_generator.manual_seed(reading.seed)  # and not that of a GPU
     return clips.load(model, weights)
 
 

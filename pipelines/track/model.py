@@ -1,4 +1,4 @@
-"""The tuned method as an MLflow model: a folder that `vopcore.search` reads, the its code, what to install.
+"""The tuned method as an MLflow model: a folder that `vopcore.search` reads, its code, what to install.
 
 Made of MlflowClient's pieces: `mlflow.pyfunc.log_model` wants a global URI and the run of this thread.
 """
