@@ -28,8 +28,8 @@ def run_key(config: RunConfig, run: MethodRun, data: str, shards: str) -> str:
         "run": run.model_dump(exclude={"method"}),
         "frames": config.video.frames,
         "clip": backbone(config.clip),
-        "evaluate": config.evaluate.model_dump(),
-        "workers": config.resources.workers,
+        "evaluate": config.evaluate.model_dump(exclude={"each_epoch"}),
+        "workers": (config.resources.workers, config.resources.max_workers),
         "shards": Path(shards).name,
         "data": data,
     }
@@ -56,7 +56,9 @@ def tune(
             train_loop_config={"task": task, "mailbox": mailbox},
             torch_config=TorchConfig(timeout_s=TIMEOUT),
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=(resources.workers, resources.max_workers)
+                if resources.max_workers
+                else resources.workers,
                 use_gpu=resources.gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": int(resources.gpu)},
             ),

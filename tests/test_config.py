@@ -156,3 +156,16 @@ def test_a_backbone_is_known_by_the_bytes_of_its_files_not_by_where_they_are(goo
     assert of("a", "{}") == of("b", "{}")
     assert of("a", "{}") != of("a", "{ }")
     assert backbone(read_config(good).clip)["model"] == "ViT-B-32-quickgelu"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["resources.workers=2", "resources.max_workers=1"], "resources.max_workers: 1 is fewer than"),
+        (["train.augment=true", "train.prefix_cache=bf16"], "methods.vop.train.prefix_cache: with augment"),
+        (["train.prefix_cache=fp16"], "train.prefix_cache: input should be 'bf16' or 'fp32'"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(good, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        read_config(good, overrides)

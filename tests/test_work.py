@@ -15,7 +15,7 @@ import ray
 import ray.train
 import torch
 from ingest_support import annotations
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 from test_batches import CAPTIONS
@@ -116,14 +116,14 @@ def killer(folder):
     return Killer()
 
 
-def fit(task, folder, mailbox, workers):
+def fit(task, folder, mailbox, workers, max_failures=1):
     """Tune as `task` says; returns the tuned weights."""
     result = TorchTrainer(
         work,
         train_loop_config={"task": task, "mailbox": mailbox},
         scaling_config=ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(
-            name="run", storage_path=str(folder), failure_config=FailureConfig(max_failures=1)
+            name="run", storage_path=str(folder), failure_config=FailureConfig(max_failures=max_failures)
         ),
     ).fit()
     with result.checkpoint.as_directory() as there:
@@ -168,3 +168,15 @@ def test_a_worker_killed_within_an_epoch_goes_on_from_the_step_to_the_weights_of
     for name, value in wanted.items():
         assert torch.equal(weights[name], value), name
     assert result.return_value["metrics"]["params/trainable"] == sum(p.numel() for p in wanted.values())
+
+
+@pytest.mark.cluster
+def test_a_run_goes_on_with_another_number_of_workers(cluster, task, tmp_path):
+    """What an elastic run does when a node goes: the same batches, in other parts."""
+    with pytest.raises(TrainingFailedError):
+        fit(task, tmp_path, killer(tmp_path), workers=2, max_failures=0)
+    weights, _ = fit(task, tmp_path, killer(tmp_path), workers=1)
+    steps = [int(line.split("/")[0]) for line in (tmp_path / "steps").read_text().split()]
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
+    for name, value in plain_loop(task).items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)

@@ -98,6 +98,11 @@ def _check_names(config: RunConfig) -> None:
         raise ConfigError(
             f"video.stored_frames: {config.video.kept} is fewer than video.frames, {config.video.frames}"
         )
+    most = config.resources.max_workers
+    if most is not None and most < config.resources.workers:
+        raise ConfigError(
+            f"resources.max_workers: {most} is fewer than resources.workers, {config.resources.workers}"
+        )
     for run in config.methods:
         if run.train.batch_size % config.resources.workers:
             raise ConfigError(

@@ -150,6 +150,7 @@ class Resources(Section):
     """What one tuning run holds."""
 
     workers: Positive = 1
+    max_workers: Positive | None = None  # elastic: as many as there is room for, from `workers` to this
     cpus_per_worker: Positive = 1
     gpu: bool = False  # one GPU per worker
     max_failures: int = Field(3, ge=0)  # restarts of a run whose worker or node died
