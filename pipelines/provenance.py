@@ -1,5 +1,7 @@
 """Which code a run came from."""
 
+import ast
+import hashlib
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,3 +30,25 @@ def code_version(root: Path = ROOT) -> str:
         return f"vopcore {version('vopcore')}"
     except PackageNotFoundError:
         return "unknown"
+
+
+LIBRARIES = ("torch", "open_clip_torch", "av")  # their new versions may move numbers
+ASIDE = ("reports", "matrix", "track")  # folders of `pipelines` that only show numbers; and these files:
+ASIDE_FILES = ("benchmark.py", "report.py", "gallery.py", "deliver.py", "check_data.py", "methods.py")
+
+
+def code_hash(root: Path = ROOT) -> str:
+    """Eight characters that change with any code that numbers come from, and the libraries' versions.
+
+    Comments and layout do not count, nor what only shows numbers: a new line in a README is no reason to
+    tune everything anew.
+    """
+    files = sorted((root / "vopcore").rglob("*.py")) + sorted((root / "pipelines").rglob("*.py"))
+    found = hashlib.sha256()
+    for file in files:
+        place = file.relative_to(root)
+        if place.parts[1] in (*ASIDE, *ASIDE_FILES):
+            continue
+        found.update(f"{place}\n{ast.dump(ast.parse(file.read_bytes()))}\n".encode())
+    found.update(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())
+    return found.hexdigest()[:8]
