@@ -14,9 +14,11 @@ than the last time, by more than noise; 130 interrupted.
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
@@ -24,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 from pipelines import prepare, track
 from pipelines.deliver import try_to_deliver
 from pipelines.matrix import rounds, tables
-from pipelines.matrix.against import Compared, as_json, compare_rounds
+from pipelines.matrix.against import Compared, compare_rounds
 from pipelines.matrix.schedule import Outcome, needs, run_cells
 from pipelines.matrix.worlds import World, check, worlds
 from pipelines.provenance import code_hash, code_version
@@ -72,7 +74,7 @@ def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
     outcomes = _run(matrix, every, places, now)
     record = rounds.end(output, now, code_version(), every, outcomes)
     earlier = [one for one in rounds.history(output) if one["id"] != now.id]
-    compared = compare_rounds(output, record, earlier, matrix.false_alarms)
+    compared = compare_rounds(output, record, earlier, matrix.false_alarms, matrix.seed_std)
     print(_shown(record, compared))
     _log(store, now, _written(output, matrix, record, compared), compared, source)
     _deliver(places, store)
@@ -87,6 +89,7 @@ def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
 def _run(matrix: Matrix, every: Sequence[Cell], places: Sequence[World], now: rounds.Round) -> list[Outcome]:
     """Every cell to its end, with a line for each."""
     largest = max((cell for world in places for cell in world.cells), key=lambda cell: needs(cell)["CPU"])
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")  # else it warns of small actors
     prepare.start_ray(largest.config)
     single = {cell.identity for cell in every}
     twice = f" ({len(every)} with those that stand in two tables)" if len(single) < len(every) else ""
@@ -133,7 +136,9 @@ def _written(
     ]
     files = output / "comparison.md", output / "comparison.json"
     files[0].write_text("\n\n".join(page) + "\n")
-    files[1].write_text(json.dumps({"round": record["id"], "rows": as_json(compared)}, indent=1))
+    files[1].write_text(
+        json.dumps({"round": record["id"], "rows": [asdict(one) for one in compared]}, indent=1)
+    )
     return files
 
 

@@ -33,8 +33,19 @@ def code_version(root: Path = ROOT) -> str:
 
 
 LIBRARIES = ("torch", "open_clip_torch", "av")  # their new versions may move numbers
-ASIDE = ("reports", "matrix", "track")  # folders of `pipelines` that only show numbers; and these files:
-ASIDE_FILES = ("benchmark.py", "report.py", "gallery.py", "deliver.py", "check_data.py", "methods.py")
+ASIDE = (  # what only chooses runs or shows numbers
+    "pipelines/benchmark.py",
+    "pipelines/matrix",
+    "pipelines/report.py",
+    "pipelines/reports",
+    "pipelines/gallery.py",
+    "pipelines/track",
+    "pipelines/deliver.py",
+    "pipelines/check_data.py",
+    "pipelines/methods.py",
+    "vopcore/config/matrix.py",
+    "vopcore/metrics/verdict.py",
+)
 
 
 def code_hash(root: Path = ROOT) -> str:
@@ -47,7 +58,7 @@ def code_hash(root: Path = ROOT) -> str:
     found = hashlib.sha256()
     for file in files:
         place = file.relative_to(root)
-        if place.parts[1] in (*ASIDE, *ASIDE_FILES):
+        if any(place.is_relative_to(aside) for aside in ASIDE):
             continue
         found.update(f"{place}\n{ast.dump(ast.parse(file.read_bytes()))}\n".encode())
     found.update(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())

@@ -1,15 +1,15 @@
 """A round against the ones before it, row by row: what was found then, what now, and is it noise."""
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.matrix.rounds import Row
-from vopcore.metrics.verdict import Change, hits, paired, unpaired, verdicts
+from vopcore.metrics.verdict import Change, Evidence, hits, judge, paired, unpaired
 
 DECIDES = "t2v/R1"
 
@@ -27,51 +27,56 @@ class Compared:
     change: Change | None = None
 
 
-def compare_rounds(output: Path, now: Row, earlier: Sequence[Row], false_alarms: float) -> list[Compared]:
+def compare_rounds(
+    output: Path, now: Row, earlier: Sequence[Row], false_alarms: float, seed_std: float
+) -> list[Compared]:
     """Each row against the latest round that has it; rows that are one run (in two tables) count once."""
     rows: dict[str, dict[int, Row]] = {}
     for cell in now["cells"]:
         rows.setdefault(cell["row"], {})[cell["seed"]] = cell
-    known: dict[tuple[Any, ...], Compared] = {}
+    known: dict[tuple[str, ...], tuple[Compared, Evidence | None]] = {}
     for name, seeds in rows.items():
         runs = tuple(cell.get("key", name) for cell in seeds.values())
         if runs not in known:
             known[runs] = _row(output, name, seeds, earlier)
-    compared = list(known.values())
-    words = iter(verdicts([one.change for one in compared if one.change], false_alarms))
-    return [one if one.change is None else _with_word(one, next(words)) for one in compared]
+    changes = iter(judge([evidence for _, evidence in known.values() if evidence], false_alarms, seed_std))
+    return [_judged(one, next(changes)) if evidence else one for one, evidence in known.values()]
 
 
-def _with_word(compared: Compared, word: str) -> Compared:
-    return Compared(**{**compared.__dict__, "word": word})
+def _judged(row: Compared, change: Change) -> Compared:
+    return replace(row, word=change.word, change=change)
 
 
-def _row(output: Path, name: str, seeds: dict[int, Row], earlier: Sequence[Row]) -> Compared:
+def _row(
+    output: Path, name: str, seeds: dict[int, Row], earlier: Sequence[Row]
+) -> tuple[Compared, Evidence | None]:
     finished = {seed: cell for seed, cell in seeds.items() if "metrics" in cell}
     if not finished:
-        return Compared(name, "failed")
+        return Compared(name, "failed"), None
     for record in reversed(earlier):
         old = {c["seed"]: c for c in record["cells"] if c["row"] == name and "metrics" in c}
         both = sorted(old.keys() & finished.keys())
         if both:
-            return _compare(output, name, record["id"], [old[s] for s in both], [finished[s] for s in both])
-    return Compared(name, "new", now=float(np.mean([_recall(cell) for cell in finished.values()])))
+            return _beside(output, name, record["id"], [old[s] for s in both], [finished[s] for s in both])
+    return Compared(name, "new", seeds=len(finished), now=_recall(list(finished.values()))), None
 
 
-def _compare(output: Path, name: str, against: str, old: Sequence[Row], new: Sequence[Row]) -> Compared:
-    before, now = (float(np.mean([_recall(cell) for cell in cells])) for cells in (old, new))
+def _beside(
+    output: Path, name: str, against: str, old: Sequence[Row], new: Sequence[Row]
+) -> tuple[Compared, Evidence | None]:
+    row = Compared(name, "other data", against, len(old), _recall(old), _recall(new))
     if any(a["data_hash"] != b["data_hash"] for a, b in zip(old, new, strict=True)):
-        return Compared(name, "other data", against, len(old), before, now)
-    change = _paired(output, old, new) or unpaired(
-        [_recall(cell) for cell in old],
-        [_recall(cell) for cell in new],
+        return row, None
+    evidence = _by_query(output, old, new) or unpaired(
+        [_recall([cell]) for cell in old],
+        [_recall([cell]) for cell in new],
         [_reach(cell) for cell in (*old, *new) if f"{DECIDES}_low" in cell["metrics"]],
     )
-    return Compared(name, "", against, len(old), before, now, change)
+    return row, evidence
 
 
-def _paired(output: Path, old: Sequence[Row], new: Sequence[Row]) -> Change | None:
-    """By query, where the predictions of all runs are still there."""
+def _by_query(output: Path, old: Sequence[Row], new: Sequence[Row]) -> Evidence | None:
+    """Where the predictions of all runs are still there, on the same queries."""
     files = [output / cell["predictions"] for cell in (*old, *new)]
     if not all(file.is_file() for file in files):
         return None
@@ -83,14 +88,9 @@ def _paired(output: Path, old: Sequence[Row], new: Sequence[Row]) -> Change | No
     return paired(found[: len(old)], found[len(old) :], video)
 
 
-def _recall(cell: Row) -> float:
-    return cell["metrics"][DECIDES]
+def _recall(cells: Sequence[Row]) -> float:
+    return statistics.mean(cell["metrics"][DECIDES] for cell in cells)
 
 
 def _reach(cell: Row) -> float:
     return (cell["metrics"][f"{DECIDES}_high"] - cell["metrics"][f"{DECIDES}_low"]) / 2
-
-
-def as_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """For machines."""
-    return [asdict(one) for one in compared]

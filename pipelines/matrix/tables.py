@@ -37,7 +37,7 @@ def change_rows(compared: Sequence[Compared]) -> Lines:
                 "" if one.before is None else f"{one.before:.1f}",
                 "" if one.now is None else f"{one.now:.1f}",
                 f"{change.change:+.1f}" if change else "",
-                f"{change.low:+.1f} .. {change.high:+.1f}" if change and change.deviation else "",
+                f"{change.low:+.1f} .. {change.high:+.1f}" if change and one.word != "identical" else "",
                 one.word.upper() if one.word == "worse" else one.word,
             )
         )
@@ -81,4 +81,4 @@ def means(compared: Sequence[Compared]) -> dict[str, float]:
 
 def _name(row: str) -> str:
     """MLflow takes letters, digits and a few signs."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in row)
+    return "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in row)

@@ -42,6 +42,7 @@ class Matrix(Section):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     at_once: Positive | None = None  # cells side by side; null: as many as the cluster has room for
     false_alarms: Share = 0.01  # how often, at most, a rerun may call mere noise a regression
+    seed_std: float = Field(0.5, ge=0)  # points of R@1 between seeds, assumed where no row has two
     set: Settings = Field(default_factory=dict)  # over every config
     configs: dict[str, Part]
     tables: dict[str, Table]
@@ -86,11 +87,13 @@ def cells(matrix: Matrix) -> list[Cell]:
     for title, table in matrix.tables.items():
         for config, (variant, over) in product(_configs(matrix, table), (table.variants or {"": {}}).items()):
             base = [*_dotlist(matrix.set), *_dotlist(matrix.configs[config].set), *_dotlist(over)]
-            for method in table.methods or _compared(matrix, title, config):
+            for method in _methods(matrix, table, title, config):
                 row = " ".join(part for part in (f"{title}: {config}", method, variant) if part)
                 for seed in table.seeds or matrix.seeds:
                     own = [f"method.name={method}", f"seed={seed}"]
                     found.append(_cell(matrix, row, config, seed, [*base, *own]))
+    if not found:
+        raise ConfigError("tables: no cell is left: each needs a config and a method")
     return found
 
 
@@ -104,8 +107,10 @@ def _cell(matrix: Matrix, row: str, config: str, seed: int, overrides: list[str]
     return Cell(row, seed, file, config, fingerprint(config.model_dump(exclude={"mlflow"})))
 
 
-def _compared(matrix: Matrix, title: str, config: str) -> list[str]:
-    """The methods a config compares when nobody chooses."""
+def _methods(matrix: Matrix, table: Table, title: str, config: str) -> Sequence[str]:
+    """The table's, else what the config compares."""
+    if table.methods is not None:
+        return table.methods
     part = matrix.configs[config]
     try:
         read = read_config(part.file, [*_dotlist(matrix.set), *_dotlist(part.set)])
@@ -116,7 +121,11 @@ def _compared(matrix: Matrix, title: str, config: str) -> list[str]:
 
 def _configs(matrix: Matrix, table: Table) -> list[str]:
     """Those of the table that are not left out."""
-    return [name for name in (table.configs or matrix.configs) if name in matrix.configs]
+    return [
+        name
+        for name in (matrix.configs if table.configs is None else table.configs)
+        if name in matrix.configs
+    ]
 
 
 def _typed(raw: dict[str, Any]) -> Matrix:
