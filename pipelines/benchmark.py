@@ -55,11 +55,16 @@ def main(argv: Sequence[str]) -> int:
         with rounds.alone(Path(matrix.output)):
             return benchmark(matrix, args.rerun, Path(args.matrix))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, f"{error}")
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+        return _ended(130, "the same command goes on from here", "interrupted")
+
+
+def _ended(code: int, reason: str, what: str = "error") -> int:
+    """Say it in the last line, as `ray job submit` knows only 0 and 1; returns the code."""
+    sys.stdout.flush()
+    print(f"{what} (exit code {code}): {reason}", file=sys.stderr, flush=True)
+    return code
 
 
 def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
@@ -81,9 +86,11 @@ def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
     print(f"\nCompare the runs in a browser:\n  {_browse(store.uri)}")
     names = sorted({world.config.mlflow.experiment or world.config.name for world in places})
     print(f"or on one page:\n  python pipelines/report.py {' '.join(names)} --uri {store.uri}")
-    if any(one.word == "worse" for one in compared):
-        return 4
-    return int(any(cell["state"] == "failed" for cell in record["cells"]))
+    worse = [one.row for one in compared if one.word == "worse"]
+    failed = [f"{cell['row']}, seed {cell['seed']}" for cell in record["cells"] if cell["state"] == "failed"]
+    if worse:
+        return _ended(4, f"less is found than the last time: {'; '.join(worse)}", "regression")
+    return _ended(1, f"failed: {'; '.join(failed)}") if failed else 0
 
 
 def _run(matrix: Matrix, every: Sequence[Cell], places: Sequence[World], now: rounds.Round) -> list[Outcome]:
@@ -97,11 +104,11 @@ def _run(matrix: Matrix, every: Sequence[Cell], places: Sequence[World], now: ro
     outcomes = []
     for outcome in run_cells(places, Path(matrix.output) / "logs", matrix.at_once):
         outcomes.append(outcome)
-        print(f"{_ended(outcome)} ({len(outcomes)}/{len(single)})", flush=True)
+        print(f"{_line(outcome)} ({len(outcomes)}/{len(single)})", flush=True)
     return outcomes
 
 
-def _ended(outcome: Outcome) -> str:
+def _line(outcome: Outcome) -> str:
     if outcome.result is None:
         return f"FAILED    {outcome.cell.name}: {outcome.failure}"
     recall, word = outcome.result["metrics"]["t2v/R1"], "before   " if outcome.before else "finished "

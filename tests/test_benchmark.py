@@ -116,6 +116,7 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_gives_its_reason_and_cod
     )
     assert {key.split("-")[0] for key in results(folder)} == {"zero_shot", "vop"}
     assert "There is no earlier round to compare with." in out
+    assert err.strip().splitlines()[-1] == "error (exit code 1): failed: broken: shapes vop wild, seed 0"
     assert "Traceback" not in out + err
 
 
@@ -148,6 +149,8 @@ def test_a_planted_regression_ends_with_code_4_and_is_written_and_logged(folder,
     code, out, err = again
     assert code == 4, err[-3000:]
     assert re.search(r"^methods: shapes zero_shot .*WORSE$", out, re.M), out
+    last = err.strip().splitlines()[-1]
+    assert last == "regression (exit code 4): less is found than the last time: methods: shapes zero_shot"
     written = json.loads((folder / "out/comparison.json").read_text())
     assert {row["row"].split()[-1]: row["word"] for row in written["rows"]} == {
         "zero_shot": "worse",

@@ -137,7 +137,7 @@ def test_a_mistake_ends_with_code_2_and_one_line_before_any_work(tmp_path, capsy
     path = written(tmp_path, output=str(output), tables={"methods": {"methods": ["vop"]}})
     assert cli.main([str(path), override]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
+    assert line.startswith("error (exit code 2): ")
     assert said in line
     assert {file.name for file in output.glob("*")} <= {"lock"}
 

@@ -98,5 +98,7 @@ def test_the_crontab_line_runs_in_crons_environment_against_a_ray_head(tmp_path)
             text=True,
             timeout=200,
         )
-    assert f"error: {tmp_path}/none.yaml: no such file" in done.stdout, done.stdout + done.stderr
+    assert f"error (exit code 2): {tmp_path}/none.yaml: no such file" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert done.returncode == 1
