@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines import compare, prepare
@@ -100,7 +101,8 @@ class Board:
         """Begin what there is room for: one world, and cells."""
         if self.worlds and not any(isinstance(job.what, World) for job in self.running.values()):
             world, driver = self.worlds.popleft(), self._driver()
-            self.running[driver.prepare.remote(world, self._log(world.name))] = Job(world, driver)
+            task = driver.prepare.remote(world, self._log(world.name), torch.get_num_threads())
+            self.running[task] = Job(world, driver)
         while self.queue and self._room(self.queue[0][2]):
             shared, data_hash, cell = self.queue.popleft()
             driver = self._driver()
@@ -166,8 +168,9 @@ def needs(cell: Cell) -> dict[str, int]:
 class Driver:
     """Prepares worlds and runs cells, one after the other."""
 
-    def prepare(self, world: World, log: Path) -> compare.Comparison | Failed:
+    def prepare(self, world: World, log: Path, threads: int) -> compare.Comparison | Failed:
         """What all cells of a world share: its clips, its small CLIP, its shards."""
+        torch.set_num_threads(threads)  # Ray allows an actor one
         with _words_to(log) as failure:
             prepare.quickstart_world(world.config)
             annotations = prepare.annotations(world.config)
