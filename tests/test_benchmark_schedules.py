@@ -92,7 +92,7 @@ def test_the_crontab_line_runs_in_crons_environment_against_a_ray_head(tmp_path)
     line = ["/bin/sh", "-c", command.replace("conf/benchmarks/quick.yaml", f"{tmp_path}/none.yaml")]
     with support.head(checkout, environment) as (url, _):
         own = variables | {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_API_SERVER_ADDRESS": url}
-        while True:  # a head that has just started takes no jobs yet
+        for _ in range(10):  # a head that has just started takes no jobs yet
             done = subprocess.run(line, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=200)
             if "No available agent" not in done.stderr:
                 break
