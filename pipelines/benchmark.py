@@ -75,7 +75,7 @@ def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
         check(world)
     now = rounds.begin(output, code, every, rerun)
     places = worlds(matrix, every, now.label)
-    store = track.open_store(places[0].config.mlflow.uri, matrix.mlflow.experiment or matrix.name, output)
+    store = track.open_or_wait(places[0].config.mlflow.uri, matrix.mlflow.experiment or matrix.name, output)
     outcomes = _run(matrix, every, places, now)
     record = rounds.end(output, now, code_version(), every, outcomes)
     earlier = [one for one in rounds.history(output) if one["id"] != now.id]
@@ -167,7 +167,7 @@ def _deliver(places: Sequence[World], own: track.Store) -> None:
         mlflow = world.config.mlflow
         folder = Path(world.config.output)
         if track.waiting(str(folder / "mlflow_waiting")):
-            try_to_deliver(track.open_store(mlflow.uri, mlflow.experiment or world.config.name, folder))
+            try_to_deliver(track.open_or_wait(mlflow.uri, mlflow.experiment or world.config.name, folder))
 
 
 def _browse(uri: str) -> str:
