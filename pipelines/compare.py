@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipelines import track
 from pipelines.deliver import try_to_deliver
-from pipelines.provenance import code_version
+from pipelines.provenance import code_hash, code_version
 from pipelines.tune import RunFailedError, data_hash, run_key, tune
 from pipelines.work import WEIGHTS, Task
 from vopcore import search
@@ -38,12 +38,10 @@ class Comparison:
 
 def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
     """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
-    store = track.open_or_wait(
-        config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output)
-    )
-    shared = Comparison(config, annotations, data_hash(annotations), shards, source, store)
+    shared = comparison(config, annotations, shards, source)
+    store = shared.store
     try:
-        results = [_best(shared, run) for run in config.methods]
+        results = [best(shared, run) for run in config.methods]
     finally:
         try_to_deliver(store)
     print("\n" + table(results))
@@ -52,27 +50,56 @@ def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path)
     return results
 
 
-def _best(shared: Comparison, run: MethodRun) -> dict[str, Any]:
+def comparison(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> Comparison:
+    """What the runs of `config` share; opens the MLflow store."""
+    store = track.open_or_wait(
+        config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output)
+    )
+    return Comparison(config, annotations, data_hash(annotations), shards, source, store)
+
+
+def finished(shared: Comparison, run: MethodRun) -> dict[str, Any] | None:
+    """What the run found, if it was finished before; of several learning rates, that of the best."""
+    rates = run.train.lr if isinstance(run.train.lr, tuple) else (run.train.lr,)
+    tried = [_result(shared, _with_rate(run, lr)) for lr in rates]
+    found = [json.loads(file.read_text()) for file in tried if file.is_file()]
+    return max(found, key=_on_val) if len(found) == len(rates) else None
+
+
+def best(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     """The run; where several learning rates are given, the one that finds most on the val split (t2v R@1)."""
     if isinstance(run.train.lr, float):
         return _one(shared, run)
     tried = []
     for lr in run.train.lr:
-        candidate = run.model_copy(update={"train": run.train.model_copy(update={"lr": lr})})
-        tried.append((lr, _one(shared, candidate)))
-        print(f"{run.name}: learning rate {lr:g}: val t2v R@1 {tried[-1][1]['metrics']['val/t2v/R1']:.1f}")
-    lr, best = max(tried, key=lambda pair: pair[1]["metrics"]["val/t2v/R1"])
-    print(f"{run.name}: learning rate {lr:g} is kept")
-    return best
+        tried.append(_one(shared, _with_rate(run, lr)))
+        print(f"{run.name}: learning rate {lr:g}: val t2v R@1 {_on_val(tried[-1]):.1f}")
+    kept = max(range(len(tried)), key=lambda number: _on_val(tried[number]))
+    print(f"{run.name}: learning rate {run.train.lr[kept]:g} is kept")
+    return tried[kept]
+
+
+def _with_rate(run: MethodRun, lr: float) -> MethodRun:
+    return run.model_copy(update={"train": run.train.model_copy(update={"lr": lr})})
+
+
+def _on_val(result: dict[str, Any]) -> float:
+    return result["metrics"].get("val/t2v/R1", 0.0)
+
+
+def _result(shared: Comparison, run: MethodRun) -> Path:
+    """The file of a run's numbers, there once it is finished; its predictions stand beside it."""
+    key = run_key(shared.config, run, shared.data_hash, shared.shards)
+    return Path(shared.config.output) / "results" / f"{key}.json"
 
 
 def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     config, store = shared.config, shared.store
-    key = run_key(config, run, shared.data_hash, shared.shards)
-    finished = Path(config.output) / "results" / f"{key}.json"
-    if finished.is_file():
+    file = _result(shared, run)
+    key = file.stem
+    if file.is_file():
         print(f"{run.name}: finished before ({key}); run=NAME tunes it anew")
-        return json.loads(finished.read_text())
+        return json.loads(file.read_text())
     run_id = track.start_run(
         store, key, f"{run.name} seed {config.seed}", settings(config, run), tags(shared, run, key)
     )
@@ -86,17 +113,24 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
         track.end_run(store, run_id, "FAILED", {"error": str(error)})
         raise
     track.log_metrics(store, run_id, done["metrics"], done["steps"])  # the curves end here
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(done["predictions"], file.with_suffix(".parquet"))
     _log_predictions(store, run_id, done["predictions"])
     with done["checkpoint"].as_directory() as folder:
         track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
         track.end_run(store, run_id, tags=done["tags"])
         if config.mlflow.model != "none":  # last: a server that takes no models has the whole run
             _log_model(shared, run, run_id, Path(folder) / WEIGHTS, done.get("gallery"))
-    result = {"method": run.name, "seed": config.seed, "run_id": run_id, "metrics": done["metrics"]}
-    finished.parent.mkdir(parents=True, exist_ok=True)
-    partial = finished.with_suffix(".part")
+    result = {
+        "method": run.name,
+        "seed": config.seed,
+        "key": key,
+        "run_id": run_id,
+        "metrics": done["metrics"],
+    }
+    partial = file.with_suffix(".part")
     partial.write_text(json.dumps(result, indent=1))
-    partial.rename(finished)
+    partial.rename(file)
     return result
 
 
@@ -156,6 +190,7 @@ def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
         "data_hash": shared.data_hash,
         "shards": shared.shards,
         "code_version": code_version(),
+        "code_hash": code_hash(),
         "machine": platform.node(),
     }
 

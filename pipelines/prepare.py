@@ -64,7 +64,7 @@ def check_output(config: RunConfig) -> None:
     if not said.is_file():
         return
     before = json.loads(said.read_text())
-    for key, now in _shared(config).items():
+    for key, now in shared(config).items():
         if before.get(key) != now:
             raise ConfigError(
                 f"output: {config.output} belongs to another config ({key} is {_short(before.get(key))}, now"
@@ -77,7 +77,7 @@ def claim_output(config: RunConfig, annotations: pa.Table) -> None:
     folder = Path(config.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / BENCHMARK).write_text(json.dumps(_shared(config), indent=1))
+        (folder / BENCHMARK).write_text(json.dumps(shared(config), indent=1))
     except OSError as error:
         raise ConfigError(f"output: cannot write to {folder}: {error.strerror}") from None
     missing = sorted(set(annotations.filter(pc.is_null(annotations["path"]))["video"].to_pylist()))
@@ -93,7 +93,7 @@ def check_store(config: RunConfig) -> None:
             track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
 
 
-def _shared(config: RunConfig) -> dict[str, Any]:
+def shared(config: RunConfig) -> dict[str, Any]:
     """What decides the frames and the backbone of a run, flat."""
     video = {"frames", "stored_frames", "size", "sampler", "storage", "quality"}
     include = {"name": True, "shapes": True, "data": True, "video": video}

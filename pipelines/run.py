@@ -74,7 +74,7 @@ def run(config: RunConfig, source: Path) -> None:
     prepare.check_store(config)
     config = prepare.with_upstream(config)
     prepare.start_ray(config)
-    shards = _ingest(config, annotations)
+    shards = decode(config, annotations)
     if "verify" in config.stages:
         _verify(shards)
     if "tune" in config.stages:
@@ -82,7 +82,7 @@ def run(config: RunConfig, source: Path) -> None:
         compare.compare(config, annotations, shards, source)
 
 
-def _ingest(config: RunConfig, annotations: pa.Table) -> str:
+def decode(config: RunConfig, annotations: pa.Table) -> str:
     """Decode what is not in the shards yet; returns their folder."""
     video = config.video
     done = ingest(

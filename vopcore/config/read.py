@@ -27,16 +27,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one line naming the file, the key and what would be right.
     """
-    raw = _load(Path(path), overrides)
+    raw = load(Path(path), overrides)
     try:
         return _typed(raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first(error, RunConfig)}") from None
+        raise ConfigError(f"{path}: {first_mistake(error, RunConfig)}") from None
 
 
-def _load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of a YAML file with `key=value` laid over them, not checked yet. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     for item in overrides:
@@ -57,15 +58,15 @@ def _load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _typed(raw: dict[str, Any]) -> RunConfig:
     raw = dict(raw)
-    shared = _mapping(raw.pop("train", None), "train")
-    known = _mapping(raw.pop("methods", None), "methods")
+    shared = mapping(raw.pop("train", None), "train")
+    known = mapping(raw.pop("methods", None), "methods")
     chosen = raw.pop("compare", None)
     if "method" in raw:  # one method, on top of what the file says of it
-        single = _mapping(raw.pop("method"), "method")
+        single = mapping(raw.pop("method"), "method")
         name = single.pop("name", None)
         if name is None:
             raise ConfigError("method.name: missing, for example method.name=vop")
-        known = known | {name: _merged(_mapping(known.get(name), f"methods.{name}"), single)}
+        known = known | {name: _merged(mapping(known.get(name), f"methods.{name}"), single)}
         chosen = [name]
     names = list(known) if chosen in (None, "all") else chosen
     if not isinstance(names, list) or not names:
@@ -75,14 +76,14 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
     try:
         Train(**shared)
     except ValidationError as error:
-        raise ConfigError(_first(error, Train, "train.")) from None
+        raise ConfigError(first_mistake(error, Train, "train.")) from None
     raw["methods"] = [
-        _method_run(name, _mapping(known.get(name), f"methods.{name}"), shared) for name in names
+        _method_run(name, mapping(known.get(name), f"methods.{name}"), shared) for name in names
     ]
     for key in raw:
         if key not in RunConfig.model_fields:
             extra = ("train", "method", "compare")
-            raise ConfigError(_unknown(key, key, [*RunConfig.model_fields, *extra]))
+            raise ConfigError(unknown(key, key, [*RunConfig.model_fields, *extra]))
     config = RunConfig(**raw)
     _check_names(config)
     return config
@@ -91,9 +92,9 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
 def _check_names(config: RunConfig) -> None:
     """What types cannot say."""
     if config.data.dataset not in DATASETS:
-        raise ConfigError(_unknown("data.dataset", config.data.dataset, list(DATASETS), "dataset"))
+        raise ConfigError(unknown("data.dataset", config.data.dataset, list(DATASETS), "dataset"))
     if config.video.sampler not in SAMPLERS:
-        raise ConfigError(_unknown("video.sampler", config.video.sampler, list(SAMPLERS), "sampler"))
+        raise ConfigError(unknown("video.sampler", config.video.sampler, list(SAMPLERS), "sampler"))
     if config.video.kept < config.video.frames:
         raise ConfigError(
             f"video.stored_frames: {config.video.kept} is fewer than video.frames, {config.video.frames}"
@@ -122,21 +123,22 @@ def _check_names(config: RunConfig) -> None:
 
 def _method_run(name: str, entry: dict[str, Any], shared: dict[str, Any]) -> MethodRun:
     if name not in METHODS:
-        raise ConfigError(_unknown("methods", name, list(METHODS), "method"))
+        raise ConfigError(unknown("methods", name, list(METHODS), "method"))
     settings = {key: entry.pop(key) for key in ("pooling", "train") if key in entry}
-    settings["train"] = shared | _mapping(settings.get("train"), f"methods.{name}.train")
+    settings["train"] = shared | mapping(settings.get("train"), f"methods.{name}.train")
     fields = [field.name for field in dataclasses.fields(METHODS[name])]
     for key in entry:
         if key not in fields:
-            raise ConfigError(_unknown(f"methods.{name}.{key}", key, [*fields, "pooling", "train"]))
+            raise ConfigError(unknown(f"methods.{name}.{key}", key, [*fields, "pooling", "train"]))
     try:
         method = TypeAdapter(METHODS[name]).validate_python(entry)
         return MethodRun(name=name, method=method, **settings)
     except ValidationError as error:
-        raise ConfigError(_first(error, MethodRun, f"methods.{name}.")) from None
+        raise ConfigError(first_mistake(error, MethodRun, f"methods.{name}.")) from None
 
 
-def _mapping(value: object, key: str) -> dict[str, Any]:
+def mapping(value: object, key: str) -> dict[str, Any]:
+    """A section as a dict of its own; nothing is an empty one. Raises ConfigError."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -153,21 +155,22 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return base | over | both
 
 
-def _unknown(path: str, word: str, known: list[str], kind: str = "key") -> str:
+def unknown(path: str, word: str, known: list[str], kind: str = "key") -> str:
+    """One line about a word that is not known, with the nearest that is."""
     near = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     shown = "" if path.rsplit(".", 1)[-1] == word else f" {word!r}"
     return f"{path}: unknown {kind}{shown}; {hint}known: {', '.join(known)}"
 
 
-def _first(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+def first_mistake(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """The first mistake of a validation, as `key: what is wrong`."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         for part in first["loc"][:-1]:
             model = _model_of(model.model_fields[str(part)].annotation)
-        return _unknown(prefix + path, str(first["loc"][-1]), list(model.model_fields))
+        return unknown(prefix + path, str(first["loc"][-1]), list(model.model_fields))
     if first["type"] == "missing":
         return f"{prefix}{path}: missing"
     message = first["msg"].removeprefix("Value error, ")
