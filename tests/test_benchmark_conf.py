@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import prepare
-from pipelines.matrix.worlds import worlds
+from pipelines.matrix.worlds import check, worlds
 from vopcore.config import cells, read_matrix
 
 ROOT = Path(__file__).parent.parent
@@ -77,3 +77,10 @@ def test_vops_ablations_meet_in_the_method_as_it_is():
     assert len({rows[row] for row in (*same, "length: msrvtt_9k vop 8")}) == 1
     assert len(found) == 5 * 12 + 1 + 3 + 5 + 5 + 6 + 4 * 5 + 3
     assert len(set(rows.values())) == len(found) - 3 - 1 - 4 - 1
+
+
+def test_a_number_of_workers_that_may_change_is_refused():
+    path = ROOT / "conf/benchmarks/quick.yaml"
+    matrix = read_matrix(path, ["set.resources.max_workers=4"])
+    with pytest.raises(ValueError, match=r"quick.*yaml: resources.max_workers: a benchmark's cells differ"):
+        check(worlds(matrix, cells(matrix), "label")[0])

@@ -48,6 +48,11 @@ def _world(cells: Sequence[Cell]) -> World:
 
 def check(world: World) -> None:
     """Refuse what can be refused before any work. Raises ValueError."""
+    if world.config.resources.max_workers is not None:
+        raise ConfigError(
+            f"{world.file}: resources.max_workers: a benchmark's cells differ in nothing but what is compared;"
+            " leave it out"
+        )
     try:
         prepare.check_model(world.config)
         prepare.check_output(world.config)
