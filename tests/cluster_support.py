@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
+from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 
 from vopcore.datasets import shapes
@@ -129,3 +132,61 @@ def shell_environment(**more: str) -> dict[str, str]:
 def read_log(folder: Path) -> str:
     """What a command that was started with the config in `folder` has said so far."""
     return (folder / "log").read_text()
+
+
+def start(file: Path, *overrides: str, **environment: str) -> subprocess.Popen:
+    """The command in the background; what it says goes to `log` beside the config."""
+    with (file.parent / "log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "pipelines/run.py", str(file), *overrides],
+            cwd=ROOT,
+            env=shell_environment(RAY_AUTH_MODE="disabled", **environment),
+            stdout=log,
+            stderr=log,
+        )
+
+
+class Nodes:
+    """A head without work, and machines that come and go."""
+
+    def __init__(self, temporary: str) -> None:
+        system = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+        head = {
+            "num_cpus": 0,
+            "temp_dir": temporary,
+            "object_store_memory": 10**8,
+            "include_dashboard": False,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))
+            self._cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": system})
+        self.address = self._cluster.address
+
+    def add(self, **resources):
+        return self._cluster.add_node(object_store_memory=10**8, **({"num_cpus": 1} | resources))
+
+    def kill(self, node) -> None:
+        """As if its power went: raylet and workers at once."""
+        raylet = raylet_of(node)
+        family = [raylet, *raylet.children(recursive=True)]
+        for process in family:
+            process.send_signal(signal.SIGSTOP)
+        for process in family:
+            process.kill()
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def end(self) -> None:
+        self._cluster.shutdown()
+
+
+def raylet_of(node) -> psutil.Process:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+
+def doing(node, what: str) -> bool:
+    """Whether a worker of the node is busy with `what`."""
+    try:
+        names = [" ".join(p.cmdline()) for p in raylet_of(node).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return False
+    return any(name.startswith("ray::") and what in name for name in names)

@@ -1,25 +1,10 @@
 """The command on several Ray nodes, each with its own raylet: work is spread, nodes die and join."""
 
-import signal
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
-import psutil
 import pytest
-from cluster_support import (
-    ROOT,
-    config,
-    corpus,
-    metrics,
-    read_log,
-    shell_environment,
-    until,
-    weights,
-)
+from cluster_support import Nodes, config, corpus, doing, metrics, read_log, start, until, weights
 from ingest_support import committed_videos
-from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.cluster
 
@@ -27,18 +12,6 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("clips"))
-
-
-def start(file: Path, *overrides: str, **environment: str) -> subprocess.Popen:
-    """The command in the background; what it says goes to `log` beside the config."""
-    with (file.parent / "log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "pipelines/run.py", str(file), *overrides],
-            cwd=ROOT,
-            env=shell_environment(RAY_AUTH_MODE="disabled", **environment),
-            stdout=log,
-            stderr=log,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -49,52 +22,6 @@ def undisturbed(clips, tmp_path_factory):
         done = start(config(folder, clips, epochs=12), RAY_TMPDIR=temporary)
         assert done.wait(300) == 0, read_log(folder)
     return folder
-
-
-class Nodes:
-    """A head without work, and machines that come and go."""
-
-    def __init__(self, temporary: str) -> None:
-        system = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-        head = {
-            "num_cpus": 0,
-            "_temp_dir": temporary,
-            "object_store_memory": 10**8,
-            "include_dashboard": False,
-        }
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(ROOT))
-            self._cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": system})
-        self.address = self._cluster.address
-
-    def add(self, **resources):
-        return self._cluster.add_node(object_store_memory=10**8, **({"num_cpus": 1} | resources))
-
-    def kill(self, node) -> None:
-        """As if its power went: raylet and workers at once."""
-        raylet = raylet_of(node)
-        family = [raylet, *raylet.children(recursive=True)]
-        for process in family:
-            process.send_signal(signal.SIGSTOP)
-        for process in family:
-            process.kill()
-        self._cluster.remove_node(node, allow_graceful=False)
-
-    def end(self) -> None:
-        self._cluster.shutdown()
-
-
-def raylet_of(node) -> psutil.Process:
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)
-
-
-def doing(node, what: str) -> bool:
-    """Whether a worker of the node is busy with `what`."""
-    try:
-        names = [" ".join(p.cmdline()) for p in raylet_of(node).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return False
-    return any(name.startswith("ray::") and what in name for name in names)
 
 
 @pytest.fixture
