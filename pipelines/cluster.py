@@ -1,5 +1,6 @@
 """The cluster a run is on: has it what the config asks for, can it grow, and do all machines see one disk."""
 
+import os
 import sys
 import threading
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import yaml
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -16,6 +18,7 @@ from vopcore.config.sections import Resources
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = "working_dir_files"  # where Ray unpacks what --working-dir brought, until it needs the room
+WAIT = 30.0  # minutes for machines that the cluster's config has, but that do not run yet
 SAY_EVERY = 60.0  # seconds between lines while waiting
 
 Machines = Sequence[Mapping[str, float]]  # the resources of each: {"CPU": 16.0, "GPU": 1.0}
@@ -33,9 +36,9 @@ def check_places(config: RunConfig) -> None:
 
 def check_machines(config: RunConfig) -> None:
     """Refuse what this cluster cannot run, also if it starts all the machines it may, before any work."""
-    if "tune" not in config.stages:
-        return
     asked = config.resources
+    if "tune" not in config.stages or asked.wait:
+        return
     there = max(machines(), grown(), key=lambda there: num_fit(there, asked))
     if num_fit(there, asked) < asked.workers:
         raise ConfigError(_missing(asked, there))
@@ -44,17 +47,18 @@ def check_machines(config: RunConfig) -> None:
 def wait_for_machines(asked: Resources) -> None:
     """Have the cluster start the machines that tuning asks for, and wait for them.
 
-    Raises ConfigError where they are not there after `resources.wait` minutes.
+    Raises ConfigError where they are not there after `resources.wait` minutes, or WAIT.
     """
+    wait = WAIT if asked.wait is None else asked.wait
     if num_fit(machines(), asked) >= asked.workers:
         return
     request_resources(bundles=[per_worker(asked)] * asked.workers)
     try:
         with say_what_is_missing(asked):
-            deadline = time.monotonic() + 60 * asked.wait
+            deadline = time.monotonic() + 60 * wait
             while num_fit(machines(), asked) < asked.workers:
                 if time.monotonic() > deadline:
-                    late = f" after {asked.wait:g} minutes (resources.wait)"
+                    late = f" after {wait:g} minutes (resources.wait)"
                     raise ConfigError(_missing(asked, machines()) + late)
                 time.sleep(1)
     finally:
@@ -89,16 +93,18 @@ def machines() -> list[dict[str, float]]:
 
 
 def grown() -> list[dict[str, float]]:
-    """What each machine would have, if the autoscaler started all that its config allows; none without one.
+    """What each machine would have if the autoscaler started all that it may; none where that is not known.
 
-    Ray Data and Ray Train look there too; Ray has no public name for it.
+    `ray up` leaves its config on the head, where the driver runs; Ray has no other way to ask for it.
     """
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else []
-    most = 10_000  # where there is no limit
-    return [dict(g.resources) for g in groups for _ in range(g.max_count if g.max_count >= 0 else most)]
+    config = Path("~/ray_bootstrap_config.yaml").expanduser()
+    if "RAY_ADDRESS" not in os.environ or not config.is_file():
+        return []
+    said = yaml.safe_load(config.read_text())
+    kinds, most = said["available_node_types"], said.get("max_workers", 0)
+    return [
+        kind["resources"] for kind in kinds.values() for _ in range(min(kind.get("max_workers", 0), most))
+    ]
 
 
 def num_cpus() -> int:

@@ -15,8 +15,10 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from pipelines.cluster import grown, num_fit
 from pipelines.run import CLI
 from vopcore.config import ConfigError, read_config
+from vopcore.config.sections import Resources
 
 ROOT = Path(__file__).parents[1]
 REGION = "us-east-1"
@@ -86,6 +88,12 @@ def test_aws_would_start_each_kind_of_machine_and_lets_in_only_ssh(cluster, aws,
         "tune_on_demand": 1,
     }
     assert kinds["decode"]["resources"]["CPU"] == 16
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(ready))  # as `ray up` does on the head
+    assert grown() == []
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    assert num_fit(grown(), Resources(gpu=True, cpus_per_worker=8)) == 4
+    assert sum(machine["CPU"] for machine in grown()) == 8 * 16 + 4 * 8
+
     provider = AWSNodeProvider(ready["provider"], "vopcore")
     for kind in kinds.values():
         provider.create_node(kind["node_config"], {"ray-node-type": "worker"}, 1)

@@ -161,7 +161,7 @@ class Resources(Section):
     cpus_per_worker: Positive = 1
     gpu: bool = False  # one GPU per worker
     max_failures: int = Field(3, ge=0)  # restarts of a run whose worker or node died
-    wait: float = Field(30, ge=0)  # minutes to wait for machines that a cluster can start but has not
+    wait: float | None = Field(None, ge=0)  # minutes for machines to come; null: 30 if cluster.yaml has them
     cache: Cache = Cache()
 
 
