@@ -69,7 +69,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def until(happened, what: str, seconds: float = 120) -> None:
+def until(happened, what: str, seconds: float = 300) -> None:
     """Poll until `happened()`."""
     deadline = time.monotonic() + seconds
     while not happened():
@@ -124,7 +124,8 @@ def answers(url: str) -> bool:
 
 def shell_environment(**more: str) -> dict[str, str]:
     """As of somebody who has activated the virtual environment, and no PYTHONPATH."""
-    plain = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    ours = ("PYTHONPATH", "RAY_ADDRESS", "RAY_TMPDIR")
+    plain = {name: value for name, value in os.environ.items() if name not in ours}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return plain | {"PATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"} | more
 
