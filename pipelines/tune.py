@@ -76,6 +76,8 @@ def tune(
             result = trainer.fit()
         except TrainingFailedError as error:
             raise RunFailedError(f"{run.name}: {_last_line(error)}") from error
+        except SystemExit:  # Ray's answer to Ctrl-C, with code 0
+            raise KeyboardInterrupt from None
     if "error" in result.return_value:
         kept = f"; the last checkpoint before it is {result.checkpoint.path}" if result.checkpoint else ""
         raise RunFailedError(f"{run.name}: {result.return_value['error']}{kept}")
