@@ -112,6 +112,9 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     except RunFailedError as error:
         track.end_run(store, run_id, "FAILED", {"error": str(error)})
         raise
+    except KeyboardInterrupt:
+        track.end_run(store, run_id, "KILLED")
+        raise
     track.log_metrics(store, run_id, done["metrics"], done["steps"])  # the curves end here
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(done["predictions"], file.with_suffix(".parquet"))

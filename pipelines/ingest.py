@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from pipelines.cluster import num_cpus
 from pipelines.decode_shard import DiskFullError, Job, decode_shard
 from pipelines.tally import followed
 from vopcore.shards import (
@@ -27,6 +28,7 @@ from vopcore.shards import (
     Sidecar,
     Storage,
     Store,
+    below,
     clips_in,
     default_storage,
     folder_name,
@@ -83,8 +85,11 @@ def ingest(
     """
     started = time.monotonic()
     layout = Layout(size, storage or default_storage(stored_frames, size), quality)
+    name = folder_name(
+        sampler=sampler, stored_frames=stored_frames, layout=layout, decoder_version=DECODER_VERSION
+    )
     job = Job(
-        folder=_folder_under(root, sampler, stored_frames, layout),
+        folder=below(root, name),
         layout=layout,
         sampler=sampler,
         stored_frames=stored_frames,
@@ -95,8 +100,7 @@ def ingest(
     entries = _current(_by_video(committed), clips)
     todo = [clip for clip in clips if clip.video not in entries]
     check_room(store, layout, sum(clip.path is not None for clip in todo) * stored_frames)
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    rows = rows_per_shard(len(clips), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus)
+    rows = rows_per_shard(len(clips), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus())
     plan = shard_plan(todo, [sidecar.number for sidecar in committed], rows)
 
     may_fail = int(max_failed * len(clips)) - _num_failed(entries)
@@ -110,6 +114,11 @@ def ingest(
         )
     if _num_failed(entries) > max_failed * len(clips):
         raise TooManyFailedError(_failure_summary(store, entries, len(clips), max_failed))
+    if len(entries) < len(clips):
+        raise ValueError(
+            f"{len(clips) - len(entries):,} videos were decoded by other machines, and {job.folder} here does"
+            " not show them: shards belong on a disk that all machines share, or in s3:// or gs://"
+        )
     counts = Counter(entry.status for entry in entries.values())
     return Ingested(
         folder=job.folder,
@@ -120,15 +129,6 @@ def ingest(
         decoded_now=len(todo),
         seconds=time.monotonic() - started,
     )
-
-
-def _folder_under(root: str, sampler: str, stored_frames: int, layout: Layout) -> str:
-    """The folder for this way to sample and store; in a URI with options, before the question mark."""
-    name = folder_name(
-        sampler=sampler, stored_frames=stored_frames, layout=layout, decoder_version=DECODER_VERSION
-    )
-    path, mark, options = root.partition("?")
-    return f"{path.rstrip('/')}/{name}{mark}{options}"
 
 
 def check_room(store: Store, layout: Layout, num_frames: int) -> None:
@@ -242,7 +242,7 @@ def _failure_summary(store: Store, entries: dict[str, Entry], num_videos: int, m
     failures = [entry for entry in entries.values() if entry.status == "failed"]
     reasons = Counter(entry.error for entry in failures).most_common(5)
     lines = [
-        f"{len(failures)} of {num_videos} videos failed, more than max_failed ({max_failed:.2%}) allows:",
+        f"{len(failures)} of {num_videos} videos failed, more than max_failed ({max_failed:.2%}) allows",
         *(f"  {count:>5}  {reason}" for reason, count in reasons),
         f"all of them: {store.path('failed.csv')}",
         "mend them, or raise video.max_failed: the same command goes on from here",

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -229,7 +231,9 @@ def start_ray(config: RunConfig) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" in os.environ:
         ray.init(runtime_env=workers, **quiet)
-        return
-    needed = config.resources.workers * config.resources.cpus_per_worker
-    cpus = max(os.cpu_count() or 1, needed)
-    ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=workers, **quiet)
+    else:
+        needed = config.resources.workers * config.resources.cpus_per_worker
+        cpus = max(os.cpu_count() or 1, needed)
+        ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=workers, **quiet)
+    if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM and prints a stack
+        signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Self
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
@@ -61,10 +62,16 @@ class Mailbox:
         return self._news
 
 
+def beside_driver(kind: ray.actor.ActorClass) -> ray.actor.ActorHandle:
+    """A new actor on the driver's own node: any other may die without the run dying too."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return kind.options(scheduling_strategy=here).remote()
+
+
 @contextmanager
 def remote_bars(name: str) -> Iterator[ray.actor.ActorHandle]:
     """Bars that follow the Mailbox it yields, a new one for each `what`."""
-    mailbox, stop = Mailbox.remote(), threading.Event()
+    mailbox, stop = beside_driver(Mailbox), threading.Event()
 
     def follow() -> None:
         showing, bar = None, None

@@ -4,33 +4,43 @@
     python pipelines/run.py conf/quickstart.yaml method.name=vop train.epochs=2
 
 Exit codes: 0 done, 1 a run or a shard failed, 2 something to put right in the config or the data,
-3 too many videos failed,
-130 interrupted.
+3 too many videos failed, 130 interrupted. The last line says the code and the reason, as `ray job submit`
+knows only 0 and 1.
 """
 
 import argparse
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
 import pyarrow as pa
 
-from pipelines import compare, prepare
+from pipelines import cluster, compare, prepare
 from pipelines.ingest import TooManyFailedError, ingest
 from pipelines.tune import RunFailedError
-from vopcore.config import RunConfig, read_config
-from vopcore.shards import Shards, verify
+from vopcore.config import ConfigError, RunConfig, read_config
+from vopcore.shards import Shards, below, verify
 
 
 class DamagedShardsError(RuntimeError):
     """Shards differ from their manifest; the message names each."""
 
 
-CLI = argparse.ArgumentParser(
+class Arguments(argparse.ArgumentParser):
+    """A mistake on the command line ends like one in the config."""
+
+    def error(self, message: str) -> NoReturn:
+        """argparse calls this with what is wrong."""
+        raise ConfigError(f"{message}; {' '.join(self.format_usage().split())}")
+
+
+CLI = Arguments(
     prog="pipelines/run.py",
     formatter_class=argparse.RawDescriptionHelpFormatter,
     description=__doc__,
@@ -44,29 +54,38 @@ CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings tha
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    args = CLI.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        args = CLI.parse_args(argv)
         run(read_config(args.config, args.overrides), Path(args.config))
     except ValueError as error:  # ConfigError, DatasetError, ...: one line that says what would be right
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, error)
     except TooManyFailedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+        return _ended(3, error)
     except (DamagedShardsError, RunFailedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _ended(1, error)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+        return _ended(130, "the same command goes on from here", "interrupted")
+    except Exception as error:  # a mistake of ours, or a cluster that is gone
+        traceback.print_exc()
+        return _ended(1, f"{type(error).__name__}: {error}")
     return 0
+
+
+def _ended(code: int, reason: object, what: str = "error") -> int:
+    """Print why, the first line of `reason` as the very last one; returns `code`."""
+    first, *details = str(reason).strip().splitlines() or [""]
+    sys.stdout.flush()
+    for line in [*details, f"{what} (exit code {code}): {first}"]:
+        print(line, file=sys.stderr, flush=True)
+    return code
 
 
 def run(config: RunConfig, source: Path) -> None:
     """Ingest, tune and measure what `config` says; `source` is the file it was read from."""
     prepare.check_model(config)
+    cluster.check_places(config)
     prepare.check_output(config)
     prepare.quickstart_world(config)
     annotations = prepare.annotations(config)
@@ -74,11 +93,14 @@ def run(config: RunConfig, source: Path) -> None:
     prepare.check_store(config)
     config = prepare.with_upstream(config)
     prepare.start_ray(config)
+    cluster.check_machines(config)
+    cluster.check_shared(config)
     shards = decode(config, annotations)
     if "verify" in config.stages:
         _verify(shards)
     if "tune" in config.stages:
         prepare.check_decoded(config, annotations, Shards(shards))
+        cluster.wait_for_machines(config.resources)
         compare.compare(config, annotations, shards, source)
 
 
@@ -87,7 +109,7 @@ def decode(config: RunConfig, annotations: pa.Table) -> str:
     video = config.video
     done = ingest(
         annotations,
-        f"{config.storage or config.output}/shards",
+        below(config.storage or config.output, "shards"),
         stored_frames=video.kept,
         size=video.size,
         sampler=video.sampler,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import ray
 
-from pipelines.progress import Bar
+from pipelines.progress import Bar, beside_driver
 
 
 @ray.remote(num_cpus=0)
@@ -30,7 +30,7 @@ class Tally:
 @contextmanager
 def followed(total: int) -> Iterator[ray.actor.ActorHandle]:
     """A Tally for tasks to tell, shown on a bar of `total` videos."""
-    tally, stop = Tally.remote(), threading.Event()
+    tally, stop = beside_driver(Tally), threading.Event()
 
     def show(bar: Bar) -> None:
         done, failed = ray.get(tally.total.remote())

@@ -10,9 +10,11 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines import track
+from pipelines.cluster import say_what_is_missing
 from pipelines.progress import remote_bars
 from pipelines.work import Task, work
 from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
+from vopcore.shards import below
 
 TIMEOUT = 300  # seconds until a worker whose peers are gone gives up
 
@@ -30,7 +32,7 @@ def run_key(config: RunConfig, run: MethodRun, data: str, shards: str) -> str:
         "clip": backbone(config.clip),
         "evaluate": config.evaluate.model_dump(exclude={"each_epoch"}),
         "workers": (config.resources.workers, config.resources.max_workers),
-        "shards": Path(shards).name,
+        "shards": Path(shards.partition("?")[0]).name,  # without the options of a URI
         "data": data,
     }
     label = f"-{config.run}" if config.run else ""
@@ -50,7 +52,7 @@ def tune(
     Raises RunFailedError.
     """
     resources = config.resources
-    with remote_bars(run.name) as mailbox:
+    with remote_bars(run.name) as mailbox, say_what_is_missing(resources):
         trainer = TorchTrainer(
             work,
             train_loop_config={"task": task, "mailbox": mailbox},
@@ -64,7 +66,7 @@ def tune(
             ),
             run_config=ray.train.RunConfig(
                 name=key,
-                storage_path=f"{config.storage or config.output}/runs",
+                storage_path=below(config.storage or config.output, "runs"),
                 failure_config=FailureConfig(max_failures=resources.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 callbacks=[Curves(store, run_id)],
@@ -74,6 +76,8 @@ def tune(
             result = trainer.fit()
         except TrainingFailedError as error:
             raise RunFailedError(f"{run.name}: {_last_line(error)}") from error
+        except SystemExit:  # Ray's answer to Ctrl-C, with code 0
+            raise KeyboardInterrupt from None
     if "error" in result.return_value:
         kept = f"; the last checkpoint before it is {result.checkpoint.path}" if result.checkpoint else ""
         raise RunFailedError(f"{run.name}: {result.return_value['error']}{kept}")

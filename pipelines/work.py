@@ -23,7 +23,7 @@ from vopcore.config import Evaluate, MethodRun, RunConfig
 from vopcore.methods import save_tuned, tune
 from vopcore.retriever import Retriever
 from vopcore.search import Gallery
-from vopcore.shards import Shards
+from vopcore.shards import ShardCache, Shards, below
 from vopcore.tuning import DivergedError, Step, Tuner, peak_memory
 
 STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
@@ -76,7 +76,8 @@ class Worker:
             clip, task.run.pooling, self.settings.learn_logit_scale, self.settings.precision
         ).to(get_device())
         self.tokenize = clips.tokenizer(clip, self.config.clip.words)
-        self.shards = Shards(task.shards)
+        self.cache = ShardCache(**self.config.resources.cache.model_dump())
+        self.shards = Shards(task.shards, self.cache)
         self.captions = training_captions(task.annotations, self.shards)
         self.splits = set(task.annotations["split"].unique().to_pylist())
 
@@ -154,7 +155,7 @@ class Worker:
         """Where to read training frames from: the shards, or with `prefix_cache` what the frozen blocks make
         of them, each worker computing its part of what is missing."""
         kept = self.settings.prefix_cache
-        folder = f"{self.config.storage or self.config.output}/prefix"
+        folder = below(self.config.storage or self.config.output, "prefix")
         videos = sorted(self.captions)
         plan = prefix.plan(self.retriever, self.shards, videos, kept, folder) if kept else None
         if plan is None:
@@ -169,7 +170,7 @@ class Worker:
         prefix.write(plan, missing[0][self.rank :: self.workers], self.retriever, self.shards, tell)
         if self.workers > 1:
             dist.barrier()
-        return prefix.Prefix(plan)
+        return prefix.Prefix(plan, self.cache)
 
     def _val_curves(self) -> dict[str, float]:
         """The plain numbers alone; the last epoch's come with everything else, at the end."""

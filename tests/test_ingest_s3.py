@@ -15,7 +15,7 @@ from video_support import write_video
 from werkzeug.serving import make_server
 
 from pipelines.ingest import ingest
-from vopcore.shards import Shards, verify
+from vopcore.shards import ShardCache, Shards, verify
 from vopcore.video import decode
 
 ROOT = Path(__file__).parents[1]
@@ -86,8 +86,8 @@ def test_ingest_between_buckets_that_fail_every_tenth_request(tmp_path, server):
     assert (result.ok, result.failed, again.decoded_now) == (12, 1, 0)
     assert committed_videos(result.folder) == sorted(remote)
     assert verify(result.folder) == []
-    shards = Shards(result.folder, cache=tmp_path / "cache")
+    shards = Shards(result.folder, ShardCache(tmp_path / "cache"))
     for video, path in local.items():
         assert np.array_equal(shards.frames(video), decode(path, count=4, size=32).pixels)
     assert "no such file" in shards.videos["gone"].error
-    assert not list((tmp_path / "cache").glob(".*"))
+    assert not list((tmp_path / "cache").glob("*.part"))

@@ -162,7 +162,7 @@ def test_a_run_that_diverges_ends_with_code_1_and_the_step_and_videos(whole):
     done = run(folder, "method.name=vop", "train.lr=1e30", "train.clip_grad=null")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert re.search(r"^error: .*step \d+: loss nan.* on videos videos/", last), last
+    assert re.search(r"^error \(exit code 1\): .*step \d+: loss nan.* on videos videos/", last), last
 
 
 def table(stdout: str) -> list[str]:
@@ -232,7 +232,7 @@ def small(tmp_path):
 def refused(capsys, *argv: str) -> str:
     assert cli.main(list(argv)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
+    assert lines[-1].startswith("error (exit code 2): ")
     return lines[-1]
 
 

@@ -7,7 +7,6 @@ vision tower: the whole sequence of each stored frame, or past the last block it
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from vopcore.clip import first_tuned_layer, prefix_hash
 from vopcore.config import fingerprint
 from vopcore.retriever import Retriever
-from vopcore.shards import Shards, Store, file_sha256, local_file
+from vopcore.shards import ShardCache, Shards, Store, below, file_sha256
 
 Kept = Literal["bf16", "fp32"]
 STORED = {"bf16": np.dtype(np.uint16), "fp32": np.dtype(np.float32)}  # Arrow has no bfloat16: its bits
@@ -55,7 +54,7 @@ def plan(
     groups = [videos[i : i + per_file] for i in range(0, len(videos), per_file)]
     places = [[shards.place(video) for video in group] for group in groups]
     key = fingerprint([prefix_hash(retriever.clip, layer), layer, kept, retriever.precision, groups, places])
-    return PrefixPlan(f"{folder}/layer{layer}-{kept}-{key}", layer, kept, groups)
+    return PrefixPlan(below(folder, f"layer{layer}-{kept}-{key}"), layer, kept, groups)
 
 
 def write(
@@ -113,14 +112,15 @@ def _batch(video: str, kept: np.ndarray) -> pa.RecordBatch:
 class Prefix:
     """Reads what `write` has written, for several threads; stands where Shards do in `TrainingBatches`."""
 
-    def __init__(self, plan: PrefixPlan) -> None:
-        store = Store(plan.folder)
-        self._readers = []
+    def __init__(self, plan: PrefixPlan, cache: ShardCache | None = None) -> None:
+        store, cache = Store(plan.folder), cache or ShardCache()
+        self._readers, self._held = [], []
         self._place = {}
         for number, videos in enumerate(plan.groups):
             sha256 = json.loads(store.read(f"{number:06d}.json"))["sha256"]
-            path: Path = local_file(store, f"{number:06d}.arrow", sha256)
-            self._readers.append(pa.ipc.open_file(pa.memory_map(str(path))))
+            file, held = cache.open(store, f"{number:06d}.arrow", sha256)
+            self._readers.append(pa.ipc.open_file(file))
+            self._held.append(held)
             self._place |= {video: (number, row) for row, video in enumerate(videos)}
 
     def num_frames(self, video: str) -> int:

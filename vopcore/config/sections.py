@@ -146,6 +146,13 @@ class Evaluate(Section):
     each_epoch: bool = True  # recall on `val`, where there is one, also after each epoch: a curve
 
 
+class Cache(Section):
+    """Where a machine keeps shards of an object store, so that each crosses the network once."""
+
+    folder: Folder | None = None  # on each machine's own disk; null: `vopcore-shards` in its temporary folder
+    gigabytes: float = Field(100, gt=0)  # what is over is read from the store each time
+
+
 class Resources(Section):
     """What one tuning run holds."""
 
@@ -154,6 +161,8 @@ class Resources(Section):
     cpus_per_worker: Positive = 1
     gpu: bool = False  # one GPU per worker
     max_failures: int = Field(3, ge=0)  # restarts of a run whose worker or node died
+    wait: float | None = Field(None, ge=0)  # minutes for machines to come; null: 30 if cluster.yaml has them
+    cache: Cache = Cache()
 
 
 class MLflow(Section):

@@ -3,19 +3,19 @@
 import json
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import fs
 
+from vopcore.shards.cache import ShardCache
 from vopcore.shards.schema import Entry, Layout
 from vopcore.shards.store import Store
 from vopcore.shards.write import arrow_name, file_sha256
-
-CACHE = Path(tempfile.gettempdir()) / "vopcore-shards"  # of shards in an object store
 
 
 class Sidecar(NamedTuple):
@@ -32,7 +32,9 @@ class Sidecar(NamedTuple):
 def sidecars(store: Store) -> list[Sidecar]:
     """The committed shards, by number."""
     names = [name for name in store.names() if name.endswith(".json") and name[:-5].isdigit()]
-    return [_sidecar(int(name[:-5]), json.loads(store.read(name))) for name in names]
+    with ThreadPoolExecutor(1 if store.is_local else 32) as pool:  # an object store answers late
+        said = pool.map(store.read, names)
+        return [_sidecar(int(name[:-5]), json.loads(text)) for name, text in zip(names, said, strict=True)]
 
 
 def _sidecar(number: int, said: dict[str, Any]) -> Sidecar:
@@ -45,12 +47,12 @@ class Shards:
 
     `videos` maps a video's id to its entry; decoded twice (its file was replaced), the later shard
     counts. Pickles, and may be used by several threads. Shards of an object store are copied once to
-    `cache`, a folder on this machine.
+    `cache`, on this machine; what has no room there is read from the store, video by video.
     """
 
-    def __init__(self, folder: str | Path, cache: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path, cache: ShardCache | None = None) -> None:
         self._store = Store(folder)
-        self._cache = Path(cache) if cache else CACHE
+        self._cache = cache or ShardCache()
         self._sidecars = {sidecar.number: sidecar for sidecar in sidecars(self._store)}
         self._place = {
             entry.video: (sidecar.number, row)
@@ -61,6 +63,7 @@ class Shards:
             video: self._sidecars[number].entries[row] for video, (number, row) in self._place.items()
         }
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
+        self._held: dict[int, BinaryIO | None] = {}  # keeps them in the cache
         self._lock = threading.Lock()
 
     def num_frames(self, video: str) -> int:
@@ -94,30 +97,19 @@ class Shards:
 
     def _reader(self, sidecar: Sidecar) -> pa.RecordBatchFileReader:
         if sidecar.number not in self._readers:
-            mapped = pa.memory_map(str(self._local_file(sidecar)))
-            self._readers[sidecar.number] = pa.ipc.open_file(mapped)
+            self._readers[sidecar.number] = pa.ipc.open_file(self._file(sidecar))
         return self._readers[sidecar.number]
 
-    def _local_file(self, sidecar: Sidecar) -> Path:
-        return local_file(self._store, arrow_name(sidecar.number), sidecar.sha256, self._cache)
+    def _file(self, sidecar: Sidecar) -> pa.NativeFile:
+        file, held = self._cache.open(self._store, arrow_name(sidecar.number), sidecar.sha256)
+        self._held[sidecar.number] = held
+        return file
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}, "_lock": None}
+        return {**self.__dict__, "_readers": {}, "_held": {}, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = {**state, "_lock": threading.Lock()}
-
-
-def local_file(store: Store, name: str, sha256: str, cache: Path | None = None) -> Path:
-    """A file of a store as one on this machine: itself, or the copy of a remote one in `cache`."""
-    if store.is_local:
-        return Path(store.path(name))
-    cached = Store(cache or CACHE)
-    cached_name = f"{sha256}.arrow"  # by content: never stale, and several processes may race
-    if not cached.exists(cached_name):
-        with cached.writing(cached_name) as path:
-            fs.copy_files(store.path(name), str(path), store.filesystem, fs.LocalFileSystem())
-    return Path(cached.path(cached_name))
 
 
 def verify(folder: str | Path) -> list[str]:

@@ -96,6 +96,12 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
         raise ValueError(f"{uri}: {error}") from error
 
 
+def below(place: str, name: str) -> str:
+    """The path or URI of `name` in the folder `place`; a URI's options stay behind the question mark."""
+    path, mark, options = place.partition("?") if "://" in place else (place, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
 def _publish(temporary: Path, path: Path) -> None:
     """Makes the bytes durable before the name, so that a power cut leaves no empty file under it."""
     temporary.chmod(0o644)  # mkstemp makes it private
