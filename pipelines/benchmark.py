@@ -17,14 +17,16 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-from pipelines import prepare, track
+from pipelines import cluster, prepare, track
 from pipelines.deliver import try_to_deliver
+from pipelines.ending import ended
 from pipelines.matrix import rounds, tables
 from pipelines.matrix.against import Compared, compare_rounds
 from pipelines.matrix.schedule import Outcome, needs, run_cells
@@ -55,16 +57,12 @@ def main(argv: Sequence[str]) -> int:
         with rounds.alone(Path(matrix.output)):
             return benchmark(matrix, args.rerun, Path(args.matrix))
     except ValueError as error:
-        return _ended(2, f"{error}")
+        return ended(2, f"{error}")
     except KeyboardInterrupt:
-        return _ended(130, "the same command goes on from here", "interrupted")
-
-
-def _ended(code: int, reason: str, what: str = "error") -> int:
-    """Say it in the last line, as `ray job submit` knows only 0 and 1; returns the code."""
-    sys.stdout.flush()
-    print(f"{what} (exit code {code}): {reason}", file=sys.stderr, flush=True)
-    return code
+        return ended(130, "the same command goes on from here", "interrupted")
+    except Exception as error:  # a mistake of ours, or a cluster that is gone
+        traceback.print_exc()
+        return ended(1, f"{type(error).__name__}: {error}")
 
 
 def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
@@ -89,8 +87,8 @@ def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
     worse = [one.row for one in compared if one.word == "worse"]
     failed = [f"{cell['row']}, seed {cell['seed']}" for cell in record["cells"] if cell["state"] == "failed"]
     if worse:
-        return _ended(4, f"less is found than the last time: {'; '.join(worse)}", "regression")
-    return _ended(1, f"failed: {'; '.join(failed)}") if failed else 0
+        return ended(4, f"less is found than the last time: {'; '.join(worse)}", "regression")
+    return ended(1, f"failed: {'; '.join(failed)}") if failed else 0
 
 
 def _run(matrix: Matrix, every: Sequence[Cell], places: Sequence[World], now: rounds.Round) -> list[Outcome]:
@@ -98,6 +96,9 @@ def _run(matrix: Matrix, every: Sequence[Cell], places: Sequence[World], now: ro
     largest = max((cell for world in places for cell in world.cells), key=lambda cell: needs(cell)["CPU"])
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")  # else it warns of small actors
     prepare.start_ray(largest.config)
+    for world in places:
+        cluster.check_machines(world.config)
+        cluster.check_shared(world.config)
     single = {cell.identity for cell in every}
     twice = f" ({len(every)} with those that stand in two tables)" if len(single) < len(every) else ""
     print(f"{matrix.name}: {len(single)} cells{twice}, round {now.id}", flush=True)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 import pyarrow as pa
 
 from pipelines import cluster, compare, prepare
+from pipelines.ending import ended
 from pipelines.ingest import TooManyFailedError, ingest
 from pipelines.tune import RunFailedError
 from vopcore.config import ConfigError, RunConfig, read_config
@@ -60,26 +61,17 @@ def main(argv: Sequence[str]) -> int:
         args = CLI.parse_args(argv)
         run(read_config(args.config, args.overrides), Path(args.config))
     except ValueError as error:  # ConfigError, DatasetError, ...: one line that says what would be right
-        return _ended(2, error)
+        return ended(2, error)
     except TooManyFailedError as error:
-        return _ended(3, error)
+        return ended(3, error)
     except (DamagedShardsError, RunFailedError) as error:
-        return _ended(1, error)
+        return ended(1, error)
     except KeyboardInterrupt:
-        return _ended(130, "the same command goes on from here", "interrupted")
+        return ended(130, "the same command goes on from here", "interrupted")
     except Exception as error:  # a mistake of ours, or a cluster that is gone
         traceback.print_exc()
-        return _ended(1, f"{type(error).__name__}: {error}")
+        return ended(1, f"{type(error).__name__}: {error}")
     return 0
-
-
-def _ended(code: int, reason: object, what: str = "error") -> int:
-    """Print why, the first line of `reason` as the very last one; returns `code`."""
-    first, *details = str(reason).strip().splitlines() or [""]
-    sys.stdout.flush()
-    for line in [*details, f"{what} (exit code {code}): {first}"]:
-        print(line, file=sys.stderr, flush=True)
-    return code
 
 
 def run(config: RunConfig, source: Path) -> None:

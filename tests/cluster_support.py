@@ -88,6 +88,7 @@ def head(checkout: Path, environment: dict[str, str]) -> Iterator[tuple[str, Pat
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
         command += ["--object-store-memory=200000000", "--disable-usage-stats"]
         command += [f"--ray-client-server-port={free_port()}"]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         log = Path(temporary) / "start.log"
         with log.open("w") as out:
             process = subprocess.Popen(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines import prepare
+from pipelines import cluster, prepare
 from vopcore.config import Cell, ConfigError, Matrix, RunConfig, fingerprint
 
 
@@ -50,11 +50,12 @@ def check(world: World) -> None:
     """Refuse what can be refused before any work. Raises ValueError."""
     if world.config.resources.max_workers is not None:
         raise ConfigError(
-            f"{world.file}: resources.max_workers: a benchmark's cells differ in nothing but what is compared;"
-            " leave it out"
+            f"{world.file}: resources.max_workers: a benchmark's cells differ in nothing but what is"
+            " compared; leave it out"
         )
     try:
         prepare.check_model(world.config)
+        cluster.check_places(world.config)
         prepare.check_output(world.config)
         if world.config.shapes is None:  # else its files are only made later
             prepare.annotations(world.config)
