@@ -5,6 +5,7 @@ vision tower: the whole sequence of each stored frame, or past the last block it
 """
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ from vopcore.shards import ShardCache, Shards, Store, below, file_sha256
 
 Kept = Literal["bf16", "fp32"]
 STORED = {"bf16": np.dtype(np.uint16), "fp32": np.dtype(np.float32)}  # Arrow has no bfloat16: its bits
-BYTES = 256 * 2**20  # of a file
+BYTES = 64 * 2**20  # of a file: the last ones keep no worker waiting long
 FRAMES = 256  # computed at once
 
 
@@ -114,7 +115,7 @@ class Prefix:
 
     def __init__(self, plan: PrefixPlan, cache: ShardCache | None = None) -> None:
         store, cache = Store(plan.folder), cache or ShardCache()
-        self._readers, self._held = [], []
+        self._readers, self._held, self._lock = [], [], threading.Lock()
         self._place = {}
         for number, videos in enumerate(plan.groups):
             sha256 = json.loads(store.read(f"{number:06d}.json"))["sha256"]
@@ -141,4 +142,6 @@ class Prefix:
 
     def _frames(self, video: str) -> pa.FixedShapeTensorArray:
         number, row = self._place[video]
-        return self._readers[number].get_batch(row).column("prefix").values
+        with self._lock:
+            batch = self._readers[number].get_batch(row)
+        return batch.column("prefix").values
