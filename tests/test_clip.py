@@ -1,5 +1,6 @@
 """Loading and refusing CLIPs; towers, prompts, sharing, and texts shorter than the context."""
 
+import copy
 import json
 import warnings
 
@@ -10,7 +11,7 @@ from methods_support import FRAMES, batch, method, tiny_clip, tuned_clip
 from safetensors.torch import save_file
 
 from vopcore import clip as clips
-from vopcore.clip import LeanBlock, Prompted, Prompts, encode_text, frozen_hash, share, towers
+from vopcore.clip import LeanBlock, Prompted, Prompts, encode_text, frozen_hash, lean, share, towers
 from vopcore.methods import tune
 from vopcore.retriever import Retriever
 
@@ -190,6 +191,16 @@ def test_in_training_the_class_tokens_are_all_that_the_last_block_computes(name)
     torch.testing.assert_close(tuning, reading, rtol=1e-5, atol=1e-5)
     tokens = 1 + (16 // 8) ** 2
     assert sizes == [2 * FRAMES, 2 * FRAMES * tokens]
+
+
+def test_quick_gelu_in_training_is_quick_gelu_with_its_gradient():
+    block = towers(tiny_clip()).vision.blocks[0]
+    plain = copy.deepcopy(block.mlp.gelu)
+    lean(block)
+    assert type(block.mlp.gelu) is not type(plain)
+    x = torch.linspace(-9, 9, 200, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(block.mlp.gelu.train()(x), plain(x))
+    assert torch.autograd.gradcheck(block.mlp.gelu.train(), x)
 
 
 # sharing

@@ -54,12 +54,26 @@ class LeanAttention(nn.MultiheadAttention):
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
+class _QuickGELU(torch.autograd.Function):
+    """x sigmoid(1.702 x) = silu(u) / 1.702 with u = 1.702 x, whose derivative by x is silu'(u)."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        u = 1.702 * x
+        ctx.save_for_backward(u)
+        return F.silu(u).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
+
+
 class LeanQuickGELU(QuickGELU):
-    """x sigmoid(1.702 x)"""
+    """Keeps one tensor for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return F.silu(1.702 * x) / 1.702 if self.training else super().forward(x)
+        return _QuickGELU.apply(x) if self.training else super().forward(x)
 
 
 def lean(block: nn.Module, read: int | None = None) -> None:
