@@ -17,6 +17,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "shapes": {"clips": 48, "twins": 6, "upstream": {"steps": 2, "batch_size": 16}},

@@ -23,6 +23,8 @@ from mlflow import MlflowClient
 from pipelines import deliver, track
 from pipelines import run as cli
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 STEPS = 24  # 64 clips in batches of 16, 6 times
 
