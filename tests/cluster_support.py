@@ -161,6 +161,8 @@ class Nodes:
         }
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(ROOT))
+            patch.setenv("RAY_TMPDIR", temporary)  # where it notes its address, in a folder it does not make
+            (Path(temporary) / "ray").mkdir()
             self._cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": system})
         self.address = self._cluster.address
 

@@ -143,7 +143,7 @@ def silent():
     return Silent()
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_one_of_two_workers_killed_within_an_epoch_changes_no_bit_of_the_weights(cluster, task, tmp_path):
     (tmp_path / "killed_once").mkdir()
     disturbed, _ = fit(task, tmp_path / "killed_once", killer(tmp_path / "killed_once"), workers=2)
@@ -170,7 +170,7 @@ def test_a_worker_killed_within_an_epoch_goes_on_from_the_step_to_the_weights_of
     assert result.return_value["metrics"]["params/trainable"] == sum(p.numel() for p in wanted.values())
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_workers(cluster, task, tmp_path):
     """What an elastic run does when a node goes: the same batches, in other parts."""
     with pytest.raises(TrainingFailedError):
