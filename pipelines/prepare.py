@@ -234,6 +234,6 @@ def start_ray(config: RunConfig) -> None:
     else:
         needed = config.resources.workers * config.resources.cpus_per_worker
         cpus = max(os.cpu_count() or 1, needed)
-        ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=workers, **quiet)
+        ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env=workers, **quiet)
     if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM and prints a stack
         signal.signal(signal.SIGTERM, signal.default_int_handler)
