@@ -72,7 +72,7 @@ def first_tuned_layer(clip: nn.Module) -> int:
     Blocks before it, and the embedding of patches, are frozen and see each frame on its own.
     """
     visual = clip.visual
-    if any(p.requires_grad for name, p in visual.named_parameters() if not name.startswith(AFTER)):
+    if any(parameter.requires_grad for parameter in _embedding(visual).values()):
         return 0
     blocks = visual.transformer.resblocks
     return next((i for i, block in enumerate(blocks) if _changes(block)), len(blocks))
@@ -81,13 +81,17 @@ def first_tuned_layer(clip: nn.Module) -> int:
 def prefix_hash(clip: nn.Module, layer: int) -> str:
     """SHA-256 over the frozen weights before vision block `layer`."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(clip.visual.named_parameters()):
-        if not name.startswith(AFTER):
-            update(digest, name, parameter)
+    for name, parameter in sorted(_embedding(clip.visual).items()):
+        update(digest, name, parameter)
     for i, block in enumerate(clip.visual.transformer.resblocks[:layer]):
         for name, parameter in sorted(block.named_parameters()):
             update(digest, f"{i}.{name}", parameter)
     return digest.hexdigest()
+
+
+def _embedding(visual: nn.Module) -> dict[str, nn.Parameter]:
+    """What comes before the first block, by name."""
+    return {name: p for name, p in visual.named_parameters() if not name.startswith(AFTER)}
 
 
 def _changes(block: nn.Module) -> bool:

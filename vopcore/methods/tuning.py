@@ -19,11 +19,11 @@ def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
         )
     if frames < 1:
         raise ValueError(f"frames: {frames} must be at least 1")
+    vision, text, _ = towers(clip)
     freeze(clip)
-    for tower in towers(clip)[:2]:
-        for block in tower.blocks:
-            lean(block)
-    lean(towers(clip).vision.blocks[-1], read=1)
+    for block in (*vision.blocks, *text.blocks):
+        lean(block)
+    lean(vision.blocks[-1], read=1)
     method.attach(clip, frames)
     clip.tuning = Tuning(method_name(method), method, frames, getattr(method, "fixed_frames", False))
     return clip
