@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 
 from pipelines import cluster, prepare, track
 from pipelines.deliver import try_to_deliver
-from pipelines.ending import ended
+from pipelines.ending import Arguments, ended
 from pipelines.matrix import rounds, tables
 from pipelines.matrix.against import Compared, compare_rounds
 from pipelines.matrix.schedule import Outcome, needs, run_cells
@@ -34,7 +34,7 @@ from pipelines.matrix.worlds import World, check, worlds
 from pipelines.provenance import code_hash, code_version
 from vopcore.config import Cell, Matrix, cells, read_matrix
 
-CLI = argparse.ArgumentParser(
+CLI = Arguments(
     prog="pipelines/benchmark.py",
     formatter_class=argparse.RawDescriptionHelpFormatter,
     description=__doc__,
@@ -49,10 +49,10 @@ CLI.add_argument("--rerun", action="store_true", help="run finished cells anew")
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    args = CLI.parse_intermixed_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        args = CLI.parse_intermixed_args(argv)
         matrix = read_matrix(args.matrix, args.overrides)
         with rounds.alone(Path(matrix.output)):
             return benchmark(matrix, args.rerun, Path(args.matrix))

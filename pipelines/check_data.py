@@ -91,6 +91,7 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
         "disk": disk(config, table),
         "problems": [str(problem) for problem in problems(table)],
     }
+    report["max_failed"] = lost(report, config.video.max_failed)
     errors = what_forbids(report, needs_train=any(run.name != "zero_shot" for run in config.methods))
     warnings = what_is_odd(report, published)
     return report | {"usable": not errors, "errors": errors, "warnings": warnings}
@@ -125,6 +126,13 @@ def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
         "needed_with_missing": len({row["video"] for row in rows}) * per_video,
         "free": shutil.disk_usage(folder).free,
     }
+
+
+def lost(report: Report, allowed: float) -> dict[str, Any]:
+    """Videos that ingest will count as failed, at least, and the share that `video.max_failed` allows."""
+    videos = sum(found["videos"] for found in report["splits"].values())
+    failed = report["missing"]["videos"] + len(report["headers"]["unreadable"])
+    return {"failed": failed, "videos": videos, "allowed": allowed, "exceeded": failed > allowed * videos}
 
 
 def what_forbids(report: Report, needs_train: bool) -> list[str]:
@@ -165,6 +173,11 @@ def what_is_odd(report: Report, published: dict[str, tuple[int | None, int]]) ->
     if bad := report["headers"]["unreadable"]:
         warnings.append(
             f"{len(bad):,} of {report['headers']['checked']:,} files that were opened are unreadable"
+        )
+    if (share := report["max_failed"])["exceeded"]:
+        warnings.append(
+            f"at least {share['failed']:,} of {share['videos']:,} videos will fail, and video.max_failed"
+            f" allows {share['allowed']:.2%}: run.py will stop with code 3"
         )
     if report["disk"]["needed"] > report["disk"]["free"]:
         warnings.append("the shards will not fit on the disk")

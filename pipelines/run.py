@@ -15,30 +15,21 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
 import pyarrow as pa
 
 from pipelines import cluster, compare, prepare
-from pipelines.ending import ended
+from pipelines.ending import Arguments, ended
 from pipelines.ingest import TooManyFailedError, ingest
 from pipelines.tune import RunFailedError
-from vopcore.config import ConfigError, RunConfig, read_config
+from vopcore.config import RunConfig, read_config
 from vopcore.shards import Shards, below, verify
 
 
 class DamagedShardsError(RuntimeError):
     """Shards differ from their manifest; the message names each."""
-
-
-class Arguments(argparse.ArgumentParser):
-    """A mistake on the command line ends like one in the config."""
-
-    def error(self, message: str) -> NoReturn:
-        """argparse calls this with what is wrong."""
-        raise ConfigError(f"{message}; {' '.join(self.format_usage().split())}")
 
 
 CLI = Arguments(

@@ -9,6 +9,8 @@ from vopcore.methods import METHODS, tune
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 FRAMES, IMAGE, WORDS = 4, 16, 12
+CLASSES = [open_clip.CLIP, open_clip.CustomTextCLIP]
+TRAINED = [name for name in METHODS if name != "zero_shot"]
 OPTIONS = {  # for towers of 3 and 2 layers
     "adapter_attn": {"hidden": 4},
     "adapter_ffn": {"hidden": 4},

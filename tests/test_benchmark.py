@@ -88,10 +88,15 @@ def resumed(folder):
         time.sleep(0.05)  # polling, not waiting for a guess
     processes = workers(process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    said = process.communicate()[0]
     gone, alive = psutil.wait_procs(processes, timeout=60)
     before = stamps(folder)
-    return {"gone": len(gone), "alive": alive, "before": before, "done": finish(start(folder))}
+    done = finish(start(folder))
+    return {"gone": len(gone), "alive": alive, "before": before, "said": said, "done": done}
+
+
+def test_a_cell_more_than_there_is_room_for_waits_for_its_turn(resumed):
+    assert resumed["said"].count("started   ") == 3  # of a CPU each; Ray has two
 
 
 def test_nothing_of_a_killed_benchmark_is_left_running(resumed):

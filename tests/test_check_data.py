@@ -84,6 +84,9 @@ def test_missing_videos_are_counted_and_listed_and_forbid_only_an_empty_split(ch
     assert "train: 1 of 2 videos have no file" in report["warnings"]
     assert "train: 2 videos, papers have 1,200" in report["warnings"]
     assert "test: 2 captions, papers have 27,763" in report["warnings"]
+    too_many = "at least 2 of 4 videos will fail, and video.max_failed allows 1.00%: run.py will stop with"
+    assert f"{too_many} code 3" in report["warnings"]
+    assert report["max_failed"] == {"failed": 2, "videos": 4, "allowed": 0.01, "exceeded": True}
 
 
 def test_files_that_are_all_unreadable_forbid_the_run(checked, tmp_path):

@@ -2,8 +2,10 @@
 
 A driver holds no CPU itself: it waits until Ray Train has the placement group of its workers, which Ray
 grants whole or not at all, so cells cannot block each other with halves, and nothing that holds CPUs or GPUs
-waits for more. While one cell measures, others tune; the next world is decoded beside the cells of the one
-before. All drivers live on this process's node, where `output` is, and end with it.
+waits for more. One cell more than there is room for is begun: it has the machines as soon as another has
+measured, while that one's model and predictions still go to MLflow; with room for several, one measures while
+others tune. The next world is decoded beside the cells of the one before. All drivers live on this process's
+node, where `output` is, and end with it.
 """
 
 import traceback
@@ -141,12 +143,13 @@ class Board:
                 self.queue.append((task, shared.data_hash, cell))
 
     def _room(self, cell: Cell) -> bool:
+        """Whether `cell` may begin: also the first that there is no room for yet."""
         busy = [job.what for job in self.running.values() if isinstance(job.what, Cell)]
         if self.at_once is not None:
             return len(busy) < self.at_once
         there = ray.cluster_resources()
-        wanted = [needs(one) for one in (*busy, cell)]
-        return not busy or all(sum(n[kind] for n in wanted) <= there.get(kind, 0) for kind in ("CPU", "GPU"))
+        held = [needs(one) for one in busy]
+        return all(sum(n[kind] for n in held) <= there.get(kind, 0) for kind in ("CPU", "GPU"))
 
     def _log(self, name: str) -> Path:
         return self.logs / ("".join(c if c.isalnum() or c in "-_." else "_" for c in name) + ".log")
