@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vopcore.clip.linear import LeanLinear, linear
 
 
 class LeanBlock(ResidualAttentionBlock):
@@ -44,10 +47,10 @@ class LeanAttention(nn.MultiheadAttention):
             return super().forward(query, key, value, need_weights=False, **masks)
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
         if query is key:
-            parts = F.linear(query, weight, bias).chunk(3, dim=-1)
+            parts = linear(query, weight, bias).chunk(3, dim=-1)
         else:
-            asked = F.linear(query, weight[:width], bias[:width])
-            parts = (asked, *F.linear(key, weight[width:], bias[width:]).chunk(2, dim=-1))
+            asked = linear(query, weight[:width], bias[:width])
+            parts = (asked, *linear(key, weight[width:], bias[width:]).chunk(2, dim=-1))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         mask = attn_mask if key_padding_mask is None else key_padding_mask[:, None, None]
         out = F.scaled_dot_product_attention(q, k, v, mask if mask is None else mask.to(q.dtype))
@@ -89,6 +92,8 @@ def lean(block: nn.Module, read: int | None = None) -> None:
             module.__class__ = LeanQuickGELU
         if type(module) is nn.MultiheadAttention:
             module.__class__ = LeanAttention
+        if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):  # that is an attention's last
+            module.__class__ = LeanLinear
 
 
 def attend(block: ResidualAttentionBlock, x: Tensor, prompts: Tensor, mask: Tensor | None = None) -> Tensor:
