@@ -74,8 +74,14 @@ def history(folder: Path) -> list[dict]:
 
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
     """What it has started, but for Ray's agents: those notice only after a minute that they are alone."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in family if "agent" not in " ".join(child.cmdline()).lower()]
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if not is_agent(child)]
+
+
+def is_agent(process: psutil.Process) -> bool:
+    try:
+        return "agent" in " ".join(process.cmdline()).lower()
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return False
 
 
 @pytest.fixture(scope="module")
