@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
-EPOCHS = 2000
+EPOCHS = 1000  # Ray looks for new nodes once a minute
 
 
 def steps(folder: Path) -> list[int]:
