@@ -1,4 +1,4 @@
-"""Videos in and shards out of an object store whose every tenth answer is an error."""
+"""Videos in and shards out of object stores: an S3 whose every tenth answer is an error, and Google's."""
 
 import shutil
 import tempfile
@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.fs
 import pytest
 import ray
+from cluster_support import free_port
+from gcp_storage_emulator.server import create_server
 from ingest_support import annotations, committed_videos
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from video_support import write_video
@@ -66,28 +68,44 @@ def own_ray():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_ingest_between_buckets_that_fail_every_tenth_request(tmp_path, server):
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    return {f"v{i}": write_video(folder / f"v{i}.mp4", num_frames=10 + i) for i in range(12)}
+
+
+def ingest_twice(videos: dict[str, Path], folder: str, shards: str, options: str, cache: Path) -> None:
+    """From the bucket `folder` into `shards`; all of `videos` and one that is not there."""
+    for video, path in videos.items():
+        pyarrow.fs.copy_files(str(path), f"{folder}/{video}.mp4{options}")
+    remote = {video: f"{folder}/{video}.mp4{options}" for video in [*videos, "gone"]}
+    settings = {"stored_frames": 4, "size": 32, "max_failed": 0.1}
+    result = ingest(annotations(remote), f"{shards}{options}", **settings)
+    again = ingest(annotations(remote), f"{shards}{options}", **settings)
+    assert (result.ok, result.failed, again.decoded_now) == (12, 1, 0)
+    assert committed_videos(result.folder) == sorted(remote)
+    assert verify(result.folder) == []
+    read = Shards(result.folder, ShardCache(cache))
+    for video, path in videos.items():
+        assert np.array_equal(read.frames(video), decode(path, count=4, size=32).pixels)
+    assert "no such file" in read.videos["gone"].error
+    assert not list(cache.glob("*.part"))
+
+
+def test_ingest_between_buckets_that_fail_every_tenth_request(videos, tmp_path, server):
     application, port = server
     options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
     filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"s3://videos/{options}")
     filesystem.create_dir("videos")
     filesystem.create_dir("shards")
-    local = {f"v{i}": write_video(tmp_path / f"{i}.mp4", num_frames=10 + i) for i in range(12)}
-    for video, path in local.items():
-        pyarrow.fs.copy_files(str(path), f"videos/{video}.mp4", pyarrow.fs.LocalFileSystem(), filesystem)
-    remote = {video: f"s3://videos/{video}.mp4{options}" for video in local}
-    remote["gone"] = f"s3://videos/gone.mp4{options}"
-
     application.is_failing = True
-    settings = {"stored_frames": 4, "size": 32, "max_failed": 0.1}
-    result = ingest(annotations(remote), f"s3://shards/all{options}", **settings)
-    again = ingest(annotations(remote), f"s3://shards/all{options}", **settings)
+    ingest_twice(videos, "s3://videos", "s3://shards/all", options, tmp_path / "cache")
     assert application.refused > 5
-    assert (result.ok, result.failed, again.decoded_now) == (12, 1, 0)
-    assert committed_videos(result.folder) == sorted(remote)
-    assert verify(result.folder) == []
-    shards = Shards(result.folder, ShardCache(tmp_path / "cache"))
-    for video, path in local.items():
-        assert np.array_equal(shards.frames(video), decode(path, count=4, size=32).pixels)
-    assert "no such file" in shards.videos["gone"].error
-    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_ingest_between_folders_of_a_bucket_of_google(videos, tmp_path):
+    port = free_port()
+    with create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket"):
+        options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&retry_limit_seconds=20"
+        place = "gs://anonymous@bucket"
+        ingest_twice(videos, f"{place}/videos", f"{place}/shards", options, tmp_path / "cache")
