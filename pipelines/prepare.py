@@ -28,6 +28,7 @@ from vopcore.shards import Shards
 from vopcore.upstream import train_on_stills
 
 ROOT = Path(__file__).parent.parent
+MADE = ("shards", "runs", "results")  # what a benchmark leaves in `output`
 BENCHMARK = "benchmark.json"  # in `output`: what its runs share
 
 
@@ -57,13 +58,15 @@ def check_model(config: RunConfig) -> None:
 
 
 def check_output(config: RunConfig) -> None:
-    """Refuse an output folder that holds another benchmark.
+    """Refuse an output folder that holds something of another benchmark.
 
     What every row of a comparison shares decides: data, frames and backbone. Methods, training settings
     and seeds may differ; each of those has a run of its own.
     """
-    said = Path(config.output) / BENCHMARK
-    if not said.is_file():
+    folder = Path(config.output)
+    said = folder / BENCHMARK
+    is_empty = config.shapes is None and not any((folder / made).exists() for made in MADE)
+    if is_empty or not said.is_file():
         return
     before = json.loads(said.read_text())
     for key, now in shared(config).items():

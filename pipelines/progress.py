@@ -20,7 +20,7 @@ class Bar:
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._unit, self._total = what, unit, total
         self._began = self._said = time.monotonic()
-        self._done = 0
+        self._done, self._first = 0, -1
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
@@ -31,7 +31,11 @@ class Bar:
             self._bar.close()
 
     def show(self, done: int, words: str = "") -> None:
-        """Set how far it is; it may go back, as after a restart."""
+        """Set how far it is. What was done when it is first called, or when it goes back as after a restart,
+        does not count for the speed.
+        """
+        if self._first < 0 or done < self._done:
+            self._start_from(done)
         if self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
             self._bar.update(done - self._bar.n)
@@ -40,11 +44,18 @@ class Bar:
             print(f"{self._what}: {self._line(done, words)}", file=sys.stderr, flush=True)
         self._done = done
 
+    def _start_from(self, done: int) -> None:
+        self._first, self._began = done, time.monotonic()
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = done
+            self._bar.start_t = self._bar.last_print_t = time.time()
+
     def _line(self, done: int, words: str) -> str:
         parts, seconds = [f"{done:,}/{self._total:,} {self._unit}"], time.monotonic() - self._began
-        if done and seconds > 1:
-            left = tqdm.format_interval((self._total - done) * seconds / done)
-            parts += [f"{done / seconds:.1f}/s"] + [f"{left} left"] * (done < self._total)
+        speed = (done - self._first) / seconds if seconds > 1 else 0
+        if speed:
+            left = tqdm.format_interval((self._total - done) / speed)
+            parts += [f"{speed:.1f}/s"] + [f"{left} left"] * (done < self._total)
         return ", ".join([*parts, words] if words else parts)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from pipelines import track
 from pipelines.cluster import say_what_is_missing
+from pipelines.network import OverRaysNetwork
 from pipelines.progress import remote_bars
 from pipelines.work import Task, work
 from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
@@ -56,7 +57,7 @@ def tune(
         trainer = TorchTrainer(
             work,
             train_loop_config={"task": task, "mailbox": mailbox},
-            torch_config=TorchConfig(timeout_s=TIMEOUT),
+            torch_config=OverRaysNetwork(timeout_s=TIMEOUT),
             scaling_config=ScalingConfig(
                 num_workers=(resources.workers, resources.max_workers)
                 if resources.max_workers

@@ -62,6 +62,7 @@ class Worker:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.task, self.config, self.settings = task, task.config, task.run.train
         self._mailbox, self._began = mailbox, time.perf_counter()
+        torch.set_num_threads(self.config.resources.cpus_per_worker)  # whatever the machine's own setting
         torch.manual_seed(self.config.seed)  # the method's own initial values
         clip = clips.load(self.config.clip.model, self.config.clip.pretrained)
         clip.requires_grad_(False)

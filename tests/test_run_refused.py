@@ -113,11 +113,19 @@ def test_a_batch_larger_than_what_was_decoded_is_refused_before_tuning(small, ca
 def test_an_output_folder_of_another_config_is_refused_with_the_way_on(small, capsys):
     refused(capsys, f"{small}/mine.yaml", "data.videos=/tmp")  # claims nothing it could not use
     assert not (small / "out").exists()
-    (small / "out").mkdir(exist_ok=True)
+    (small / "out/shards").mkdir(parents=True)
     (small / "out/benchmark.json").write_text(json.dumps({"name": "other"}))
     message = refused(capsys, f"{small}/mine.yaml")
     assert "belongs to another config (name is other, now mine)" in message
     assert "output=" in message
+
+
+def test_an_output_folder_that_holds_nothing_yet_is_taken_over(small, capsys, own_ray):
+    (small / "out").mkdir()
+    (small / "out/benchmark.json").write_text(json.dumps({"name": "other"}))
+    message = refused(capsys, f"{small}/mine.yaml", "video.max_failed=100%", "stages=[ingest]")
+    assert "none of the 1 videos can be decoded" in message
+    assert json.loads((small / "out/benchmark.json").read_text())["name"] == "mine"
 
 
 def test_a_database_of_another_mlflow_is_refused_before_anything_is_decoded(small, capsys):

@@ -28,6 +28,7 @@ class Inputs:
     cpus: float = 16  # c6i.4xlarge
     gpu_nodes: float = 4  # g5.2xlarge
     gpu_cpus: float = 8
+    read_threads: float = 4  # resources.cpus_per_worker
     gpu_tflops: float = 12  # assumed: a good third of the A10G's 31 in fp32; no GPU was measured
     network_mb_s: float = 500  # assumed, per machine, S3 to disk
     disk_gb: float = 100  # resources.cache.gigabytes
@@ -62,7 +63,7 @@ def cost(i: Inputs) -> Cost:
     tune = {
         "GPU": flops * i.forward_gflops / 1000 / (i.gpu_nodes * i.gpu_tflops),
         "network": fetched / i.network_mb_s,
-        "JPEG CPU": looks * i.read_s / i.gpu_nodes,  # one reading thread per worker
+        "JPEG CPU": looks * i.read_s / i.gpu_nodes / i.read_threads,
     }
     ingest_h, tune_h = max(ingest.values()) / 3600, max(tune.values()) / 3600
     dollars = (

@@ -64,6 +64,7 @@ def stage(folder: Path) -> str:
 
 def main(folder: Path, kills: int, seed: int) -> None:
     rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder))
     clips = corpus(scratch / "clips")
     seconds = undisturbed(scratch / "undisturbed", clips)

@@ -1,0 +1,40 @@
+"""Ray Train's workers find each other over the network that Ray itself uses.
+
+Left alone, Gloo listens where the name of its machine leads. On a stock Debian or Ubuntu that is 127.0.1.1,
+and workers on several machines would look for each other on their own.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray.util
+from ray.train.torch import TorchConfig
+
+
+class Backend(TorchConfig().backend_cls):  # Ray's own, whose name is private
+    """Sets up the process group once Gloo knows its interface."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:  # noqa: ANN401 - Ray's, private
+        """Ray calls this on the controller when all workers are there."""
+        worker_group.execute(choose_interface)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class OverRaysNetwork(TorchConfig):
+    """Ray's TorchConfig with the Backend above."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """Ray asks for it."""
+        return Backend
+
+
+def choose_interface() -> None:
+    """Name to Gloo the interface with the address by which Ray knows this machine, unless it is named."""
+    here = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == here for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
