@@ -1,11 +1,12 @@
-"""One worker, two under torchrun, two under Ray Train: wall time of a step at the same global batch.
+"""One worker and two, under torchrun and under Ray Train: wall time of a step at the same global batch.
 
     python tests/benchmarks/bench_scaling.py [rounds]
 
 A CLIP of 6 layers, 256 wide, with vop over random frames of 64 pixels; one thread a worker; checkpoints each
 epoch under Ray, as always. From the end of the first epoch, in which Ray's own processes still start, to the
 end of the last one on worker 0; kinds take turns, and of each the least of all rounds counts. Needs two CPU
-cores that nobody else uses.
+cores that nobody else uses. Ray has a dozen processes of its own: with one worker they have a core, with two
+they share the workers' cores.
 """
 
 import json
@@ -47,17 +48,21 @@ def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
         make_shards(Path(folder) / "shards")
         Path(folder, "model.json").write_text(json.dumps(MODEL))
-        kinds = {"one worker": 1, "two, torchrun": 2, "two, Ray Train": 0}
+        kinds = {
+            f"{number}, {name}": (run, workers)
+            for number, workers in {"one": 1, "two": 2}.items()
+            for name, run in {"torchrun": torchrun, "Ray Train": under_ray}.items()
+        }
         best = dict.fromkeys(kinds, float("inf"))
         for _ in range(rounds):
-            for kind, processes in kinds.items():
-                seconds = torchrun(folder, processes) if processes else under_ray(folder)
+            for kind, (run, workers) in kinds.items():
+                seconds = run(folder, workers)
                 best[kind] = min(best[kind], seconds)
                 print(f"{kind:16}{1000 * seconds:8.1f} ms a step", flush=True)
-    print(
-        f"two workers under torchrun: {best['one worker'] / best['two, torchrun']:.2f} times as fast as one"
-    )
-    print(f"Ray Train over torchrun: {100 * (best['two, Ray Train'] / best['two, torchrun'] - 1):+.1f} %")
+    print(f"two workers: {best['one, torchrun'] / best['two, torchrun']:.2f} times as fast as one")
+    for number in ("one", "two"):
+        more = 100 * (best[f"{number}, Ray Train"] / best[f"{number}, torchrun"] - 1)
+        print(f"Ray Train over torchrun, {number}: {more:+.1f} %")
 
 
 def make_shards(folder: Path) -> None:
@@ -73,12 +78,11 @@ def make_shards(folder: Path) -> None:
     write_shard(Store(str(folder)), 0, layout, rows)
 
 
-def torchrun(folder: str, processes: int) -> float:
+def torchrun(folder: str, workers: int) -> float:
     """Seconds of a step of the plain loop."""
-    out = Path(folder) / "seconds.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     subprocess.run([*command, __file__, "worker", folder], check=True, env=environment())
-    return json.loads(out.read_text())
+    return json.loads(Path(folder, "seconds.json").read_text())
 
 
 def worker(folder: str) -> None:
@@ -115,13 +119,13 @@ def seconds_per_step(ends: list[float]) -> float:
     return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 
 
-def under_ray(folder: str) -> float:
-    """Seconds of a step of two of Ray Train's workers, in a process of its own."""
-    subprocess.run([sys.executable, __file__, "ray", folder], check=True, env=environment())
+def under_ray(folder: str, workers: int) -> float:
+    """Seconds of a step of Ray Train's workers, in a process of its own."""
+    subprocess.run([sys.executable, __file__, "ray", folder, str(workers)], check=True, env=environment())
     return json.loads(Path(folder, "seconds.json").read_text())
 
 
-def driver(folder: str) -> None:
+def driver(folder: str, workers: int) -> None:
     """Tune with Ray Train."""
     import ray
     import ray.train
@@ -138,7 +142,7 @@ def driver(folder: str) -> None:
         video=Video(frames=FRAMES, size=SIZE),
         clip=Clip(model=f"{folder}/model.json", pretrained=None, words=16),
         methods=(run,),
-        resources=Resources(workers=2),
+        resources=Resources(workers=workers),
     )
     rows = [("train", f"v{i:03}", "", None, None, "a red ball") for i in range(VIDEOS)]
     rows += [("test", "v000", "", None, None, "a red ball")]
@@ -164,7 +168,7 @@ def driver(folder: str) -> None:
     TorchTrainer(
         work,
         train_loop_config={"task": task, "mailbox": Clock()},
-        scaling_config=ScalingConfig(num_workers=2),
+        scaling_config=ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(name=f"run{time.time_ns()}", storage_path=folder),
     ).fit()
     ray.shutdown()
@@ -179,7 +183,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["worker", folder]:
             worker(folder)
-        case ["ray", folder]:
-            driver(folder)
+        case ["ray", folder, workers]:
+            driver(folder, int(workers))
         case other:
             main(int(other[0]) if other else 3)
