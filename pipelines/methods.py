@@ -92,6 +92,9 @@ def row(name: str, model: str, frames: int, total: int, plain: int) -> dict[str,
     return out
 
 
+OURS = ("vopcore.methods", "vopcore.clip.wrap")  # what else is in vopcore.clip holds CLIP's own weights
+
+
 def by_tower(clip: nn.Module) -> dict[str, int]:
     """Parameters of `vision`, of `text`, and those `shared` by both (logit_scale among them)."""
     seen: dict[int, set[str]] = {}
@@ -111,7 +114,7 @@ def by_kind(clip: nn.Module) -> dict[str, int]:
     for name, parameter in tuned(clip).items():
         path = name.split(".")[:-1]
         holders = [clip.get_submodule(".".join(path[:i])) for i in range(len(path), 0, -1)]
-        ours = next((type(m).__name__ for m in holders if type(m).__module__.startswith("vopcore")), None)
+        ours = next((type(m).__name__ for m in holders if type(m).__module__.startswith(OURS)), None)
         kind = re.sub(r"(?<!^)(?=[A-Z])", " ", ours).lower() if ours else "CLIP's own"
         counts[kind] += parameter.numel()
     return dict(counts)

@@ -65,10 +65,12 @@ def check_output(config: RunConfig) -> None:
     """
     folder = Path(config.output)
     said = folder / BENCHMARK
-    is_empty = config.shapes is None and not any((folder / made).exists() for made in MADE)
-    if is_empty or not said.is_file():
+    if not said.is_file():
         return
     before = json.loads(said.read_text())
+    makes_more = "storage" in before or config.shapes is not None  # elsewhere, or clips and a CLIP
+    if not makes_more and not any((folder / made).exists() for made in MADE):
+        return
     for key, now in shared(config).items():
         if before.get(key) != now:
             raise ConfigError(
@@ -82,7 +84,8 @@ def claim_output(config: RunConfig, annotations: pa.Table) -> None:
     folder = Path(config.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / BENCHMARK).write_text(json.dumps(shared(config), indent=1))
+        elsewhere = {"storage": config.storage} if config.storage else {}
+        (folder / BENCHMARK).write_text(json.dumps(shared(config) | elsewhere, indent=1))
     except OSError as error:
         raise ConfigError(f"output: cannot write to {folder}: {error.strerror}") from None
     missing = sorted(set(annotations.filter(pc.is_null(annotations["path"]))["video"].to_pylist()))

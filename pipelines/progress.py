@@ -47,8 +47,9 @@ class Bar:
     def _start_from(self, done: int) -> None:
         self._first, self._began = done, time.monotonic()
         if self._bar is not None:
-            self._bar.initial = self._bar.n = done
-            self._bar.start_t = self._bar.last_print_t = time.time()
+            self._bar.initial = 0  # else reset draws a negative speed
+            self._bar.reset()
+            self._bar.initial = self._bar.n = self._bar.last_print_n = done
 
     def _line(self, done: int, words: str) -> str:
         parts, seconds = [f"{done:,}/{self._total:,} {self._unit}"], time.monotonic() - self._began

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
-EPOCHS = 1000  # Ray looks for new nodes once a minute
+EPOCHS = 1500  # Ray looks for new nodes once a minute
 
 
 def steps(folder: Path) -> list[int]:
@@ -17,6 +17,10 @@ def steps(folder: Path) -> list[int]:
     client = MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     return [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
+
+
+def checkpoints(folder: Path) -> set[Path]:
+    return set(folder.glob("out/runs/vop_p-*/checkpoint_*"))
 
 
 def test_an_elastic_run_takes_a_node_that_joins_and_goes_on_without_one_that_dies(tmp_path):
@@ -29,8 +33,11 @@ def test_an_elastic_run_takes_a_node_that_joins_and_goes_on_without_one_that_die
         try:
             until(lambda: doing(first, "TrainWorker"), "tuning on one node")
             second = nodes.add()
-            until(lambda: doing(second, "TrainWorker"), "tuning on both nodes")
-            assert doing(first, "TrainWorker")
+            both = [first, second]
+            until(lambda: all(doing(node, "TrainWorker") for node in both), "tuning on both nodes")
+            before = checkpoints(tmp_path)
+            until(lambda: checkpoints(tmp_path) - before, "a checkpoint of two workers")
+            assert all(doing(node, "TrainWorker") for node in both)
             nodes.kill(second)
             assert run.wait(600) == 0, read_log(tmp_path)
         finally:

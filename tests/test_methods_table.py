@@ -26,6 +26,7 @@ def test_towers_and_kinds_add_up(rows):
     for row in rows.values():
         assert sum(row["by_tower"].values()) == sum(row["by_kind"].values()) == row["parameters"]
     assert rows["cross_modal_adapter"]["by_tower"]["shared"] == 2 * 12 * 16 * (8 + 1)
+    assert set(rows["partial"]["by_kind"]) == set(rows["full"]["by_kind"]) == {"CLIP's own"}
     assert rows["vop_p"]["by_kind"] == {
         "frame prompts": 12 * 12 * 4 * 768,
         "prompts": 12 * 4 * (768 + 2 * 512),

@@ -9,7 +9,8 @@ from pipelines.network import Backend, OverRaysNetwork, choose_interface
 
 
 def test_the_interface_is_that_of_rays_address(monkeypatch):
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is put back afterwards
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     choose_interface()
     chosen = os.environ["GLOO_SOCKET_IFNAME"]
     assert ray.util.get_node_ip_address() in [a.address for a in psutil.net_if_addrs()[chosen]]

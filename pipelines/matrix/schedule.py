@@ -3,9 +3,9 @@
 A driver holds no CPU itself: it waits until Ray Train has the placement group of its workers, which Ray
 grants whole or not at all, so cells cannot block each other with halves, and nothing that holds CPUs or GPUs
 waits for more. One cell more than there is room for is begun: it has the machines as soon as another has
-measured, while that one's model and predictions still go to MLflow; with room for several, one measures while
-others tune. The next world is decoded beside the cells of the one before. All drivers live on this process's
-node, where `output` is, and end with it.
+measured, while that one's model and predictions still go to MLflow, and a cluster that can grow grows for it.
+With room for several, one measures while others tune. The next world is decoded beside the cells of the one
+before. All drivers live on this process's node, where `output` is, and end with it.
 """
 
 import traceback
@@ -105,7 +105,7 @@ class Board:
             world, driver = self.worlds.popleft(), self._driver()
             task = driver.prepare.remote(world, self._log(world.name), torch.get_num_threads())
             self.running[task] = Job(world, driver)
-        while self.queue and self._room(self.queue[0][2]):
+        while self.queue and self._room():
             shared, data_hash, cell = self.queue.popleft()
             driver = self._driver()
             print(f"started   {cell.name}", flush=True)
@@ -142,8 +142,8 @@ class Board:
             else:
                 self.queue.append((task, shared.data_hash, cell))
 
-    def _room(self, cell: Cell) -> bool:
-        """Whether `cell` may begin: also the first that there is no room for yet."""
+    def _room(self) -> bool:
+        """Whether another cell may begin: also the first that there is no room for yet."""
         busy = [job.what for job in self.running.values() if isinstance(job.what, Cell)]
         if self.at_once is not None:
             return len(busy) < self.at_once

@@ -28,7 +28,7 @@ class Inputs:
     cpus: float = 16  # c6i.4xlarge
     gpu_nodes: float = 4  # g5.2xlarge
     gpu_cpus: float = 8
-    read_threads: float = 4  # resources.cpus_per_worker
+    read_threads: float = 2  # resources.cpus_per_worker
     gpu_tflops: float = 12  # assumed: a good third of the A10G's 31 in fp32; no GPU was measured
     network_mb_s: float = 500  # assumed, per machine, S3 to disk
     disk_gb: float = 100  # resources.cache.gigabytes

@@ -1,7 +1,7 @@
 """Products with frozen matrices, on a CPU through oneDNN.
 
 torch hands fp32 products to MKL; oneDNN, which it holds too and reaches only by this operator of its own
-compiler, takes 5 to 25 % less time for those of a CLIP (AMD EPYC, tests/benchmarks/RESULTS.md).
+compiler, takes 5 to 13 % less time for those of a CLIP (AMD EPYC, tests/benchmarks/RESULTS.md).
 """
 
 import torch
