@@ -51,6 +51,7 @@ def config(tmp_path):
 
 def test_an_output_folder_takes_other_methods_and_seeds_of_its_benchmark_and_nothing_else(config, tmp_path):
     prepare.claim_output(config(), table(("test", "a", "x")))
+    (tmp_path / "out/shards").mkdir()
     prepare.check_output(config("seed=3", "method.name=full", "train.epochs=9"))
     prepare.check_output(config("video.max_failed=50%", "video.time_limit=9"))  # change no frame
     for override in ("video.frames=3", "clip.words=12", "name=other"):
