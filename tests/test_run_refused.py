@@ -119,10 +119,9 @@ def test_an_output_folder_of_another_config_is_refused_with_the_way_on(small, ca
     assert "belongs to another config (name is other, now mine)" in message
     assert "output=" in message
     (small / "out/shards").rmdir()
-    (small / "out/benchmark.json").write_text(json.dumps({"name": "other", "storage": "s3://bucket/shards"}))
-    assert "belongs to another config" in refused(
-        capsys, f"{small}/mine.yaml"
-    )  # the bucket may hold hours of it
+    elsewhere = {"name": "other", "storage": "s3://bucket/shards"}  # which may hold hours of work
+    (small / "out/benchmark.json").write_text(json.dumps(elsewhere))
+    assert "belongs to another config" in refused(capsys, f"{small}/mine.yaml")
 
 
 def test_an_output_folder_that_holds_nothing_yet_is_taken_over(small, capsys, own_ray):
