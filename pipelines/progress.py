@@ -19,7 +19,7 @@ class Bar:
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._unit, self._total = what, unit, total
-        self._began = self._said = time.monotonic()
+        self._said = time.monotonic()
         self._done, self._first = 0, -1
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
 
