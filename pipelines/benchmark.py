@@ -24,14 +24,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-from pipelines import cluster, prepare, track
+from pipelines import track
+from pipelines.cluster import machines
+from pipelines.cluster.start import start_ray
+from pipelines.command.exit_codes import Arguments, ended
 from pipelines.deliver import try_to_deliver
-from pipelines.ending import Arguments, ended
+from pipelines.experiment.provenance import code_hash, code_version
 from pipelines.matrix import rounds, tables
-from pipelines.matrix.against import Compared, compare_rounds
-from pipelines.matrix.schedule import Outcome, needs, run_cells
-from pipelines.matrix.worlds import World, check, worlds
-from pipelines.provenance import code_hash, code_version
+from pipelines.matrix.groups import World, check, worlds
+from pipelines.matrix.regressions import Compared, compare_rounds
+from pipelines.matrix.scheduler import Outcome, needs, run_cells
 from vopcore.config import Cell, Matrix, cells, read_matrix
 
 CLI = Arguments(
@@ -95,10 +97,10 @@ def _run(matrix: Matrix, every: Sequence[Cell], places: Sequence[World], now: ro
     """Every cell to its end, with a line for each."""
     largest = max((cell for world in places for cell in world.cells), key=lambda cell: needs(cell)["CPU"])
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")  # else it warns of small actors
-    prepare.start_ray(largest.config)
+    start_ray(largest.config)
     for world in places:
-        cluster.check_machines(world.config)
-        cluster.check_shared(world.config)
+        machines.check_machines(world.config)
+        machines.check_shared(world.config)
     single = {cell.identity for cell in every}
     twice = f" ({len(every)} with those that stand in two tables)" if len(single) < len(every) else ""
     print(f"{matrix.name}: {len(single)} cells{twice}, round {now.id}", flush=True)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 
 import pyarrow as pa
 
-from pipelines.ingest import default_storage
+from pipelines.ingest.driver import default_storage
 from vopcore import clip
 from vopcore.config import RunConfig, read_config
 from vopcore.datasets import DATASETS, PUBLISHED, DatasetError, check, layout, problems

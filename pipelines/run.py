@@ -20,12 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 
 import pyarrow as pa
 
-from pipelines import cluster, compare, prepare
-from pipelines.ending import Arguments, ended
-from pipelines.ingest import TooManyFailedError, ingest
-from pipelines.tune import RunFailedError
+from pipelines.cluster import machines
+from pipelines.cluster.start import start_ray
+from pipelines.command.exit_codes import Arguments, ended
+from pipelines.experiment import prepare, runs
+from pipelines.ingest.driver import TooManyFailedError, ingest
+from pipelines.tune.driver import RunFailedError
 from vopcore.config import RunConfig, read_config
-from vopcore.shards import Shards, below, verify
+from vopcore.shards import Shards, verify
+from vopcore.storage import below
 
 
 class DamagedShardsError(RuntimeError):
@@ -68,23 +71,23 @@ def main(argv: Sequence[str]) -> int:
 def run(config: RunConfig, source: Path) -> None:
     """Ingest, tune and measure what `config` says; `source` is the file it was read from."""
     prepare.check_model(config)
-    cluster.check_places(config)
+    machines.check_places(config)
     prepare.check_output(config)
     prepare.quickstart_world(config)
     annotations = prepare.annotations(config)
     prepare.claim_output(config, annotations)
     prepare.check_store(config)
     config = prepare.with_upstream(config)
-    prepare.start_ray(config)
-    cluster.check_machines(config)
-    cluster.check_shared(config)
+    start_ray(config)
+    machines.check_machines(config)
+    machines.check_shared(config)
     shards = decode(config, annotations)
     if "verify" in config.stages:
         _verify(shards)
     if "tune" in config.stages:
         prepare.check_decoded(config, annotations, Shards(shards))
-        cluster.wait_for_machines(config.resources)
-        compare.compare(config, annotations, shards, source)
+        machines.wait_for_machines(config.resources)
+        runs.compare(config, annotations, shards, source)
 
 
 def decode(config: RunConfig, annotations: pa.Table) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.matrix.schedule import Outcome
+from pipelines.matrix.scheduler import Outcome
 from vopcore.config import Cell, ConfigError, fingerprint
 
 Row = dict[str, Any]

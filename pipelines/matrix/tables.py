@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.matrix.against import Compared
+from pipelines.matrix.regressions import Compared
 from pipelines.matrix.rounds import Row
 
 Lines = list[tuple[str, ...]]

@@ -1,4 +1,4 @@
-"""The tuned method as an MLflow model: a folder that `vopcore.search` reads, its code, what to install.
+"""The tuned method as an MLflow model: a folder that `vopcore.tuned_model` reads, its code, what to install.
 
 Made of MlflowClient's pieces: `mlflow.pyfunc.log_model` wants a global URI and the run of this thread.
 """
@@ -16,7 +16,7 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
 import vopcore
 
-REQUIREMENTS = (  # as in pyproject.toml: what `vopcore.search` imports
+REQUIREMENTS = (  # as in pyproject.toml: what `vopcore.tuned_model` imports
     "mlflow>=3.17",
     "torch>=2.15",
     "open_clip_torch>=3.3",
@@ -32,10 +32,10 @@ HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1", "params/trainable")  # sho
 
 
 def write_model(folder: Path, data: Path, example: Mapping[str, str]) -> None:
-    """Write the model that loads `data`, a folder of `vopcore.search.save`; `example`: one row of input."""
+    """Write the model that loads `data`, a folder of `tuned_model.save`; `example`: one row of input."""
     mlflow.pyfunc.save_model(
         folder,
-        loader_module="vopcore.search",
+        loader_module="vopcore.tuned_model",
         data_path=str(data),
         code_paths=[str(Path(vopcore.__file__).parent)],
         pip_requirements=list(REQUIREMENTS),

@@ -65,7 +65,7 @@ def log_files(store: Store, run_id: str, files: Iterable[Path], folder: str | No
 def log_model(
     store: Store, run_id: str, name: str, data: Path, example: Mapping[str, str], params: Mapping[str, Any]
 ) -> None:
-    """Keep a folder of `vopcore.search.save` as the model of the run; `example`: one row of its input."""
+    """Keep a folder of `tuned_model.save` as the model of the run; `example`: one row of its input."""
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model", data, example)
         value = {"path": f"{folder}/model", "name": name, "params": {k: str(v) for k, v in params.items()}}

@@ -26,8 +26,8 @@ import pyarrow as pa
 import ray
 from scenes import write_scene
 
-from pipelines.decode_shard import Job, decode_shard
-from pipelines.ingest import ingest
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.task import Job, decode_shard
 from vopcore.shards import Layout, Shards, clips_in, rows_per_shard, shard_plan
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vopcore.batches import TrainingBatches
 from vopcore.clip import tokenizer
-from vopcore.shards import Entry, Layout, Shards, Store, write_shard
+from vopcore.shards import Entry, Layout, Shards, write_shard
+from vopcore.storage import Store
+from vopcore.training.batches import TrainingBatches
 
 SIZE, FRAMES, BATCH = 224, 12, 32
 

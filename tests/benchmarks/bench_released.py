@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vopcore.batches import Batch
 from vopcore.clip import blank
 from vopcore.config import Train
 from vopcore.methods import METHODS, tune
 from vopcore.retriever import Retriever
-from vopcore.tuning import Tuner
+from vopcore.training.batches import Batch
+from vopcore.training.trainer import Tuner
 
 OPTIONS = Namespace(
     max_words=32, max_frames=12, loose_type=True, sim_header="meanP", linear_patch="2d", q_score=1,

@@ -24,16 +24,17 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from vopcore import clip as clips
-from vopcore.batches import TrainingBatches
 from vopcore.config import MethodRun, RunConfig, Train
 from vopcore.config.sections import Clip, Data, Resources, Video
 from vopcore.datasets import ANNOTATIONS
 from vopcore.methods import METHODS, tune
 from vopcore.retriever import Retriever
-from vopcore.shards import Entry, Layout, Shards, Store, write_shard
-from vopcore.tuning import Tuner, train
+from vopcore.shards import Entry, Layout, Shards, write_shard
+from vopcore.storage import Store
+from vopcore.training.batches import TrainingBatches
+from vopcore.training.trainer import Tuner, train
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 SIZE, FRAMES, VIDEOS, EPOCHS = 64, 8, 192, 6
 MODEL = {
     "embed_dim": 128,
@@ -132,7 +133,7 @@ def driver(folder: str, workers: int) -> None:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipelines.work import Task, work
+    from pipelines.tune.worker import Task, work
 
     run = MethodRun(name="vop", method=METHODS["vop"](), train=SETTINGS)
     config = RunConfig(

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import torch
 
-from vopcore.batches import Batch
 from vopcore.clip import blank, first_tuned_layer
 from vopcore.config import Train
 from vopcore.methods import METHODS, tune
 from vopcore.retriever import Retriever
-from vopcore.tuning import Tuner
+from vopcore.training.batches import Batch
+from vopcore.training.trainer import Tuner
 
 ROWS: dict[str, tuple[str, dict[str, object]]] = {
     "full": ("full", {}),

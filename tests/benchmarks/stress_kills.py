@@ -19,13 +19,14 @@ from pathlib import Path
 import psutil
 from bench_ingest import ROOT, corpus
 
-from vopcore.shards import Store, sidecars, verify
+from vopcore.shards import sidecars, verify
+from vopcore.storage import Store
 
 DRIVER = """
 import os, sys, ray
 from pathlib import Path
 from bench_ingest import corpus
-from pipelines.ingest import ingest
+from pipelines.ingest.driver import ingest
 env = {"PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
 ray.init(_temp_dir=sys.argv[1], include_dashboard=False, runtime_env={"env_vars": env})
 ingest(corpus(Path(sys.argv[2]), int(sys.argv[3])), sys.argv[4], stored_frames=12, shard_megabytes=16)

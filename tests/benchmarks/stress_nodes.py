@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from cluster_support import Nodes, config, corpus, metrics, read_log, start, weights  # noqa: E402
-from ingest_support import committed_videos  # noqa: E402
+from support.cluster import Nodes, config, corpus, metrics, read_log, start, weights  # noqa: E402
+from support.ingest import committed_videos  # noqa: E402
 
 EPOCHS = 20
 PATIENT = "resources.max_failures=1000"

@@ -6,15 +6,15 @@ frozen CLIP or wraps its blocks with new ones. VL-Prompt of the Cross-Modal Adap
 """
 
 from vopcore.methods.adapter import AdapterAttn, AdapterFFN
+from vopcore.methods.attach import tune, tuned
 from vopcore.methods.base import Method
+from vopcore.methods.baselines import Bias, Full, Partial, Proj, ZeroShot
 from vopcore.methods.cross_modal import CrossModalAdapter
 from vopcore.methods.lora import LoRA
 from vopcore.methods.maple import MaPLe
 from vopcore.methods.prompt import VPT, CoOp
-from vopcore.methods.select import Bias, Full, Partial, Proj, ZeroShot
-from vopcore.methods.tuning import tune, tuned
+from vopcore.methods.saved import assign, load_tuned, save_tuned
 from vopcore.methods.vop import VoP, VoPC, VoPF, VoPFC, VoPFP, VoPP
-from vopcore.methods.weights import assign, load_tuned, save_tuned
 
 METHODS: dict[str, type[Method]] = {
     "zero_shot": ZeroShot,

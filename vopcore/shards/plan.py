@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from vopcore.shards.schema import Entry
+from vopcore.storage import SourceFacts
 
 TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all CPUs busy to the end
 
@@ -21,15 +22,6 @@ class Clip(NamedTuple):
     path: str | None
     start: float | None
     end: float | None
-
-
-class SourceFacts(NamedTuple):
-    """Size in bytes and time of change (seconds since 1970) of a video file; both None where there is
-    no file.
-    """
-
-    size: int | None
-    mtime: float | None
 
 
 def clips_in(annotations: pa.Table) -> list[Clip]:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import torch
 from pyarrow import fs
 
-from vopcore.shards.cache import ShardCache
 from vopcore.shards.schema import Entry, Layout
-from vopcore.shards.store import Store
-from vopcore.shards.write import arrow_name, file_sha256
+from vopcore.shards.write import arrow_name
+from vopcore.storage.cache import ShardCache
+from vopcore.storage.hashing import file_sha256
+from vopcore.storage.store import Store
 
 
 class Sidecar(NamedTuple):

@@ -2,17 +2,16 @@
 same number.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from vopcore.shards.schema import Entry, Layout
-from vopcore.shards.store import Store
+from vopcore.storage.hashing import file_sha256
+from vopcore.storage.store import Store
 
 
 def arrow_name(number: int) -> str:
@@ -46,8 +45,3 @@ def write_shard(
         }
     store.write(sidecar_name(number), json.dumps(sidecar).encode())
     return entries
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Videos to shards on Ray Data: the driver, one task, its progress."""

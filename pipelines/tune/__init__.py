@@ -1,0 +1,1 @@
+"""Tuning on Ray Train: the driver, one worker, the measurement."""

@@ -1,0 +1,105 @@
+"""Ray Train, seen from the driver: tune one method over the workers, from the last checkpoint if any."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from pipelines import track
+from pipelines.cluster.machines import say_what_is_missing
+from pipelines.cluster.network import OverRaysNetwork
+from pipelines.command.progress import remote_bars
+from pipelines.tune.worker import Task, work
+from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
+from vopcore.storage import below
+
+TIMEOUT = 300  # seconds until a worker whose peers are gone gives up
+
+
+class RunFailedError(RuntimeError):
+    """A tuning run ended without a result; one line says why."""
+
+
+def run_key(config: RunConfig, run: MethodRun, data: str, shards: str) -> str:
+    """Names a run by what decides its numbers: the same settings and data continue it."""
+    decides = {
+        "method": asdict(run.method),
+        "run": run.model_dump(exclude={"method"}),
+        "frames": config.video.frames,
+        "clip": backbone(config.clip),
+        "evaluate": config.evaluate.model_dump(exclude={"each_epoch"}),
+        "workers": (config.resources.workers, config.resources.max_workers),
+        "shards": Path(shards.partition("?")[0]).name,  # without the options of a URI
+        "data": data,
+    }
+    label = f"-{config.run}" if config.run else ""
+    return f"{run.name}-s{config.seed}{label}-{fingerprint(decides)}"
+
+
+def data_hash(annotations: pa.Table) -> str:
+    """Eight characters that change with any caption, split or clip, not with where the files are."""
+    return fingerprint(annotations.drop_columns("path").to_pydict())
+
+
+def tune(
+    config: RunConfig, run: MethodRun, task: Task, key: str, store: track.Store, run_id: str
+) -> dict[str, Any]:
+    """Tune and measure one method; returns what `work` does, and the last `checkpoint`.
+
+    Raises RunFailedError.
+    """
+    resources = config.resources
+    with remote_bars(run.name) as mailbox, say_what_is_missing(resources):
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"task": task, "mailbox": mailbox},
+            torch_config=OverRaysNetwork(timeout_s=TIMEOUT),
+            scaling_config=ScalingConfig(
+                num_workers=(resources.workers, resources.max_workers)
+                if resources.max_workers
+                else resources.workers,
+                use_gpu=resources.gpu,
+                resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": int(resources.gpu)},
+            ),
+            run_config=ray.train.RunConfig(
+                name=key,
+                storage_path=below(config.storage or config.output, "runs"),
+                failure_config=FailureConfig(max_failures=resources.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                callbacks=[Curves(store, run_id)],
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise RunFailedError(f"{run.name}: {_last_line(error)}") from error
+        except SystemExit:  # Ray's answer to Ctrl-C, with code 0
+            raise KeyboardInterrupt from None
+    if "error" in result.return_value:
+        kept = f"; the last checkpoint before it is {result.checkpoint.path}" if result.checkpoint else ""
+        raise RunFailedError(f"{run.name}: {result.return_value['error']}{kept}")
+    return result.return_value | {"checkpoint": result.checkpoint}
+
+
+def _last_line(error: TrainingFailedError) -> str:
+    """What the first worker that failed said last."""
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    lines = str(next(iter(causes.values()))).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+class Curves(ray.train.UserCallback):
+    """Logs each reported epoch once, from the controller; also where a worker died and repeated it."""
+
+    def __init__(self, store: track.Store, run_id: str) -> None:
+        self._store, self._run_id = store, run_id
+
+    def after_report(
+        self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Ray calls this when all workers have reported."""
+        track.log_curves(self._store, self._run_id, metrics[0]["curves"])

@@ -1,0 +1,231 @@
+"""What each Ray Train worker runs: build, attach, go on from the last checkpoint, train, embed, measure."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint
+from ray.train.torch import get_device, prepare_model
+
+from pipelines.tune.evaluate import Embedder, evaluate_split
+from vopcore import clip as clips
+from vopcore.config import Evaluate, MethodRun, RunConfig
+from vopcore.methods import save_tuned, tune
+from vopcore.retriever import Retriever
+from vopcore.shards import Shards
+from vopcore.storage import ShardCache, below
+from vopcore.training import prefix_cache as prefix
+from vopcore.training.batches import TrainingBatches
+from vopcore.training.trainer import DivergedError, Step, Tuner, peak_memory
+from vopcore.tuned_model import Gallery
+
+STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
+CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")  # of the val split, after each epoch
+
+
+@dataclass(frozen=True)
+class Task:
+    """All a worker needs to know; plain values, sent once."""
+
+    config: RunConfig
+    run: MethodRun
+    annotations: pa.Table
+    shards: str
+
+
+def work(loop: dict[str, Any]) -> dict[str, Any]:
+    """Tune and measure one method together with the other workers.
+
+    Returns `steps`: how many there were; `metrics`: recall on the test split, that on val under `val/`,
+    counts of parameters, seconds; `tags`: what the frozen CLIP was; `predictions` (PREDICTIONS) of the test
+    split; and its videos as `gallery`, from rank 0 where the config wants it. What would fail again on every
+    restart, such as a loss that is NaN, is returned as `error`.
+    """
+    try:
+        return Worker(loop["task"], loop["mailbox"]).run()
+    except (DivergedError, ValueError) as error:
+        return {"error": str(error)}
+
+
+class Worker:
+    """One of the processes of a run; all do the same, each with its part of every batch."""
+
+    def __init__(self, task: Task, mailbox: Any) -> None:  # noqa: ANN401 - a handle of Ray's
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.task, self.config, self.settings = task, task.config, task.run.train
+        self._mailbox, self._began = mailbox, time.perf_counter()
+        torch.set_num_threads(self.config.resources.cpus_per_worker)  # whatever the machine's own setting
+        torch.manual_seed(self.config.seed)  # the method's own initial values
+        clip = clips.load(self.config.clip.model, self.config.clip.pretrained)
+        clip.requires_grad_(False)
+        gpu = torch.cuda.get_device_name() if get_device().type == "cuda" else "none"
+        self.tags = {
+            "gpu": gpu,
+            "activation": clips.activation(clip),
+            "backbone_hash": clips.frozen_hash(clip),
+        }
+        tune(clip, task.run.method, self.config.video.frames)
+        self.retriever = Retriever(
+            clip, task.run.pooling, self.settings.learn_logit_scale, self.settings.precision
+        ).to(get_device())
+        self.tokenize = clips.tokenizer(clip, self.config.clip.words)
+        self.cache = ShardCache(**self.config.resources.cache.model_dump())
+        self.shards = Shards(task.shards, self.cache)
+        self.captions = training_captions(task.annotations, self.shards)
+        self.splits = set(task.annotations["split"].unique().to_pylist())
+
+    def run(self) -> dict[str, Any]:
+        """What `work` returns."""
+        tuned = [p.numel() for p in self.retriever.parameters() if p.requires_grad]
+        total = sum(p.numel() for p in self.retriever.parameters())
+        metrics = {"params/trainable": sum(tuned), "params/total": total}
+        metrics["params/percent"] = 100 * sum(tuned) / total
+        steps = 0
+        if tuned and self.settings.epochs:
+            steps, seconds = self._tune()
+            metrics |= seconds
+        else:
+            metrics["seconds/tune"] = 0.0
+            self._report([])
+        for split in (split for split in ("val", "test") if split in self.splits):
+            numbers, predictions, gallery = self._measure(split, self.config.evaluate)
+            metrics |= {name if split == "test" else f"{split}/{name}": n for name, n in numbers.items()}
+        metrics["seconds/total"] = time.perf_counter() - self._began
+        metrics["memory/peak_mb"] = peak_memory(get_device()) / 2**20  # of its GPU, else of this process
+        done = {"steps": steps, "metrics": metrics, "tags": self.tags, "predictions": predictions}
+        wanted = self.rank == 0 and self.config.mlflow.model == "search"
+        return done | ({"gallery": gallery} if wanted else {})
+
+    def _tune(self) -> tuple[int, dict[str, float]]:
+        """Train on from the last checkpoint; returns the steps and the seconds, all attempts together."""
+        began = time.perf_counter()
+        source = self._source()
+        there = time.perf_counter() - began
+        settings = self.settings
+        batches = TrainingBatches(
+            source,
+            self.captions,
+            self.tokenize,
+            frames=self.config.video.frames,
+            batch_size=settings.batch_size,
+            draw=settings.captions,
+            seed=self.config.seed,
+            repeat_videos=settings.repeat_videos,
+            augment=settings.augment,
+            rank=self.rank,
+            workers=self.workers,
+        )
+        model = prepare_model(self.retriever) if self.workers > 1 else self.retriever
+        tuner = Tuner(self.retriever, settings, batches.steps_per_epoch, self.config.seed, model)
+        spent, checkpoint = 0.0, ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                tuner.load(Path(folder) / STATE)
+                spent = float((Path(folder) / SECONDS).read_text())
+        spent = self._steps(tuner, batches, spent)
+        seconds = {"seconds/tune": spent} | ({"seconds/prefix": there} if source is not self.shards else {})
+        return tuner.steps_done, seconds
+
+    def _steps(self, tuner: Tuner, batches: TrainingBatches, spent: float) -> float:
+        """All steps that are left, with a checkpoint and the curves up to it now and then."""
+        total = self.settings.epochs * tuner.steps_per_epoch
+        every = self.settings.checkpoint_every or tuner.steps_per_epoch
+        watch = self.config.evaluate.each_epoch and "val" in self.splits
+        curves: list[tuple[int, dict[str, float]]] = []
+        while tuner.steps_done < total:
+            for step in tuner.epoch(batches):
+                spent += step.wait + step.seconds
+                self._tell("tune", "steps", step.number, total, f"loss {step.loss:.3f}")
+                curves.append((step.number, _numbers(step, self.settings.batch_size)))
+                if watch and step.number % tuner.steps_per_epoch == 0 and step.number < total:
+                    curves.append((step.number, self._val_curves()))
+                if step.number % every == 0 or step.number == total:
+                    self._report(curves, tuner, spent)
+                    curves = []
+        return spent
+
+    def _source(self) -> Shards | prefix.Prefix:
+        """Where to read training frames from: the shards, or with `prefix_cache` what the frozen blocks make
+        of them, each worker computing its part of what is missing."""
+        kept = self.settings.prefix_cache
+        folder = below(self.config.storage or self.config.output, "prefix")
+        videos = sorted(self.captions)
+        plan = prefix.plan(self.retriever, self.shards, videos, kept, folder) if kept else None
+        if plan is None:
+            return self.shards
+        missing = [plan.missing()]
+        if self.workers > 1:
+            dist.broadcast_object_list(missing, src=0)
+
+        def tell(done: int, total: int) -> None:
+            self._tell("run the frozen blocks", "videos", done, total, "")
+
+        prefix.write(plan, missing[0][self.rank :: self.workers], self.retriever, self.shards, tell)
+        if self.workers > 1:
+            dist.barrier()
+        return prefix.Prefix(plan, self.cache)
+
+    def _val_curves(self) -> dict[str, float]:
+        """The plain numbers alone; the last epoch's come with everything else, at the end."""
+        numbers, *_ = self._measure("val", Evaluate())
+        return {f"val/{name}": numbers[name] for name in CURVES}
+
+    def _measure(self, split: str, options: Evaluate) -> tuple[dict[str, float], pa.Table, Gallery]:
+        embedder = Embedder(
+            self.retriever,
+            self.shards,
+            self.tokenize,
+            self.config.video.frames,
+            lambda done, total: self._tell(f"embed the {split} split", "videos", done, total, ""),
+        )
+        rows = self.task.annotations.filter(pc.equal(self.task.annotations["split"], split))
+        bank = [text for texts in self.captions.values() for text in texts]
+        return evaluate_split(embedder, self.retriever, self.shards, rows, bank, options, self.config.seed)
+
+    def _report(
+        self, curves: list[tuple[int, Mapping[str, float]]], tuner: Tuner | None = None, spent: float = 0.0
+    ) -> None:
+        """Hand the curves since last time and a checkpoint to Ray Train: every worker; rank 0 saves."""
+        with tempfile.TemporaryDirectory() as folder:
+            if self.rank == 0:
+                save_tuned(Path(folder) / WEIGHTS, self.retriever.clip, self.task.run.pooling)
+                (Path(folder) / SECONDS).write_text(str(spent))
+                if tuner is not None:
+                    tuner.save(Path(folder) / STATE)
+            checkpoint = Checkpoint.from_directory(folder) if self.rank == 0 else None
+            ray.train.report({"curves": curves}, checkpoint=checkpoint)
+
+    def _tell(self, what: str, unit: str, done: int, total: int, words: str) -> None:
+        if self.rank == 0:
+            self._mailbox.put.remote(what, unit, done, total, words)
+
+
+def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:
+    """The captions of each training video that could be decoded."""
+    decoded = {video for video, entry in shards.videos.items() if entry.num_frames}
+    captions: dict[str, list[str]] = {}
+    for row in annotations.filter(pc.equal(annotations["split"], "train")).to_pylist():
+        if row["video"] in decoded:
+            captions.setdefault(row["video"], []).append(row["caption"])
+    return captions
+
+
+def _numbers(step: Step, batch_size: int) -> dict[str, float]:
+    return {
+        "train/loss": step.loss,
+        "train/grad_norm": step.grad_norm,
+        "train/lr": step.lr,
+        "train/seconds_per_step": step.seconds,
+        "train/wait_share": step.wait / (step.wait + step.seconds),
+        "train/videos_per_second": batch_size / (step.wait + step.seconds),
+        "train/memory_gib": step.memory / 2**30,
+    }

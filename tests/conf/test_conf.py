@@ -1,0 +1,52 @@
+"""Every YAML that ships is read, and says what its papers say."""
+
+import pytest
+from support import ROOT
+
+from vopcore.config import read_config
+from vopcore.datasets import PUBLISHED
+
+CONF = ROOT / "conf"
+FILES = sorted(CONF.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_that_ships_is_read(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(CONF.parent)
+    config = read_config(path, [f"data.root={tmp_path}", "data.videos=null"])
+    assert config.methods
+    assert config.name == path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_all_methods_of_a_config_are_read_not_only_those_it_compares(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(CONF.parent)
+    assert read_config(path, [f"data.root={tmp_path}", "data.videos=null", "compare=all"]).methods
+
+
+# Cross-Modal Adapter: (r, d_s) per data set
+ADAPTERS = {
+    "msrvtt_9k": (8, 16),
+    "didemo": (8, 8),
+    "msvd": (16, 16),
+    "vatex": (16, 64),
+    "activitynet": (16, 512),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "msrvtt_full"])
+def test_every_benchmark_has_a_config_with_the_papers_settings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(CONF.parent)
+    config = read_config(CONF / f"{name}.yaml", [f"data.root={tmp_path}", "compare=all"])
+    runs = {run.name: run for run in config.methods}
+    assert config.data.dataset == name
+    assert config.video.frames == 12
+    assert runs["vop"].train.epochs == 5
+    adapter = runs["cross_modal_adapter"]
+    assert (adapter.method.reduction, adapter.method.shared) == ADAPTERS.get(name, (8, 16))
+    assert adapter.pooling == "query_aware"
+    assert adapter.train.batch_size == 128
+    assert not adapter.train.augment
+    if name not in ("msvd", "vatex"):  # those are not in VoP's paper
+        assert (config.clip.words, runs["vop"].train.batch_size) == (77, 32)
+        assert runs["vop"].train.augment

@@ -1,0 +1,182 @@
+"""The command on several Ray nodes, each with its own raylet: work is spread, nodes die and join; and with
+everything in an object store and on an MLflow server.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+
+import pyarrow.fs
+import pytest
+from mlflow import MlflowClient
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from support.cluster import (
+    Nodes,
+    answers,
+    config,
+    corpus,
+    doing,
+    end,
+    free_port,
+    metrics,
+    read_log,
+    start,
+    until,
+    weights,
+)
+from support.ingest import committed_videos
+from werkzeug.serving import make_server
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips, tmp_path_factory):
+    """One machine, nobody disturbs it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        done = start(config(folder, clips, epochs=12), RAY_TMPDIR=temporary)
+        assert done.wait(300) == 0, read_log(folder)
+    return folder
+
+
+class Counted:
+    """A WSGI application that counts what it hands out of each object."""
+
+    def __init__(self, application):
+        self.application, self.sent, self.lock = application, Counter(), threading.Lock()
+
+    def __call__(self, environ, start_response):
+        body = list(self.application(environ, start_response))
+        if environ["REQUEST_METHOD"] == "GET":
+            with self.lock:
+                self.sent[environ["PATH_INFO"]] += sum(map(len, body))
+        return body
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 on this machine; its address is in the environment, as for any S3 that is not AWS's."""
+    application = Counted(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield application
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def mlflow_server(tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+    command += [
+        f"--backend-store-uri=sqlite:///{tmp_path}/server.db",
+        f"--artifacts-destination={tmp_path}/kept",
+    ]
+    with (tmp_path / "server.log").open("w") as log:
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # half a dozen processes
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, env=environment)
+    until(lambda: answers(f"http://127.0.0.1:{port}"), "the MLflow server")
+    yield f"http://127.0.0.1:{port}"
+    end(process)
+
+
+@pytest.fixture
+def nodes():
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        nodes = Nodes(temporary)
+        yield nodes
+        nodes.end()
+
+
+def test_nodes_that_die_and_join_change_no_number(nodes, clips, undisturbed, tmp_path):
+    first, second = nodes.add(), nodes.add()
+    run = start(config(tmp_path, clips, epochs=12), RAY_ADDRESS=nodes.address)
+    try:
+        until(lambda: doing(first, "MapBatches") and doing(second, "MapBatches"), "ingest on both nodes")
+        until(lambda: any(tmp_path.glob("out/shards/*/0*.json")), "a shard")
+        nodes.kill(first)
+        third = nodes.add()
+        until(lambda: doing(second, "TrainWorker") and doing(third, "TrainWorker"), "tuning on both nodes")
+        until(lambda: any(tmp_path.glob("out/runs/vop_p-*/checkpoint_*")), "a checkpoint")
+        nodes.kill(third)
+        until(lambda: "waiting: tuning asks for 2 workers" in read_log(tmp_path), "the word that it waits")
+        nodes.add()
+        assert run.wait(240) == 0, read_log(tmp_path)
+    finally:
+        run.kill()
+    (shards,) = (tmp_path / "out/shards").iterdir()
+    videos = committed_videos(str(shards))
+    assert len(videos) == 34
+    assert len(set(videos)) == 34
+    assert metrics(tmp_path) == metrics(undisturbed)
+    assert weights(tmp_path) == weights(undisturbed)
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(nodes, clips, tmp_path):
+    nodes.add(num_gpus=2)
+    file = config(tmp_path, clips)
+    asked = ["resources.workers=4", "resources.gpu=true"]
+    assert start(file, *asked, RAY_ADDRESS=nodes.address).wait(120) == 2
+    assert read_log(tmp_path).splitlines()[-1] == (
+        "error (exit code 2): resources.workers: tuning asks for 4 workers with 1 CPU and 1 GPU each, this"
+        " cluster has 1 CPU, 2 GPU, room for 1"
+    )
+    assert not (tmp_path / "out/shards").exists()
+
+
+def listed(store: pyarrow.fs.S3FileSystem, folder: str) -> list[pyarrow.fs.FileInfo]:
+    return store.get_file_info(pyarrow.fs.FileSelector(folder))
+
+
+def test_everything_in_buckets_gives_the_numbers_of_a_local_run(
+    s3, nodes, clips, undisturbed, mlflow_server, tmp_path
+):
+    store, _ = pyarrow.fs.FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")
+    store.create_dir("bucket")
+    pyarrow.fs.copy_files(str(clips), "bucket/clips", destination_filesystem=store)
+    labels = tmp_path / "labels"  # only the annotations are on a disk
+    labels.mkdir()
+    shutil.copy(clips / "captions.jsonl", labels)
+    places = [f"data.root={labels}", "data.videos=s3://bucket/clips", "storage=s3://bucket/runs/small"]
+    places += [f"mlflow.uri={mlflow_server}", f"resources.cache.folder={tmp_path}/cache"]
+    nodes.add()
+    nodes.add()
+    run = start(config(tmp_path, labels, epochs=12), *places, RAY_ADDRESS=nodes.address)
+    assert run.wait(300) == 0, read_log(tmp_path)
+
+    assert metrics(tmp_path) == metrics(undisturbed)
+    pyarrow.fs.copy_files("bucket/runs/small/runs", str(tmp_path / "out/runs"), source_filesystem=store)
+    assert weights(tmp_path) == weights(undisturbed)
+    (shards,) = listed(store, "bucket/runs/small/shards")
+    videos = [f"videos/{path.name}" for path in (clips / "videos").iterdir()]
+    assert committed_videos(f"s3://{shards.path}") == sorted(videos)
+    sizes = {f"/{i.path}": i.size for i in listed(store, shards.path) if i.path.endswith(".arrow")}
+    sent = {path: count for path, count in s3.sent.items() if path.endswith(".arrow")}
+    assert sent == sizes  # each byte once, though two workers read each in twelve epochs
+
+    client = MlflowClient(mlflow_server)
+    (kept,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert kept.info.status == "FINISHED"
+    assert kept.data.metrics["t2v/R1"] == metrics(tmp_path)["t2v/R1"]
+    assert {"tuned", "predictions.parquet"} <= {a.path for a in client.list_artifacts(kept.info.run_id)}
+    steps = [m.step for m in client.get_metric_history(kept.info.run_id, "train/loss")]
+    assert steps == list(range(1, 37))

@@ -1,0 +1,160 @@
+"""The report on a data set before any work: real videos on disk, exit codes, and what is counted."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support import ROOT
+from support.datasets import LISTS, MSVD, write
+
+from pipelines.check_data import main
+from vopcore import clip
+from vopcore.datasets import check, shapes
+
+TINY = ROOT / "conf" / "tiny_clip.json"
+CONFIG = """
+name: check
+output: {root}/out
+data: {{dataset: {dataset}, root: {root}/data}}
+video: {{frames: 4, size: 32}}
+clip: {{model: {tiny}, pretrained: null, words: 8}}
+methods: {{vop: {{}}}}
+"""
+
+
+@pytest.fixture
+def checked(tmp_path, capsys):
+    """Runs the command on a data set below tmp_path/data; gives (exit code, report)."""
+
+    def run(dataset, *arguments):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        config = tmp_path / "check.yaml"
+        config.write_text(CONFIG.format(root=tmp_path, dataset=dataset, tiny=TINY))
+        code = main([str(config), "--json", *arguments])
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpus")
+    list(shapes.render(root, 3, 2, 0))
+    return root
+
+
+def test_a_rendered_corpus_is_usable_and_its_broken_file_is_named(checked, corpus, tmp_path):
+    (tmp_path / "data").symlink_to(corpus)
+    code, report = checked("folder", "--headers", "all")
+    assert code == 0
+    assert report["usable"]
+    assert report["errors"] == []
+    assert report["layout"] == "folder"
+    train, test = report["splits"]["train"], report["splits"]["test"]
+    assert (train["videos"], train["captions"], train["files_missing"]) == (5, 5, 0)  # 3, and 2 broken ones
+    assert (test["videos"], test["published"]) == (4, None)
+    assert report["headers"]["checked"] == report["headers"]["files"] == 9
+    (bad,) = [file for file in report["headers"]["unreadable"] if file["file"].endswith("not_a_video.mp4")]
+    assert "not a readable video file" in bad["reason"]
+    assert report["disk"]["needed"] == 9 * 4 * 32 * 32 * 3
+    assert report["missing"] == {"videos": 0, "list": None}
+
+
+def test_headers_are_sampled_unless_all_are_asked_for(checked, corpus, tmp_path):
+    (tmp_path / "data").symlink_to(corpus)
+    _, report = checked("folder", "--headers", "3")
+    assert (report["headers"]["checked"], report["headers"]["files"]) == (3, 9)
+
+
+def test_missing_videos_are_counted_and_listed_and_forbid_only_an_empty_split(checked, corpus, tmp_path):
+    write(tmp_path / "data", LISTS | {"captions_msvd.json": MSVD})
+    code, report = checked("msvd")
+    assert code == 1
+    assert report["errors"] == [
+        "train: none of the 2 videos has a file",
+        "test: none of the 1 videos has a file",
+    ]
+    listed = Path(report["missing"]["list"]).read_text().splitlines()
+    assert listed == ["train\ta_1_2", "train\tb_3_4", "val\tc_5_6", "test\t-d_7_8"]
+    whole = next((corpus / "videos").glob("*.mp4")).read_bytes()
+    write(tmp_path / "data", {"a_1_2.mp4": whole, "-d_7_8.mp4": whole})
+    code, report = checked("msvd", "--missing", str(tmp_path / "gone.txt"))
+    assert code == 0
+    assert (tmp_path / "gone.txt").read_text() == "train\tb_3_4\nval\tc_5_6\n"
+    assert "train: 1 of 2 videos have no file" in report["warnings"]
+    assert "train: 2 videos, papers have 1,200" in report["warnings"]
+    assert "test: 2 captions, papers have 27,763" in report["warnings"]
+    too_many = "at least 2 of 4 videos will fail, and video.max_failed allows 1.00%: run.py will stop with"
+    assert f"{too_many} code 3" in report["warnings"]
+    assert report["max_failed"] == {"failed": 2, "videos": 4, "allowed": 0.01, "exceeded": True}
+
+
+def test_files_that_are_all_unreadable_forbid_the_run(checked, tmp_path):
+    write(tmp_path / "data", LISTS | {"captions_msvd.json": MSVD, "a_1_2.avi": "no video", "-d_7_8.avi": ""})
+    code, report = checked("msvd")
+    assert code == 1
+    assert report["errors"] == ["none of the 2 files that were opened is a readable video"]
+
+
+def test_duplicates_leakage_and_cut_tokens_are_counted(checked, tmp_path):
+    lists = {
+        "train_list.txt": "a_1_2\nb_3_4\n",
+        "val_list.txt": "a_5_6\n",
+        "test_list.txt": "c_7_8\nd_9_10\n",
+    }
+    captions = {
+        "a_1_2": [
+            "one two three four five six seven eight nine",
+            "one two three four five six",
+            "a dog",
+            "a dog",
+        ],
+        "b_3_4": ["a cat"],
+        "a_5_6": ["a  DOG"],
+        "c_7_8": ["a bird", "a cat"],
+        "d_9_10": ["a bird"],
+    }
+    write(tmp_path / "data", lists | {"captions_msvd.json": captions})
+    _, report = checked("msvd")
+    assert report["duplicates"]["train"]["within_a_video"] == 1
+    assert report["duplicates"]["test"]["of_several_videos"] == 2
+    assert report["leakage"]["val"] == {
+        "videos": 0, "files": 0, "clips_of_shared_sources": 1, "captions": 1
+    }  # fmt: skip
+    assert report["leakage"]["test"]["captions"] == 1
+    tokens = report["tokens"]["train"]  # 11 and 8 with start and end, 8 are kept
+    assert (tokens["longest"], tokens["captions_cut"], tokens["tokens_cut"]) == (11, 1, 3)
+    assert tokens["tokens_cut_percent"] == round(100 * 3 / (11 + 8 + 4 + 4 + 4), 2)
+
+
+def test_tokens_are_counted_as_the_tokenizer_counts_them():
+    tokenize = clip.tokenizer(str(TINY), 16)
+    for caption in ("a red circle", "Ünïcode, & <b>html</b>!", "supercalifragilistic"):
+        kept = int((tokenize([caption]) != 0).sum())
+        rows = [{"caption": caption}]
+        assert check.tokens(rows, 16, lambda text: len(tokenize.encode(text)) + 2)["longest"] == kept
+
+
+def test_annotations_that_cannot_be_read_are_one_error_and_exit_code_1(checked, capsys):
+    code, report = checked("msvd")
+    assert code == 1
+    assert not report["usable"]
+    assert re.search(r"no layout of MSVD .* X-Pool \(no captions_msvd\.json", report["errors"][0])
+
+
+def test_a_wrong_config_is_exit_code_2(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing.yaml")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_the_text_for_people_says_what_the_json_says(corpus, tmp_path, capsys):
+    (tmp_path / "data").symlink_to(corpus)
+    config = tmp_path / "check.yaml"
+    config.write_text(CONFIG.format(root=tmp_path, dataset="folder", tiny=TINY))
+    assert main([str(config), "clip.words=6", "--headers", "all"]) == 0
+    said = capsys.readouterr().out
+    assert "train        5 videos" in said
+    assert "not_a_video.mp4: not a readable video file" in said
+    assert "longer than 6 tokens" in said
+    assert said.endswith("usable\n")

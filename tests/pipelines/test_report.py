@@ -1,0 +1,206 @@
+"""The report of a real MLflow store: numbers by hand, pages in a real browser, and stores with flaws."""
+
+import csv
+import re
+import shutil
+import sqlite3
+import statistics
+from pathlib import Path
+
+import pytest
+from support.report import add_run, dumped, make_store, predicted
+
+from pipelines import report, track
+from pipelines.reports.published import published
+from vopcore.methods import METHODS
+
+METHODS_14 = list(METHODS)[:14]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Fourteen methods on MSR-VTT, two on DiDeMo, and runs that are of no use; the report on both."""
+    folder = tmp_path_factory.mktemp("report")
+    store = make_store(folder)
+    for place, method in enumerate(METHODS_14):
+        predictions = predicted([1, 2, 7, 60]) if method in ("full", "vop_p") else None
+        add_run(
+            store,
+            method,
+            recall=30.0 + place,
+            trainable=0 if place == 0 else 10.0**place,
+            predictions=predictions,
+        )
+    add_run(store, "vop_p", seed=1, recall=42.0)
+    add_run(store, "vop_p", seed=2, recall=45.0)
+    add_run(store, "vop", seed=5, status="FAILED", recall=None)
+    add_run(store, "vop_c", seed=5, status="RUNNING", recall=10.0)
+    add_run(store, "bias", seed=5, recall=None)
+    other = track.open_store(store.uri, "didemo", folder)
+    add_run(other, "full", recall=41.0, dataset="didemo")
+    add_run(other, "vop", recall=39.5, dataset="didemo")
+    done = report.main(["msrvtt_9k", "didemo", "--uri", store.uri, "--out", str(folder / "out")])
+    assert done == 0
+    return folder, store
+
+
+def rows(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (folder / "out/report.csv").open(newline="") as file:
+        return {(row["dataset"], row["method"]): row for row in csv.DictReader(file)}
+
+
+def test_seeds_are_taken_together_as_mean_deviation_and_interval(world):
+    row = rows(world[0])["msrvtt_9k", "vop_p"]
+    seeds = [30.0 + METHODS_14.index("vop_p"), 42.0, 45.0]
+    std = statistics.stdev(seeds)
+    assert row["seeds"] == "0 1 2"
+    assert float(row["t2v/R1 mean"]) == pytest.approx(statistics.mean(seeds))
+    assert float(row["t2v/R1 std"]) == pytest.approx(std)
+    half = (
+        (4.302653 * std / 3**0.5) ** 2 + 3**2
+    ) ** 0.5  # t of 2 degrees of freedom, from a table; bootstrap
+    assert float(row["t2v/R1 low"]) == pytest.approx(statistics.mean(seeds) - half, abs=1e-4)
+    assert float(row["t2v/R1 high"]) == pytest.approx(statistics.mean(seeds) + half, abs=1e-4)
+
+
+def test_one_seed_has_its_own_interval_and_no_deviation(world):
+    row = rows(world[0])["didemo", "vop"]
+    assert (row["t2v/R1 std"], row["t2v/R1 low"], row["t2v/R1 high"]) == ("", "36.5", "42.5")
+
+
+def test_published_numbers_stand_beside_ours_with_their_paper(world):
+    full = rows(world[0])["msrvtt_9k", "full"]
+    assert (full["t2v/R1 vop_paper"], full["t2v/R1 cma_paper"]) == ("41.7", "44.8")
+    text = (world[0] / "out/report.md").read_text()
+    assert re.search(r"\| full \| 1 \| 10 \|.*\| 31\.0 \| 28\.0–34\.0 \| 41\.7 VoP, 44\.8 CMA \|", text)
+    assert "| vop | 39.5 (38.2 VoP) | 37.0 (39.6 VoP) |" in text
+
+
+def test_methods_stand_in_their_own_order_with_what_they_cost(world):
+    text = (world[0] / "out/report.md").read_text()
+    table = text.split("### msrvtt_9k, text to video")[1].split("###")[0]
+    assert re.findall(r"^\| (\w+) \| \d", table, re.M) == METHODS_14
+    assert "| vop | 1 | 10,000,000 | 1.5 | 37.0 |" in table  # 90 seconds are 1.5 minutes
+
+
+def test_latex_holds_the_same_table_with_its_special_characters_escaped(world):
+    text = (world[0] / "out/report.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 5
+    assert r"vop\_p & 3 & " in text
+    assert r" $\pm$ " in text
+    assert not re.search(r"(?<!\\)[_%](?!.*text to)", re.sub(r"^%.*$", "", text, flags=re.M))
+
+
+def test_runs_that_cannot_be_used_are_listed_with_the_reason(world):
+    page = (world[0] / "out/report.html").read_text()
+    left = page.split("Not in the tables</h2>")[1]
+    assert re.search(r"vop seed 5 [\d-]+</th><td>failed: out of memory", left)
+    assert re.search(r"vop_c seed 5 [\d-]+</th><td>not finished", left)
+    assert re.search(r"bias seed 5 [\d-]+</th><td>no t2v/R1 was measured", left)
+
+
+def test_the_page_asks_nothing_of_the_network_and_names_every_picture(world):
+    page = (world[0] / "out/report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "url(" not in page
+    assert page.count("<img ") == 6  # gain; parameters and loss of two datasets; ranks where there are any
+    assert all('alt="' in image for image in re.findall(r"<img [^>]*>", page))
+
+
+def test_plots_show_parameters_on_a_log_axis_and_ranks_in_their_bins(world):
+    plots = {path.name for path in (world[0] / "out/plots").iterdir()}
+    assert plots == {
+        "gain_over_full.svg",
+        "msrvtt_9k_parameters.svg",
+        "msrvtt_9k_train_loss.svg",
+        "msrvtt_9k_ranks.svg",
+        "didemo_parameters.svg",
+        "didemo_train_loss.svg",
+    }
+
+
+def test_the_page_sorts_by_a_column_in_a_real_browser(world, tmp_path):
+    page = (world[0] / "out/report.html").read_text()
+    press = """<script>
+      const table = document.querySelectorAll("table.sortable")[1];
+      [...table.querySelectorAll("thead button")].find(head => head.textContent === "R@1").click();
+      document.title = [...table.tBodies[0].rows].map(row => row.cells[0].textContent).join(" ");
+    </script>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", press + "</body>"))
+    assert "<title>vop full</title>" in dumped(tmp_path / "page.html")  # DiDeMo's: 39.5 before 41.0
+
+
+def test_the_report_is_an_artifact_of_a_run_that_the_next_report_leaves_out(world, tmp_path):
+    _, store = world
+    assert report.main(["msrvtt_9k", "--uri", store.uri, "--out", str(tmp_path)]) == 0
+    (run,) = [run for run in track.runs(store) if run.tags.get("kind") == "report"]
+    names = {item.path for item in store.client.list_artifacts(run.id)}
+    assert names == {"report.html", "report.md", "report.csv", "report.tex", "plots"}
+    assert "report" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_same_method_with_other_settings_is_a_row_of_its_own(tmp_path):
+    store = make_store(tmp_path)
+    add_run(store, "vop", recall=10.0, params={"train.lr": "0.1", "clip.words": "77"})
+    add_run(store, "vop", recall=20.0, params={"train.lr": "0.2", "clip.words": "77", "machine": "other"})
+    report.report([store], tmp_path / "out")
+    assert {method for _, method in rows(tmp_path)} == {"vop (train.lr 0.1)", "vop (train.lr 0.2)"}
+
+
+def refused(capsys, *argv: str) -> str:
+    assert report.main(list(argv)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(world, tmp_path, capsys):
+    _, store = world
+    line = refused(capsys, "msvd", "--uri", store.uri)
+    assert "no experiment 'msvd'" in line
+    assert "didemo, msrvtt_9k" in line
+    assert "is missing; name yours with --uri" in refused(
+        capsys, "msvd", "--uri", f"sqlite:///{tmp_path}/none.db"
+    )
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "words.db").write_text("not a database " * 100)
+    assert "file is not a database" in refused(capsys, "msvd", "--uri", f"sqlite:///{tmp_path}/words.db")
+    assert "Connection refused" in refused(capsys, "msvd", "--uri", "http://127.0.0.1:9")
+
+
+def test_a_database_of_an_older_mlflow_is_refused_with_the_command_that_upgrades_it(world, tmp_path, capsys):
+    folder, _ = world
+    shutil.copy(folder / "mlflow.db", tmp_path / "old.db")
+    with sqlite3.connect(tmp_path / "old.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'bd07f7e963c5'")
+    line = refused(capsys, "msrvtt_9k", "--uri", f"sqlite:///{tmp_path}/old.db")
+    assert f"mlflow db upgrade sqlite:///{tmp_path}/old.db" in line
+
+
+def test_an_experiment_without_finished_runs_says_what_its_runs_are(tmp_path, capsys):
+    store = make_store(tmp_path)
+    assert "there are no runs" in refused(capsys, "msrvtt_9k", "--uri", store.uri)
+    add_run(store, "vop", status="FAILED", recall=None)
+    line = refused(capsys, "msrvtt_9k", "--uri", store.uri)
+    assert re.search(r"vop seed 0 [\d-]+: failed: out of memory", line)
+
+
+def test_a_lost_artifact_store_costs_only_the_rank_histogram(tmp_path, capsys):
+    store = make_store(tmp_path)
+    add_run(store, "vop", predictions=predicted([1, 3]))
+    shutil.rmtree(tmp_path / "mlartifacts")
+    (tmp_path / "mlartifacts").write_text("a file where the folder was")
+    assert report.main(["msrvtt_9k", "--uri", store.uri, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "is left out of the rank histogram" in said
+    assert "not logged" in said
+    assert "| vop | 1 | 100,000 |" in (tmp_path / "out/report.md").read_text()
+
+
+def test_every_published_row_is_a_percentage_of_a_known_paper():
+    assert len(published()) == 183
+    assert all(0 < row.numbers["R1"] < row.numbers["R5"] < row.numbers["R10"] < 100 for row in published())
+    vop = next(
+        row for row in published() if (row.dataset, row.method, row.direction) == ("lsmdc", "vop_fc", "t2v")
+    )
+    assert (vop.numbers["R1"], vop.trainable, vop.paper) == (21.1, 14.1e6, "VoP")

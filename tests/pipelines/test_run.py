@@ -1,0 +1,212 @@
+"""The whole path as a user runs it: real videos, Ray and MLflow store; interrupted and resumed."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+from support import ROOT
+
+from vopcore.clip import load
+from vopcore.methods import load_tuned, tuned
+
+SMALL = [
+    "shapes.clips=96",
+    "shapes.twins=6",
+    "shapes.upstream.steps=2",
+    "shapes.upstream.batch_size=16",
+    "train.batch_size=16",
+    "video.max_failed=5%",
+]
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    places = [f"output={folder}/out", f"data.root={folder}/shapes"]
+    return [sys.executable, "pipelines/run.py", "conf/quickstart.yaml", *SMALL, *places, *overrides]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_lived_folder_of_ray():
+    """Ray's sockets want a short path."""
+    temporary = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
+    with temporary as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(folder, *overrides),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def results(folder: Path) -> dict[str, dict]:
+    found = [json.loads(path.read_text()) for path in (folder / "out/results").glob("*.json")]
+    return {result["method"]: result for result in found}
+
+
+def recall(folder: Path) -> dict[str, dict[str, float]]:
+    return {method: lasting(result["metrics"]) for method, result in results(folder).items()}
+
+
+def lasting(metrics: dict[str, float]) -> dict[str, float]:
+    """What must be the same however often a run was interrupted: everything but time and memory."""
+    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "memory/"))}
+
+
+def shard_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out/shards").rglob("*.arrow")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One undisturbed run of two methods, whose leavings the tests below look at."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder, "compare=[zero_shot,vop_p]", "train.epochs=3")
+
+
+def test_the_run_ends_in_a_table_and_the_command_that_opens_the_ui(whole):
+    folder, done = whole
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^zero_shot +0 +0 ", done.stdout, re.M)
+    assert re.search(r"^vop_p +10,752 +0\.303 ", done.stdout, re.M)
+    assert f"mlflow ui --backend-store-uri sqlite:///{folder}/out/mlflow.db" in done.stdout
+
+
+def test_broken_videos_are_counted_and_their_reasons_written(whole):
+    folder, done = whole
+    assert "110 videos: 108 ok, 0 damaged, 2 failed (110 decoded now" in done.stdout
+    (listed,) = (folder / "out/shards").rglob("failed.csv")
+    text = listed.read_text()
+    assert "truncated.mp4" in text
+    assert "not_a_video.mp4" in text
+
+
+def test_mlflow_holds_settings_counts_recall_and_curves_of_each_method(whole):
+    folder, _ = whole
+    client = MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
+    experiment = client.get_experiment_by_name("quickstart")
+    runs = {r.data.tags["method"]: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"zero_shot", "vop_p"}
+    vop = runs["vop_p"]
+    assert vop.info.status == "FINISHED"
+    assert vop.data.params["method.vision_prompts"] == "8"
+    assert vop.data.params["train.lr"] == "0.005"
+    assert vop.data.metrics["params/trainable"] == 10_752
+    assert vop.data.metrics["params/percent"] == pytest.approx(
+        100 * 10_752 / vop.data.metrics["params/total"]
+    )
+    assert 0 <= vop.data.metrics["t2v/R1"] <= vop.data.metrics["t2v/R5"] <= 100
+    assert vop.data.metrics["queries/expected"] == 12
+    steps = [m.step for m in client.get_metric_history(vop.info.run_id, "train/loss")]
+    assert steps == list(range(1, 19))  # 96 clips in batches of 16, three times
+    names = {a.path for a in client.list_artifacts(vop.info.run_id)}
+    assert {"quickstart.yaml", "tuned", "predictions.parquet"} <= names
+    assert runs["zero_shot"].data.metrics["params/trainable"] == 0
+
+
+def test_the_tuned_weights_are_an_artifact_that_loads_on_the_frozen_clip(whole):
+    folder, _ = whole
+    client = MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
+    run_id = results(folder)["vop_p"]["run_id"]
+    path = client.download_artifacts(run_id, "tuned/tuned.safetensors", str(folder))
+    (weights,) = (folder / "out").glob("tiny_clip-*.safetensors")
+    clip = load_tuned(load(str(ROOT / "conf/tiny_clip.json"), str(weights)), path)
+    saved = load_file(path)
+    assert {n: p.shape for n, p in tuned(clip).items()} == {n: t.shape for n, t in saved.items()}
+    assert sum(t.numel() for t in saved.values()) == 10_752
+
+
+def test_the_same_command_again_decodes_and_tunes_nothing_and_prints_the_same_table(whole):
+    folder, first = whole
+    before, shards = recall(folder), shard_files(folder)
+    again = run(folder, "compare=[zero_shot,vop_p]", "train.epochs=3")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "(0 decoded now" in again.stdout
+    assert "vop_p: finished before" in again.stdout
+    assert table(again.stdout) == table(first.stdout)
+    assert (recall(folder), shard_files(folder)) == (before, shards)
+
+
+def test_recall_does_not_depend_on_the_number_of_workers(whole):
+    folder, _ = whole
+    before = recall(folder)["zero_shot"]
+    alone = run(folder, "compare=[zero_shot]", "resources.workers=1", "run=alone")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    (path,) = (folder / "out/results").glob("zero_shot-s0-alone-*.json")
+    assert lasting(json.loads(path.read_text())["metrics"]) == before
+    path.unlink()
+
+
+def test_a_run_that_diverges_ends_with_code_1_and_the_step_and_videos(whole):
+    folder, _ = whole
+    done = run(folder, "method.name=vop", "train.lr=1e30", "train.clip_grad=null")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"^error \(exit code 1\): .*step \d+: loss nan.* on videos videos/", last), last
+
+
+def test_a_shard_that_was_changed_on_disk_is_found_by_the_verify_stage(whole):
+    folder, _ = whole
+    copy = folder / "copy"
+    shutil.copytree(folder / "out/shards", copy / "shards")
+    good = run(folder, "stages=[verify]", f"storage={copy}")
+    assert good.returncode == 0, good.stderr[-2000:]
+    assert "is what was written" in good.stdout
+    shard = next(copy.rglob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-9] + b"123456789")
+    bad = run(folder, "stages=[verify]", f"storage={copy}")
+    assert bad.returncode == 1
+    assert f"{shard}: its content has changed" in bad.stderr
+
+
+def table(stdout: str) -> list[str]:
+    lines = stdout.splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith("method ")) :]
+
+
+@pytest.mark.long
+def test_a_driver_killed_in_ingest_and_in_tuning_goes_on_to_the_same_numbers(whole, tmp_path):
+    folder, _ = whole
+    rendered = tmp_path / "shapes"
+    rendered.symlink_to(folder / "shapes")
+    out = tmp_path / "out"
+    kill_when(tmp_path, lambda: any(out.glob("shards/*/0*.json")))
+    kill_when(tmp_path, lambda: any(out.glob("runs/vop_p-*/checkpoint_*")))
+    assert "vop_p" not in results(tmp_path)
+    done = run(tmp_path, "compare=[zero_shot,vop_p]", "train.epochs=3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert recall(tmp_path) == recall(folder)
+    assert shard_files(tmp_path) == shard_files(folder)
+    client = MlflowClient(f"sqlite:///{out}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
+    assert sorted(r.data.tags["method"] for r in runs) == ["vop_p", "zero_shot"]
+
+
+def kill_when(folder: Path, happened) -> None:
+    """Start the command and kill -9 its driver as soon as `happened()`; wait until its Ray is gone too."""
+    process = subprocess.Popen(
+        command(folder, "compare=[zero_shot,vop_p]", "train.epochs=3"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # polling, not waiting for a guess
+    process.send_signal(signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,187 @@
+"""Tuning against a real MLflow server that is killed in the middle of a run, stays away, and comes back."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from mlflow import MlflowClient
+from support import ROOT
+
+from pipelines import deliver, track
+from pipelines import run as cli
+
+pytestmark = pytest.mark.long
+
+STEPS = 24  # 64 clips in batches of 16, 6 times
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 400
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # polling, not waiting for a guess
+
+
+class Server:
+    """`mlflow server` with a database and an artifact store of its own, on one port whenever it is there."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri, self._folder = f"http://127.0.0.1:{self._port}", folder
+
+    def start(self) -> None:
+        places = ["--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
+        places += ["--artifacts-destination", f"{self._folder}/artifacts"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--port",
+            str(self._port),
+            "--workers",
+            "1",
+            *places,
+        ]
+        self._process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None
+        try:
+            return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def steps(self) -> list[int]:
+        """The steps of vop_p's loss that have arrived, each as often as it stands there."""
+        client = MlflowClient(self.uri)
+        experiment = client.get_experiment_by_name("quickstart")
+        runs = client.search_runs([experiment.experiment_id], "tags.method = 'vop_p'") if experiment else []
+        return [
+            point.step for run in runs for point in client.get_metric_history(run.info.run_id, "train/loss")
+        ]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """vop_p whose server dies, then zero_shot that never sees it; then the server is back and gets all."""
+    folder = tmp_path_factory.mktemp("server")
+    server, seen = Server(folder), {}
+    small = ["shapes.clips=64", "shapes.twins=4", "shapes.upstream.steps=2", "shapes.upstream.batch_size=16"]
+    small += ["train.batch_size=16", "train.epochs=6", "video.max_failed=5%", "resources.workers=1"]
+    places = [f"output={folder}/out", f"data.root={folder}/shapes", f"mlflow.uri={server.uri}"]
+    arguments = [f"{ROOT}/conf/quickstart.yaml", *small, *places]
+
+    def kill_in_the_middle() -> None:
+        until(server.steps)
+        server.kill()
+
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        patch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}},
+            _temp_dir=short,
+        )
+        server.start()
+        killer = threading.Thread(target=kill_in_the_middle)
+        killer.start()
+        seen["killed"] = cli.main([*arguments, "compare=[vop_p]"])
+        killer.join()
+        seen["journal"] = [
+            json.loads(line)
+            for file in (folder / "out/mlflow_waiting").glob("*/calls.jsonl")
+            for line in file.open()
+        ]
+        seen["never there"] = cli.main([*arguments, "compare=[zero_shot]"])
+        ray.shutdown()
+        server.start()
+        seen["before"] = server.steps()
+        seen["delivered"] = deliver.main([f"{folder}/out/mlflow_waiting"])
+        yield folder, server, seen
+        server.kill()
+
+
+def runs(server: Server) -> dict:
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("quickstart")
+    return {run.data.tags["method"]: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_tuning_does_not_ask_whether_its_server_is_there(story):
+    folder, _, seen = story
+    assert (seen["killed"], seen["never there"], seen["delivered"]) == (0, 0, 0)
+    results = [json.loads(path.read_text())["method"] for path in (folder / "out/results").glob("*.json")]
+    assert sorted(results) == ["vop_p", "zero_shot"]
+
+
+def test_what_the_server_missed_was_kept_and_nothing_else(story):
+    _, _, seen = story
+    kept = [
+        point[3]
+        for call, value in seen["journal"]
+        if call == "metrics"
+        for point in value
+        if point[0] == "train/loss"
+    ]
+    assert 0 < len(kept) < STEPS
+    assert sorted(seen["before"] + kept) == list(range(1, STEPS + 1))
+    assert {"metrics", "file", "model", "end"} == {call for call, _ in seen["journal"]}
+
+
+def test_in_the_end_the_server_has_every_step_once_and_the_numbers_of_the_results(story):
+    folder, server, _ = story
+    assert sorted(server.steps()) == list(range(1, STEPS + 1))
+    for path in (folder / "out/results").glob("*.json"):
+        result = json.loads(path.read_text())
+        run = runs(server)[result["method"]]
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics.items() >= result["metrics"].items()
+        names = {a.path for a in MlflowClient(server.uri).list_artifacts(run.info.run_id)}
+        assert {"quickstart.yaml", "tuned", "predictions.parquet"} <= names
+    assert not track.waiting(f"{folder}/out/mlflow_waiting")
+
+
+def test_the_delivered_model_ranks_the_videos_as_the_run_did(story, tmp_path):
+    _, server, _ = story
+    run = runs(server)["vop_p"]
+    (output,) = run.outputs.model_outputs
+    mlflow.set_tracking_uri(server.uri)
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+        file = mlflow.artifacts.download_artifacts(
+            run_id=run.info.run_id, artifact_path="predictions.parquet", dst_path=tmp_path
+        )
+    finally:
+        mlflow.set_tracking_uri(None)
+    wanted = pq.read_table(file).to_pandas()
+    found = model.predict(wanted[["caption"]], params={"top_k": 5})
+    np.testing.assert_allclose(found["scores"].tolist(), wanted["scores"].tolist(), rtol=0, atol=1e-5)
+    for here, there, scores in zip(found["top"], wanted["top"], wanted["scores"], strict=True):
+        if (np.diff(scores) < -1e-5).all():  # a twin may score the same
+            assert here == there.tolist()

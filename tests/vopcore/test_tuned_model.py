@@ -1,0 +1,142 @@
+"""A tuned method read back from its folder, against the plain loop of decode, load_tuned and Retriever."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tuned_model import CAPTIONS, LENGTHS, make
+
+from vopcore import tuned_model as search
+from vopcore.tuned_model import Search
+
+
+@pytest.fixture(scope="module")
+def mean(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("mean"))
+
+
+@pytest.fixture(scope="module")
+def query_aware(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("query_aware"), "vop_fc", "query_aware", spatial_layers=2)
+
+
+@pytest.fixture(params=["mean", "query_aware"])
+def made(request):
+    return request.getfixturevalue(request.param)
+
+
+def captions(*texts: str) -> pd.DataFrame:
+    return pd.DataFrame({"caption": texts or CAPTIONS})
+
+
+def test_captions_become_the_vectors_that_the_retriever_gives(made):
+    wanted = F.normalize(made.text, dim=-1) if made.retriever.pooling == "mean" else made.text
+    got = Search(made.folder).predict(captions())
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, wanted.numpy())
+
+
+def test_videos_become_vectors_whose_products_with_captions_are_their_similarity(mean):
+    ready = Search(mean.folder)
+    video = ready.predict(pd.DataFrame({"video": mean.paths}))
+    np.testing.assert_allclose(ready.predict(captions()) @ video.T, mean.similarity, rtol=0, atol=1e-6)
+
+
+def test_query_aware_keeps_the_feature_of_each_frame_and_zeros_for_padding(query_aware):
+    video = Search(query_aware.folder).predict(pd.DataFrame({"video": query_aware.paths}))
+    wanted = query_aware.video * query_aware.mask.unsqueeze(-1)
+    assert not query_aware.mask.all()
+    np.testing.assert_array_equal(video, wanted.numpy())
+
+
+def test_captions_rank_the_videos_of_the_gallery_as_their_similarity_does(made):
+    found = Search(made.folder).predict(captions(), {"top_k": 3})
+    names, order = np.array(list(LENGTHS)), made.similarity.argsort(dim=1, descending=True)[:, :3]
+    assert found["caption"].tolist() == CAPTIONS
+    assert found["top"].tolist() == names[order].tolist()
+    np.testing.assert_allclose(
+        np.array(found["scores"].tolist()), made.similarity.gather(1, order), rtol=0, atol=1e-6
+    )
+
+
+def test_more_videos_than_there_are_is_all_of_them(mean):
+    (top,) = Search(mean.folder).predict(captions("a ball"), {"top_k": 99})["top"]
+    assert sorted(top) == sorted(LENGTHS)
+
+
+def test_any_number_of_captions_and_videos_is_embedded_in_chunks(mean, monkeypatch):
+    ready, many = Search(mean.folder), 5 * CAPTIONS
+    whole, ranked = ready.captions(many), ready.top(many, 4)[0]
+    videos = ready.videos(mean.paths)
+    monkeypatch.setattr(search, "CHUNK", 1)
+    np.testing.assert_allclose(ready.captions(many), whole, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ready.videos(mean.paths), videos, rtol=0, atol=1e-6)
+    assert ready.top(many, 4)[0] == ranked
+
+
+def test_a_row_may_hold_a_list_and_no_row_gives_no_vector(mean):
+    ready = Search(mean.folder)
+    listed = ready.predict(pd.DataFrame({"caption": [CAPTIONS]}))
+    np.testing.assert_array_equal(listed, ready.predict(captions()))
+    assert ready.predict(captions()[:0]).shape == (0, 64)
+    assert ready.predict(pd.DataFrame({"video": []})).shape == (0, 64)
+    assert ready.predict(captions()[:0], {"top_k": 2})["top"].tolist() == []
+
+
+def test_what_cannot_be_answered_is_refused_in_one_line(mean, tmp_path):
+    ready = Search(mean.folder)
+
+    def refused(rows: pd.DataFrame, **params: int) -> str:
+        with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+            ready.predict(rows, params)
+        return str(error.value)
+
+    (tmp_path / "text.mp4").write_text("not a video")
+    bad = pd.DataFrame({"video": [mean.paths[0], str(tmp_path / "text.mp4")]})
+    assert refused(bad).startswith(f"{tmp_path}/text.mp4: not a readable video file")
+    gone = refused(pd.DataFrame({"video": ["gone.mp4"]}))
+    assert gone == "gone.mp4: not a readable video file: No such file or directory"
+    assert "{'caption': [...]}" in refused(pd.DataFrame({"captions": ["a"]}))
+    assert "not both" in refused(pd.DataFrame({"caption": ["a"], "video": ["b"]}))
+    assert refused(captions("a", None)) == "row 1: the caption is nan, not a text"
+    assert refused(captions(), top_k=-1).startswith("top_k: -1")
+    assert refused(pd.DataFrame({"video": mean.paths}), top_k=2).startswith("top_k: 2")
+    (mean.folder / "gallery.safetensors").rename(tmp_path / "gallery.safetensors")
+    ready = Search(mean.folder)
+    (tmp_path / "gallery.safetensors").rename(mean.folder / "gallery.safetensors")
+    assert "without a gallery" in refused(captions(), top_k=2)
+
+
+def test_random_frozen_weights_are_drawn_anew_and_nobody_elses_random_numbers_change(tmp_path):
+    made = make(tmp_path, frozen=False)
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    ready = Search(made.folder)
+    assert torch.equal(torch.rand(3), wanted)
+    np.testing.assert_array_equal(ready.predict(captions()), F.normalize(made.text, dim=-1).numpy())
+
+
+def test_large_frozen_weights_are_named_and_may_have_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "CARRIED", 10_000)
+    made = make(tmp_path)
+    said = json.loads((made.folder / "reading.json").read_text())
+    assert (said["model"], said["pretrained"]) == ("model.json", f"{tmp_path}/frozen.safetensors")
+    wanted = Search(made.folder).predict(captions())
+    (tmp_path / "frozen.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(ValueError, match=r"frozen.safetensors: the frozen weights are not there; .*PATH"):
+        Search(made.folder)
+    config = {"device": "auto", "pretrained": f"{tmp_path}/moved.safetensors"}
+    moved = search._load_pyfunc(str(made.folder), config)
+    np.testing.assert_array_equal(moved.predict(captions()), wanted)
+
+
+def test_other_frozen_weights_are_refused(tmp_path):
+    made = make(tmp_path)
+    said = json.loads((made.folder / "reading.json").read_text())
+    (made.folder / "reading.json").write_text(json.dumps(said | {"pretrained": None, "seed": 6}))
+    with pytest.raises(ValueError, match="tuned on other weights"):
+        Search(made.folder)

@@ -1,0 +1,133 @@
+"""The loss against its formula, and split over workers against one process."""
+
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.methods import FRAMES, batch, tuned_clip
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from vopcore.retriever import Retriever
+from vopcore.training import loss as module
+from vopcore.training.batches import Batch
+from vopcore.training.gradients import backward
+from vopcore.training.loss import contrastive
+
+PARTS = {1: [5], 2: [3, 2], 4: [2, 1, 1, 1]}  # pairs of each worker
+CASES = [("vop_fp", "mean"), ("cross_modal_adapter", "query_aware")]
+
+
+def data():
+    pixels, tokens = batch(5)
+    mask = torch.ones(5, FRAMES, dtype=torch.bool)
+    mask[3, 1:] = False
+    return pixels, mask, tokens
+
+
+def make(name, pooling):
+    return Retriever(tuned_clip(name, stir=0.3), pooling, learn_scale=True).train()
+
+
+def gradients(retriever):
+    return {name: p.grad.clone() for name, p in retriever.named_parameters() if p.requires_grad}
+
+
+def one_process(name, pooling):
+    retriever = make(name, pooling)
+    pixels, mask, tokens = data()
+    loss = contrastive(*retriever(pixels, mask, tokens), mask, retriever)
+    loss.backward()
+    return loss.detach(), gradients(retriever)
+
+
+def test_the_loss_is_the_mean_of_both_cross_entropies():
+    retriever = make("vop", "mean")
+    pixels, mask, tokens = data()
+    text, video = retriever(pixels, mask, tokens)
+    logits = retriever.clip.logit_scale.exp() * retriever.similarity(text, video, mask)
+    wanted = -(logits.log_softmax(1).diag().mean() + logits.log_softmax(0).diag().mean()) / 2
+    torch.testing.assert_close(contrastive(text, video, mask, retriever), wanted)
+    every = torch.ones_like(mask)
+    with_none, with_ones = (contrastive(text, video, m, retriever) for m in (None, every))
+    torch.testing.assert_close(with_none, with_ones)
+
+
+def noted(sizes, tensor):
+    sizes.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("pooling", ["mean", "query_aware"])
+def test_the_loss_in_blocks_is_the_loss_and_holds_no_more_than_a_block(monkeypatch, pooling):
+    retriever = make("vop", pooling)
+    torch.manual_seed(0)
+    text = torch.randn(33, 8, requires_grad=True)
+    video = (text.detach().unsqueeze(1) + 0.5 * torch.randn(33, FRAMES, 8)).requires_grad_()
+    mask = torch.rand(33, FRAMES) < 0.6
+    mask[:, 1] = True
+    leaves = [text, video, retriever.clip.logit_scale]
+    logits = retriever.clip.logit_scale.exp() * retriever.similarity(text, video, mask)
+    right = torch.arange(33)
+    plain = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+    wanted = torch.autograd.grad(plain, leaves)
+    for rows in (33, 10, 1):
+        monkeypatch.setattr(module, "BLOCK", rows * 33 * FRAMES)
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(noted, held), lambda x: x):
+            loss = contrastive(text, video, mask, retriever)
+        torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-7)
+        for got, gradient in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
+            torch.testing.assert_close(got, gradient, rtol=1e-5, atol=1e-7)
+        assert max(held) <= 33 * -(-33 // rows)  # logsumexp of columns for each block, but no block
+
+
+def worker(rank, folder):
+    """Every number of workers in turn, each a process group of its own."""
+    torch.set_num_threads(1)
+    for workers, parts in PARTS.items():
+        if rank < workers:
+            meeting = f"file://{folder}/{workers}-workers"
+            distributed.init_process_group(
+                "gloo", init_method=meeting, rank=rank, world_size=workers, timeout=timedelta(seconds=60)
+            )
+            for case in CASES:
+                one_worker(*case, rank, parts, folder)
+            distributed.destroy_process_group()
+
+
+def one_worker(name, pooling, rank, parts, folder):
+    here = slice(sum(parts[:rank]), sum(parts[: rank + 1]))
+    retriever = make(name, pooling)
+    model = DistributedDataParallel(retriever)
+    pixels, mask, tokens = (x[here] for x in data())
+    loss = contrastive(*model(pixels, mask, tokens), mask, retriever)
+    loss.backward()
+    torch.save((loss.detach(), gradients(retriever)), f"{folder}/{name}-{len(parts)}-{rank}.pt")
+    model.zero_grad()
+    loss = backward(model, retriever, Batch(["v"] * len(mask), pixels, mask, tokens), 1, (0, 0))
+    torch.save((loss, gradients(retriever)), f"{folder}/{name}-{len(parts)}-{rank}-micro.pt")
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    """What 1, 2 and 4 workers computed, by one start of four processes."""
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.set_forkserver_preload(["support.methods", "vopcore.training.loss"])
+    multiprocessing.start_processes(worker, (str(folder),), nprocs=4, start_method="forkserver")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "pooling"), CASES)
+@pytest.mark.parametrize("count", PARTS)
+@pytest.mark.parametrize("passes", ["", "-micro"])
+def test_workers_with_uneven_parts_have_the_gradients_of_one_process(workers, count, name, pooling, passes):
+    loss, wanted = one_process(name, pooling)
+    for rank in range(count):
+        worker_loss, got = torch.load(workers / f"{name}-{count}-{rank}{passes}.pt", weights_only=True)
+        torch.testing.assert_close(worker_loss, loss)
+        assert got.keys() == wanted.keys()
+        for key, gradient in got.items():
+            torch.testing.assert_close(gradient, wanted[key], rtol=1e-4, atol=1e-6, msg=key)

@@ -1,0 +1,123 @@
+"""Tuned weights in a file of their own: safetensors, with the method and its settings in the metadata.
+
+Nothing is unpickled. Two hashes are kept: of the tuned tensors, so that a damaged file is noticed, and of
+the frozen ones, so that weights tuned on another CLIP are.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vopcore.clip import activation, frozen_hash, model_name, share, thaw
+from vopcore.clip.frozen import update
+from vopcore.methods.attach import tune, tuned
+
+FORMAT = "vopcore 1"
+
+
+def save_tuned(path: str | os.PathLike[str], clip: nn.Module, pooling: str) -> None:
+    """Write `tuned(clip)` and how to use it; `path` is there whole or not at all."""
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in tuned(clip).items()}
+    settings = {
+        "method": clip.tuning.name,
+        "options": dataclasses.asdict(clip.tuning.method),
+        "frames": clip.tuning.frames,
+        "pooling": pooling,
+        "model": model_name(clip),
+        "activation": activation(clip),
+        "backbone": clip.tuning.backbone or frozen_hash(clip),
+        "tensors": tensors_hash(tensors),
+    }
+    part = Path(f"{path}.part")
+    save_file(tensors, part, {"format": FORMAT, "settings": json.dumps(settings)})
+    part.replace(path)
+
+
+def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """A CLIP tuned as the file says, over the memory of `clip`'s frozen weights; `clip` itself stays as
+    it is.
+
+    Call it several times for several tuned CLIPs on one backbone, after the backbone is on its device. Raises
+    ValueError, one line, for a file that is damaged, belongs to another CLIP, or names an unknown method
+    or option.
+    """
+    settings, tensors = read(path)
+    try:
+        method = _method(settings)
+        copy = tune(share(clip), method, settings["frames"])
+        if "logit_scale" in tensors:  # learnt beside the method, or part of it
+            thaw([copy.logit_scale])
+        assign(copy, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if activation(clip) != settings["activation"]:
+        needed = f"tuned on {settings['model']} with {settings['activation']}"
+        raise ValueError(f"{path}: {needed}, this CLIP has {activation(clip)}")
+    if frozen_hash(copy) != settings["backbone"]:
+        raise ValueError(f"{path}: tuned on other weights of {settings['model']} than those of this CLIP")
+    copy.tuning = dataclasses.replace(copy.tuning, pooling=settings["pooling"])
+    return copy
+
+
+def assign(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the tuned parameters these values (`tuned(clip)` of an equally tuned CLIP).
+
+    Raises ValueError naming the tensor and both shapes, unless names, shapes and dtypes agree.
+    """
+    parameters = tuned(clip)
+    for name in [*parameters, *tensors]:
+        here, there = parameters.get(name), tensors.get(name)
+        if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
+            raise ValueError(f"tensor {name}: the file has {_kind(there)}, this CLIP {_kind(here)}")
+    for name, parameter in parameters.items():
+        parameter.data = tensors[name].to(parameter.device).clone()
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the tensors of a file of tuned weights, checked against its own hash."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {}).get("settings", "null"))
+            # a safe_open has keys() and cannot be iterated
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a whole file of tuned weights: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: safetensors without vopcore's settings: not saved by save_tuned")
+    if tensors_hash(tensors) != settings.get("tensors"):
+        raise ValueError(f"{path}: the tensors are not those that were saved")
+    return settings, tensors
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        update(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _method(settings: dict[str, Any]) -> object:
+    from vopcore.methods import METHODS  # which imports this file
+
+    name, options = settings["method"], settings["options"]
+    if name not in METHODS:
+        raise ValueError(f"method {name} is unknown; known are {', '.join(METHODS)}")
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    if unknown := set(options) - fields:
+        raise ValueError(f"method {name} has no option {', '.join(sorted(unknown))}")
+    return METHODS[name](**options)
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

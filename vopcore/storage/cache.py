@@ -1,0 +1,162 @@
+"""Shards of an object store, kept on this machine's disk, so that each crosses the network once.
+
+All processes of the machine share one folder. A file there is named by the sha256 of its bytes, appears
+when it is whole and has been checked, and is locked (flock, shared) by every process that reads it; so a
+file that nobody has locked may go, the one opened longest ago first. Locks end with their process.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+from pyarrow import fs
+
+from vopcore.storage.hashing import file_sha256
+from vopcore.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class ShardCache:
+    """At most `gigabytes` (10^9 bytes) of shards in `folder`, over all processes that use it."""
+
+    def __init__(self, folder: str | Path | None = None, gigabytes: float = 100) -> None:
+        self.folder = Path(folder or Path(tempfile.gettempdir()) / "vopcore-shards")
+        self.limit = int(gigabytes * 1e9)
+        self._is_full = False
+
+    def open(self, store: Store, name: str, sha256: str) -> tuple[pa.NativeFile, BinaryIO | None]:
+        """A file of a store, to be read anywhere in it, and what has to be kept open as long as it is.
+
+        A local file is itself. A remote one comes from the cache, or where there is no room for it, as all
+        else there is being read, from the store. A copy that is not what was written is fetched anew.
+        Raises OSError where the file in the store is not what was written.
+        """
+        if store.is_local:
+            return pa.memory_map(store.path(name)), None
+        held = self._hold(store.filesystem, store.path(name), sha256)
+        if held is None:
+            return store.filesystem.open_input_file(store.path(name)), None
+        return pa.memory_map(held.name.removesuffix(".part")), held
+
+    def _hold(self, filesystem: fs.FileSystem, source: str, sha256: str) -> BinaryIO | None:
+        """The cached file, fetched if need be; locked until it is closed. None if there is no room for it."""
+        path, part = self.folder / f"{sha256}.arrow", self.folder / f"{sha256}.arrow.part"
+        while True:
+            with self._alone():
+                cached = _shared(path)
+                coming = None if cached else _exclusive(part)
+                if coming and not self._reserve(coming, filesystem.get_file_info(source).size):
+                    _drop(coming, part)
+                    return None
+            if coming:
+                return _fetch(coming, part, path, sha256, filesystem, source)
+            if cached is None:  # another process fetches it
+                _wait(part)
+            elif file_sha256(path) == sha256:
+                os.utime(path)
+                return cached
+            else:
+                log.warning("%s is damaged: fetched anew", path)
+                with self._alone():
+                    _drop(cached, path)
+
+    def _reserve(self, part: BinaryIO, num_bytes: int) -> bool:
+        """Take `num_bytes` of the disk for `part` before another process counts what is free."""
+        if not self._make_room(num_bytes):
+            return False
+        try:
+            os.posix_fallocate(part.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self._say_full("the disk has no room left")
+            return False
+        return True
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Delete what nobody reads, the longest unused first, until `num_bytes` fit."""
+        files = sorted(self.folder.glob("*.arrow*"), key=lambda path: path.stat().st_mtime)
+        sizes = {path: path.stat().st_size for path in files}
+        excess = sum(sizes.values()) + num_bytes - self.limit
+        for path in files:
+            if excess <= 0:
+                break
+            if unused := _exclusive(path):
+                _drop(unused, path)
+                excess -= sizes[path]
+        if excess > 0:
+            self._say_full(f"resources.cache.gigabytes is {self.limit / 1e9:g}")
+        return excess <= 0
+
+    def _say_full(self, why: str) -> None:
+        if not self._is_full:
+            log.warning("%s is full (%s): more shards are read over the network each time", self.folder, why)
+        self._is_full = True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process looks at or changes what files there are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _fetch(
+    part: BinaryIO, partial: Path, path: Path, sha256: str, filesystem: fs.FileSystem, source: str
+) -> BinaryIO:
+    try:
+        with filesystem.open_input_stream(source) as stream:
+            while piece := stream.read(2**22):
+                part.write(piece)
+        part.flush()
+        if file_sha256(partial) != sha256:
+            raise OSError(f"{source}: its content has changed since it was written (sha256 differs)")
+    except BaseException:
+        _drop(part, partial)
+        raise
+    partial.replace(path)
+    fcntl.flock(part, fcntl.LOCK_SH)
+    return part
+
+
+def _shared(path: Path) -> BinaryIO | None:
+    """The file, open and locked for reading; None if there is none."""
+    if not path.is_file():
+        return None
+    file = path.open("rb")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def _exclusive(path: Path) -> BinaryIO | None:
+    """The file, made if there is none, locked for this one; None if somebody else has it."""
+    file = path.open("r+b" if path.exists() else "w+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _wait(path: Path) -> None:
+    """Until nobody writes `path` any more."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:  # done in the meantime
+        pass
+
+
+def _drop(file: BinaryIO, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    file.close()

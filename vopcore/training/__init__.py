@@ -1,0 +1,1 @@
+"""From shards to tuned weights: batches, loss, gradients, optimiser and the loop over steps."""
