@@ -153,7 +153,11 @@ def _written(
 
 
 def _log(
-    store: track.Store, now: rounds.Round, files: Sequence[Path], compared: Sequence[Compared], source: Path
+    store: track.RunStore,
+    now: rounds.Round,
+    files: Sequence[Path],
+    compared: Sequence[Compared],
+    source: Path,
 ) -> None:
     """A run of the benchmark's own experiment for each round."""
     settings = {"round": now.id, "label": now.label}
@@ -163,7 +167,7 @@ def _log(
     track.end_run(store, run_id)
 
 
-def _deliver(places: Sequence[World], own: track.Store) -> None:
+def _deliver(places: Sequence[World], own: track.RunStore) -> None:
     """What MLflow did not take while cells ran."""
     try_to_deliver(own)
     for world in places:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     meant = json.loads((folder / track.ADDRESS).read_text())
     try:
-        store = track.Store(args.uri or meant["uri"], None, meant["experiment"], str(folder))
+        store = track.RunStore(args.uri or meant["uri"], None, meant["experiment"], str(folder))
         track.deliver(store)
     except track.StoreError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def try_to_deliver(store: track.Store) -> None:
+def try_to_deliver(store: track.RunStore) -> None:
     """At the end of a run: hand over what is kept, else say how to do it later."""
     if not track.waiting(store.journal):
         return

@@ -64,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def gallery(store: track.Store, runs: Sequence[track.Run], shards: Shards | None, most: int) -> str:
+def gallery(store: track.RunStore, runs: Sequence[track.TrackedRun], shards: Shards | None, most: int) -> str:
     """The page of one run or two. Raises ValueError where there is nothing to show."""
     data = gallery_data([run.name for run in runs], [predictions(store, run) for run in runs], shards, most)
     return render("gallery.html", title=" beside ".join(run.name for run in runs), data=data)
 
 
-def pick(runs: Sequence[track.Run], word: str) -> track.Run:
+def pick(runs: Sequence[track.TrackedRun], word: str) -> track.TrackedRun:
     """The newest finished run that `word` names; raises track.StoreError listing what there is."""
     finished = [run for run in runs if run.status == "FINISHED" and "kind" not in run.tags]
     for named in (
@@ -84,7 +84,7 @@ def pick(runs: Sequence[track.Run], word: str) -> track.Run:
     raise track.StoreError(f"no finished run {word!r}; there are: {names}")
 
 
-def predictions(store: track.Store, run: track.Run) -> pa.Table:
+def predictions(store: track.RunStore, run: track.TrackedRun) -> pa.Table:
     """PREDICTIONS of a run."""
     with tempfile.TemporaryDirectory() as folder:
         try:

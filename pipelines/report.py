@@ -25,7 +25,7 @@ from pipelines import track
 from pipelines.reports import plots, tables
 from pipelines.reports.page import data_uri, render
 from pipelines.reports.published import SOURCES
-from pipelines.reports.summary import Cell, LeftOut, summarize
+from pipelines.reports.summary import LeftOut, MethodResult, summarize
 
 CLI = argparse.ArgumentParser(
     prog="pipelines/report.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
@@ -67,7 +67,7 @@ def store_uri(uri: str | None, experiment: str) -> str:
 
 
 @dataclass(frozen=True)
-class Plot:
+class ReportPlot:
     """A figure on the page, and the name of its file."""
 
     name: str
@@ -80,15 +80,15 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportSection:
     """A section of the page."""
 
     title: str
-    tables: Sequence[tables.Table]
-    plots: Sequence[Plot]
+    tables: Sequence[tables.TextTable]
+    plots: Sequence[ReportPlot]
 
 
-def report(stores: Sequence[track.Store], out: Path) -> list[Path]:
+def report(stores: Sequence[track.RunStore], out: Path) -> list[Path]:
     """Write everything about the experiments to `out`; the page comes first. Raises track.StoreError."""
     found = [(run, store) for store in stores for run in track.runs(store) if "kind" not in run.tags]
     home = {run.id: store for run, store in found}
@@ -117,24 +117,24 @@ def report(stores: Sequence[track.Store], out: Path) -> list[Path]:
     return _write(out, page, parts, cells)
 
 
-def _across(cells: Sequence[Cell], looks: plots.Palette, num_datasets: int) -> Part:
+def _across(cells: Sequence[MethodResult], looks: plots.Palette, num_datasets: int) -> ReportSection:
     """What only shows beside other datasets, or beside full fine-tuning."""
     shown = [tables.overview(cells)] if num_datasets > 1 else []
     gain = plots.gain_over_full(cells, looks)
     caption = "What each method finds more, or less, than full fine-tuning: t2v R@1, mean over seeds."
-    return Part(
+    return ReportSection(
         "All datasets" if num_datasets > 1 else "Against full fine-tuning",
         shown,
-        [Plot("gain_over_full", caption, gain)] if gain else [],
+        [ReportPlot("gain_over_full", caption, gain)] if gain else [],
     )
 
 
 def _dataset(
-    dataset: str, cells: Sequence[Cell], home: Mapping[str, track.Store], looks: plots.Palette
-) -> Part:
+    dataset: str, cells: Sequence[MethodResult], home: Mapping[str, track.RunStore], looks: plots.Palette
+) -> ReportSection:
     own = [cell for cell in cells if cell.dataset == dataset]
     drawn = [
-        Plot(
+        ReportPlot(
             f"{dataset}_parameters",
             "Recall against what is trained. Whiskers: 95%. Hollow: published for this dataset.",
             plots.recall_against_parameters(dataset, cells, looks),
@@ -148,22 +148,24 @@ def _dataset(
         curves = {cell.label: curve for cell in own if (curve := _curve(home, cell, metric))}
         if curves:
             name = f"{dataset}_{metric.replace('/', '_')}"
-            drawn.append(Plot(name, caption, plots.over_time(curves, ylabel, looks)))
+            drawn.append(ReportPlot(name, caption, plots.over_time(curves, ylabel, looks)))
     ranks = {cell.label: found for cell in own if (found := _ranks(home, cell)) is not None}
     if ranks:
         caption = f"Where the right video stands: share of captions by its rank, {first}."
-        drawn.append(Plot(f"{dataset}_ranks", caption, plots.rank_histogram(ranks, looks)))
+        drawn.append(ReportPlot(f"{dataset}_ranks", caption, plots.rank_histogram(ranks, looks)))
     shown = [tables.details(dataset, direction, own) for direction in tables.DIRECTIONS]
-    return Part(dataset, shown, drawn)
+    return ReportSection(dataset, shown, drawn)
 
 
-def _curve(home: Mapping[str, track.Store], cell: Cell, metric: str) -> list[tuple[int, float]] | None:
+def _curve(
+    home: Mapping[str, track.RunStore], cell: MethodResult, metric: str
+) -> list[tuple[int, float]] | None:
     run = cell.runs[0]
     points = track.curve(home[run.id], run.id, metric) if metric in run.metrics else []
     return points[:: max(1, len(points) // MOST_POINTS)] if len(points) > 1 else None
 
 
-def _ranks(home: Mapping[str, track.Store], cell: Cell) -> np.ndarray | None:
+def _ranks(home: Mapping[str, track.RunStore], cell: MethodResult) -> np.ndarray | None:
     """The ranks of a run's captions; None, and a word on stderr, where its predictions are gone."""
     run = cell.runs[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -175,13 +177,13 @@ def _ranks(home: Mapping[str, track.Store], cell: Cell) -> np.ndarray | None:
         return pq.read_table(file, columns=["rank"])["rank"].to_numpy()
 
 
-def _counted(cells: Sequence[Cell], left_out: Sequence[LeftOut]) -> str:
+def _counted(cells: Sequence[MethodResult], left_out: Sequence[LeftOut]) -> str:
     num_runs = sum(len(cell.runs) for cell in cells)
     left = f", {len(left_out)} left out" if left_out else ""
     return f"{num_runs} finished runs of {len({cell.label for cell in cells})} methods{left}"
 
 
-def _write(out: Path, page: str, parts: Sequence[Part], cells: Sequence[Cell]) -> list[Path]:
+def _write(out: Path, page: str, parts: Sequence[ReportSection], cells: Sequence[MethodResult]) -> list[Path]:
     shown = [table for part in parts for table in part.tables]
     texts = {
         "report.html": page,
@@ -195,7 +197,7 @@ def _write(out: Path, page: str, parts: Sequence[Part], cells: Sequence[Cell]) -
     return [out / name for name in texts]
 
 
-def log(store: track.Store, files: Sequence[Path], out: Path) -> None:
+def log(store: track.RunStore, files: Sequence[Path], out: Path) -> None:
     """Keep the report in MLflow, in place of the one before."""
     with track.one_line(store.uri):
         run_id = track.start_run(store, "report", "report", {}, {"kind": "report"})

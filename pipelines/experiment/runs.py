@@ -33,7 +33,7 @@ class Comparison:
     data_hash: str  # of the annotations; reads every caption, so it is taken once
     shards: str
     source: Path  # the YAML file
-    store: track.Store
+    store: track.RunStore
 
 
 def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     return result
 
 
-def _log_predictions(store: track.Store, run_id: str, predictions: pa.Table) -> None:
+def _log_predictions(store: track.RunStore, run_id: str, predictions: pa.Table) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / track.PREDICTIONS
         pq.write_table(predictions, file)

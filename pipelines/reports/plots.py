@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from pipelines.reports.published import published
-from pipelines.reports.summary import Cell, labels
+from pipelines.reports.summary import MethodResult, labels
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # label: (step, value)
 Palette = Mapping[str, tuple[str, str]]  # label: colour and marker, the same in all plots
@@ -37,7 +37,7 @@ STYLE = {
 BINS = {"1": (1, 1.5), "2–5": (1.5, 5.5), "6–10": (5.5, 10.5), "11–50": (10.5, 50.5), ">50": (50.5, np.inf)}
 
 
-def palette(cells: Sequence[Cell]) -> Palette:
+def palette(cells: Sequence[MethodResult]) -> Palette:
     """A look for each label: nine colours, then their lighter shades with another marker, and so on."""
     looks = []
     for round_, marker in enumerate(MARKERS):
@@ -46,7 +46,7 @@ def palette(cells: Sequence[Cell]) -> Palette:
     return {label: looks[place % len(looks)] for place, label in enumerate(labels(cells))}
 
 
-def recall_against_parameters(dataset: str, cells: Sequence[Cell], looks: Palette) -> str:
+def recall_against_parameters(dataset: str, cells: Sequence[MethodResult], looks: Palette) -> str:
     """t2v R@1 against trainable parameters, the papers' figure: ours filled, published hollow."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(8, 4.6)
@@ -72,7 +72,7 @@ def recall_against_parameters(dataset: str, cells: Sequence[Cell], looks: Palett
         return _svg(figure)
 
 
-def _point(axes: Axes, cell: Cell, colour: str, marker: str) -> None:
+def _point(axes: Axes, cell: MethodResult, colour: str, marker: str) -> None:
     recall, trainable = cell.number("t2v/R1"), cell.value("params/trainable")
     assert recall is not None, "a cell without recall"
     if not trainable:  # a log axis has no 0
@@ -109,7 +109,7 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], looks: Palette) -> str:
     return _bars(heights, list(BINS), "rank of the right video", "queries, %", looks)
 
 
-def gain_over_full(cells: Sequence[Cell], looks: Palette) -> str | None:
+def gain_over_full(cells: Sequence[MethodResult], looks: Palette) -> str | None:
     """t2v R@1 minus that of full fine-tuning, per dataset; None where `full` was not run beside another."""
     full = {cell.dataset: cell.value("t2v/R1") for cell in reversed(cells) if cell.method == "full"}
     others = [cell for cell in cells if cell.method != "full" and cell.dataset in full]

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from scipy.stats import t as student
 
-from pipelines.track import Run
+from pipelines.track import TrackedRun
 from vopcore.methods import METHODS
 
 NEEDED = "t2v/R1"
@@ -26,13 +26,13 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Cell:
+class MethodResult:
     """One method with one set of settings on one dataset: for each seed the newest run."""
 
     dataset: str
     method: str
     label: str  # the method, and what was set differently where one method stands there several times
-    runs: Sequence[Run]
+    runs: Sequence[TrackedRun]
 
     @property
     def seeds(self) -> list[int]:
@@ -73,11 +73,11 @@ class Cell:
 class LeftOut:
     """A run that is not in the tables, and why."""
 
-    run: Run
+    run: TrackedRun
     why: str
 
 
-def summarize(runs: Sequence[Run]) -> tuple[list[Cell], list[LeftOut]]:
+def summarize(runs: Sequence[TrackedRun]) -> tuple[list[MethodResult], list[LeftOut]]:
     """Cells by dataset, then in the order of METHODS; and what could not be used."""
     left_out = [LeftOut(run, why) for run in runs if (why := unusable(run))]
     usable = sorted((run for run in runs if not unusable(run)), key=_identity)
@@ -92,16 +92,16 @@ def summarize(runs: Sequence[Run]) -> tuple[list[Cell], list[LeftOut]]:
                 if newest[_seed(run)] is not run
             ]
             label = method if len(variants) == 1 else f"{method} ({_difference(variants, number)})"
-            cells.append(Cell(dataset, method, label, sorted(newest.values(), key=_seed)))
+            cells.append(MethodResult(dataset, method, label, sorted(newest.values(), key=_seed)))
     return sorted(cells, key=lambda cell: (cell.dataset, _place(cell.method))), left_out
 
 
-def labels(cells: Sequence[Cell]) -> list[str]:
+def labels(cells: Sequence[MethodResult]) -> list[str]:
     """The rows of all datasets, once each, in the order of METHODS."""
     return list(dict.fromkeys(cell.label for cell in sorted(cells, key=lambda cell: _place(cell.method))))
 
 
-def unusable(run: Run) -> str | None:
+def unusable(run: TrackedRun) -> str | None:
     """Why a run has no place in a table; None if it has."""
     if run.status == "RUNNING":
         return "not finished: running, or ended without a word; the same command goes on with it"
@@ -114,19 +114,19 @@ def unusable(run: Run) -> str | None:
     return None
 
 
-def dataset_of(run: Run) -> str:
+def dataset_of(run: TrackedRun) -> str:
     """The benchmark's name; a folder of one's own goes by the name of its config."""
     dataset = run.tags.get("dataset", "?")
     return run.params.get("name", dataset) if dataset == "folder" else dataset
 
 
-def _identity(run: Run) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+def _identity(run: TrackedRun) -> tuple[str, str, tuple[tuple[str, str], ...]]:
     settings = sorted((name, value) for name, value in run.params.items() if name.startswith(DECIDES))
     settings.append(("data", run.tags.get("data_hash", "")))
     return dataset_of(run), run.tags.get("method", run.name), tuple(settings)
 
 
-def _difference(variants: Sequence[Sequence[Run]], number: int) -> str:
+def _difference(variants: Sequence[Sequence[TrackedRun]], number: int) -> str:
     """`train.lr 0.001`: the settings in which a variant differs from the others of its method."""
     settings = [dict(_identity(variant[0])[2]) for variant in variants]
     return ", ".join(
@@ -141,5 +141,5 @@ def _place(method: str) -> tuple[int, str]:
     return (order.index(method) if method in order else len(order)), method
 
 
-def _seed(run: Run) -> int:
+def _seed(run: TrackedRun) -> int:
     return int(run.tags.get("seed", 0))

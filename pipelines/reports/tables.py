@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.reports.published import beside
-from pipelines.reports.summary import Cell, Estimate, labels
+from pipelines.reports.summary import Estimate, MethodResult, labels
 
 NOTHING = "–"
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -16,7 +16,7 @@ PLAIN = ("params/trainable", "params/percent", "seconds/tune", "seconds/total", 
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Words in rows; the first column names the row, the others are numbers."""
 
     title: str
@@ -24,7 +24,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def overview(cells: Sequence[Cell]) -> Table:
+def overview(cells: Sequence[MethodResult]) -> TextTable:
     """Methods x datasets: t2v R@1, what the papers print behind it."""
     datasets = sorted({cell.dataset for cell in cells})
     place = {(cell.label, cell.dataset): cell for cell in cells}
@@ -32,17 +32,17 @@ def overview(cells: Sequence[Cell]) -> Table:
         [method, *(_with_published(place.get((method, dataset))) for dataset in datasets)]
         for method in labels(cells)
     ]
-    return Table("Text to video R@1", ["method", *datasets], rows)
+    return TextTable("Text to video R@1", ["method", *datasets], rows)
 
 
-def _with_published(cell: Cell | None) -> str:
+def _with_published(cell: MethodResult | None) -> str:
     if cell is None:
         return NOTHING
     printed = _published(cell, "t2v", "R1")
     return spread(cell.number("t2v/R1")) + (f" ({printed})" if printed != NOTHING else "")
 
 
-def details(dataset: str, direction: str, cells: Sequence[Cell]) -> Table:
+def details(dataset: str, direction: str, cells: Sequence[MethodResult]) -> TextTable:
     """One dataset and direction, a row per method: cost, then recall, what papers print beside ours."""
     own = [cell for cell in cells if cell.dataset == dataset]
     columns = {
@@ -61,7 +61,9 @@ def details(dataset: str, direction: str, cells: Sequence[Cell]) -> Table:
         "MnR": [spread(cell.number(f"{direction}/MnR")) for cell in own],
     }
     shown = {name: words for name, words in columns.items() if any(word != NOTHING for word in words)}
-    return Table(f"{dataset}, {DIRECTIONS[direction]}", list(shown), list(zip(*shown.values(), strict=True)))
+    return TextTable(
+        f"{dataset}, {DIRECTIONS[direction]}", list(shown), list(zip(*shown.values(), strict=True))
+    )
 
 
 def spread(number: Estimate | None) -> str:
@@ -78,7 +80,7 @@ def interval(number: Estimate | None) -> str:
     return f"{max(number.low, 0):.1f}–{min(number.high, 100):.1f}"
 
 
-def _published(cell: Cell, direction: str, name: str) -> str:
+def _published(cell: MethodResult, direction: str, name: str) -> str:
     """`41.7 VoP, 44.8 CMA`."""
     rows = [row for row in beside(cell.dataset, cell.method, direction) if name in row.numbers]
     return ", ".join(f"{row.numbers[name]:.1f} {row.paper}" for row in rows) or NOTHING
@@ -88,14 +90,14 @@ def _plain(number: float | None, form: str, scale: float = 1.0) -> str:
     return NOTHING if number is None else format(number * scale, form)
 
 
-def markdown(table: Table) -> str:
+def markdown(table: TextTable) -> str:
     """A GitHub table."""
     lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.rows]
     escaped = [[word.replace("|", "\\|") for word in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
-def latex(table: Table) -> str:
+def latex(table: TextTable) -> str:
     """A tabular for \\usepackage{booktabs}."""
     head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [table.columns, *table.rows]]
     shape = "l" + "r" * (len(table.columns) - 1)
@@ -109,7 +111,7 @@ def _escaped(word: str) -> str:
     return re.sub(r"[\\~^±–&%$#_{}]", lambda found: special[found.group()], word)
 
 
-def comma_separated(cells: Sequence[Cell]) -> str:
+def comma_separated(cells: Sequence[MethodResult]) -> str:
     """Everything unrounded, a row per cell: mean, std, low and high of each number, and what papers print."""
     rows = [_flat(cell) for cell in cells]
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -120,7 +122,7 @@ def comma_separated(cells: Sequence[Cell]) -> str:
     return text.getvalue()
 
 
-def _flat(cell: Cell) -> dict[str, object]:
+def _flat(cell: MethodResult) -> dict[str, object]:
     row: dict[str, object] = {
         "dataset": cell.dataset,
         "method": cell.label,

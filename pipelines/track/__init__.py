@@ -5,10 +5,10 @@ not take is kept in files (`journal`) and delivered later; it never ends a run.
 """
 
 from pipelines.track.journal import waiting
-from pipelines.track.read import Run, curve, fetch, runs
+from pipelines.track.read import TrackedRun, curve, fetch, runs
 from pipelines.track.store import (
+    RunStore,
     ServerAwayError,
-    Store,
     StoreError,
     find_store,
     one_line,
@@ -35,10 +35,10 @@ PREDICTIONS = "predictions.parquet"  # a run's artifact, see vopcore/predictions
 __all__ = [
     "ADDRESS",
     "PREDICTIONS",
-    "Run",
+    "RunStore",
     "ServerAwayError",
-    "Store",
     "StoreError",
+    "TrackedRun",
     "browse",
     "curve",
     "deliver",

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.track.store import Store, one_line
+from pipelines.track.store import RunStore, one_line
 
 
 @dataclass(frozen=True)
-class Run:
+class TrackedRun:
     """What is known of one run: the last value of each metric, and times in seconds since 1970."""
 
     id: str
@@ -20,7 +20,7 @@ class Run:
     metrics: Mapping[str, float]
 
 
-def runs(store: Store) -> list[Run]:
+def runs(store: RunStore) -> list[TrackedRun]:
     """All runs of the experiment that are not deleted, oldest first. Raises StoreError."""
     found, token = [], ""
     with one_line(store.uri):
@@ -29,7 +29,7 @@ def runs(store: Store) -> list[Run]:
             found += page
             token = page.token or None
     return [
-        Run(
+        TrackedRun(
             id=run.info.run_id,
             name=run.info.run_name,
             status=run.info.status,
@@ -42,14 +42,14 @@ def runs(store: Store) -> list[Run]:
     ]
 
 
-def curve(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
+def curve(store: RunStore, run_id: str, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a metric that was logged over time, by step."""
     with one_line(store.uri):
         history = store.client.get_metric_history(run_id, metric)
     return sorted({point.step: point.value for point in history}.items())
 
 
-def fetch(store: Store, run_id: str, artifact: str, folder: Path) -> Path:
+def fetch(store: RunStore, run_id: str, artifact: str, folder: Path) -> Path:
     """Copy an artifact of a run into `folder`; raises StoreError if it is not there."""
     with one_line(store.uri):
         return Path(store.client.download_artifacts(run_id, artifact, str(folder)))

@@ -35,7 +35,7 @@ class ServerAwayError(StoreError):
 
 
 @dataclass(frozen=True)
-class Store:
+class RunStore:
     """Where the runs of one experiment are kept; plain text, so it travels to any process.
 
     `experiment_id` is None while the server has never answered; all calls are kept then.
@@ -52,7 +52,7 @@ class Store:
         return MlflowClient(tracking_uri=self.uri)
 
 
-def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
+def open_store(uri: str | None, experiment: str, folder: Path) -> RunStore:
     """Open the store named in the config, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`.
 
     Called once, on the driver, before any worker logs: several processes racing on a new SQLite file fail.
@@ -68,16 +68,16 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> Store:
             experiment_id = client.create_experiment(experiment, artifacts, TAGS)
         else:
             experiment_id = found.experiment_id
-    return Store(uri, experiment_id, experiment, str(folder / WAITING))
+    return RunStore(uri, experiment_id, experiment, str(folder / WAITING))
 
 
-def open_or_wait(uri: str | None, experiment: str, folder: Path) -> Store:
+def open_or_wait(uri: str | None, experiment: str, folder: Path) -> RunStore:
     """`open_store`; a server that is away ends no run: it gets everything later."""
     try:
         return open_store(uri, experiment, folder)
     except ServerAwayError as error:
         log.warning("%s; all it should have is kept in %s", error, folder / WAITING)
-        return Store(store_uri(uri, folder), None, experiment, str(folder / WAITING))
+        return RunStore(store_uri(uri, folder), None, experiment, str(folder / WAITING))
 
 
 def store_uri(uri: str | None, folder: Path) -> str:
@@ -85,7 +85,7 @@ def store_uri(uri: str | None, folder: Path) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def find_store(uri: str, experiment: str) -> Store:
+def find_store(uri: str, experiment: str) -> RunStore:
     """The store of an experiment that is there already; nothing is made. Raises StoreError."""
     _settle()
     file = Path(uri.removeprefix("sqlite:///"))
@@ -95,7 +95,7 @@ def find_store(uri: str, experiment: str) -> Store:
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None:
-            return Store(uri, found.experiment_id, experiment)
+            return RunStore(uri, found.experiment_id, experiment)
         names = sorted(e.name for e in client.search_experiments() if e.name != "Default")
     raise StoreError(f"no experiment {experiment!r} in {uri}; there are: {', '.join(names) or 'none'}")
 

@@ -18,7 +18,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines.track.journal import Journal, waiting
 from pipelines.track.model import upload_model, write_model
-from pipelines.track.store import ServerAwayError, Store, StoreError, one_line, open_store
+from pipelines.track.store import RunStore, ServerAwayError, StoreError, one_line, open_store
 
 BATCH = 1000  # the most metrics MLflow takes at once
 ADDRESS = "store.json"  # in the journal: where its calls were meant to go
@@ -28,7 +28,9 @@ CONTEXT = {"train": "training", "val": "validation", "test": "testing"}  # MLflo
 log = logging.getLogger(__name__)
 
 
-def start_run(store: Store, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+def start_run(
+    store: RunStore, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
     """Begin the run of `key`, or go on with the one that was begun before; returns its id."""
     value = {
         "key": key,
@@ -44,26 +46,26 @@ def start_run(store: Store, key: str, name: str, params: Mapping[str, Any], tags
         return KEPT + key
 
 
-def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+def log_metrics(store: RunStore, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
     """Log numbers of one moment."""
     log_curves(store, run_id, [(step, metrics)])
 
 
-def log_curves(store: Store, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+def log_curves(store: RunStore, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
     """Log (step, numbers) pairs."""
     now = int(time.time() * 1000)
     values = [[name, float(v), now, step] for step, numbers in points for name, v in numbers.items()]
     _log(store, run_id, "metrics", values)
 
 
-def log_files(store: Store, run_id: str, files: Iterable[Path], folder: str | None = None) -> None:
+def log_files(store: RunStore, run_id: str, files: Iterable[Path], folder: str | None = None) -> None:
     """Keep files as artifacts of the run."""
     for file in files:
         _log(store, run_id, "file", {"path": str(file), "folder": folder})
 
 
 def log_model(
-    store: Store, run_id: str, name: str, data: Path, example: Mapping[str, str], params: Mapping[str, Any]
+    store: RunStore, run_id: str, name: str, data: Path, example: Mapping[str, str], params: Mapping[str, Any]
 ) -> None:
     """Keep a folder of `tuned_model.save` as the model of the run; `example`: one row of its input."""
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +75,7 @@ def log_model(
 
 
 def log_data(
-    store: Store, run_id: str, name: str, digest: str, source: str, splits: Mapping[str, Mapping[str, int]]
+    store: RunStore, run_id: str, name: str, digest: str, source: str, splits: Mapping[str, Mapping[str, int]]
 ) -> None:
     """Say which data went in. splits: of each split, how many there are of what."""
     value = {"name": name, "digest": digest, "source": source, "splits": splits}
@@ -81,14 +83,14 @@ def log_data(
 
 
 def end_run(
-    store: Store, run_id: str, status: str = "FINISHED", tags: Mapping[str, str] | None = None
+    store: RunStore, run_id: str, status: str = "FINISHED", tags: Mapping[str, str] | None = None
 ) -> None:
     """Close the run as FINISHED, FAILED or KILLED."""
     value = {"status": status, "tags": {name: str(v) for name, v in (tags or {}).items()}}
     _log(store, run_id, "end", value)
 
 
-def deliver(store: Store) -> None:
+def deliver(store: RunStore) -> None:
     """Hand over all that is kept; raises StoreError, keeping the rest, where MLflow does not take it.
 
     Nothing stands twice in MLflow if a call is delivered again.
@@ -108,7 +110,7 @@ def deliver(store: Store) -> None:
 
 
 @contextmanager
-def watch_machine(store: Store, run_id: str) -> Iterator[None]:
+def watch_machine(store: RunStore, run_id: str) -> Iterator[None]:
     """Log CPU, memory, disk, network and GPU of this machine under `system/` while the block runs."""
     if run_id.startswith(KEPT):
         yield
@@ -133,7 +135,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _log(store: Store, run_id: str, call: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+def _log(store: RunStore, run_id: str, call: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
     """Deliver a call; keep it where MLflow does not take it, or where calls before it are kept."""
     if store.journal and not Journal(store.journal, run_id).is_empty:
         Journal(store.journal, run_id).add(call, value)
@@ -145,7 +147,7 @@ def _log(store: Store, run_id: str, call: str, value: Any) -> None:  # noqa: ANN
         _keep(store, run_id, call, value, error)
 
 
-def _keep(store: Store, run_id: str, call: str, value: Any, error: Exception) -> None:  # noqa: ANN401
+def _keep(store: RunStore, run_id: str, call: str, value: Any, error: Exception) -> None:  # noqa: ANN401
     if store.journal is None:
         raise error
     log.warning("%s; what it misses is kept in %s", error, store.journal)
@@ -153,7 +155,7 @@ def _keep(store: Store, run_id: str, call: str, value: Any, error: Exception) ->
     (Path(store.journal) / ADDRESS).write_text(json.dumps({"uri": store.uri, "experiment": store.experiment}))
 
 
-def _experiment(store: Store) -> str:
+def _experiment(store: RunStore) -> str:
     if store.experiment_id is None:
         raise ServerAwayError(f"MLflow at {store.uri} has never answered")
     return store.experiment_id

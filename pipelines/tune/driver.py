@@ -46,7 +46,7 @@ def data_hash(annotations: pa.Table) -> str:
 
 
 def tune(
-    config: RunConfig, run: MethodRun, task: Task, key: str, store: track.Store, run_id: str
+    config: RunConfig, run: MethodRun, task: Task, key: str, store: track.RunStore, run_id: str
 ) -> dict[str, Any]:
     """Tune and measure one method; returns what `work` does, and the last `checkpoint`.
 
@@ -95,7 +95,7 @@ def _last_line(error: TrainingFailedError) -> str:
 class Curves(ray.train.UserCallback):
     """Logs each reported epoch once, from the controller; also where a worker died and repeated it."""
 
-    def __init__(self, store: track.Store, run_id: str) -> None:
+    def __init__(self, store: track.RunStore, run_id: str) -> None:
         self._store, self._run_id = store, run_id
 
     def after_report(

@@ -21,13 +21,13 @@ def _migrated() -> Path:
     return folder / "mlflow.db"
 
 
-def make_store(folder: Path, experiment: str = "msrvtt_9k") -> track.Store:
+def make_store(folder: Path, experiment: str = "msrvtt_9k") -> track.RunStore:
     shutil.copy(_migrated(), folder / "mlflow.db")
     return track.open_store(f"sqlite:///{folder / 'mlflow.db'}", experiment, folder)
 
 
 def add_run(
-    store: track.Store,
+    store: track.RunStore,
     method: str,
     seed: int = 0,
     *,

@@ -24,7 +24,7 @@ def store(tmp_path, monkeypatch):
     return make_store(tmp_path)
 
 
-def live(store: track.Store, folder: Path) -> str:
+def live(store: track.RunStore, folder: Path) -> str:
     """A whole run: settings, data, curves, a file, recall, its end."""
     run_id = track.start_run(store, "vop-s0-abc", "vop seed 0", {"train.lr": 0.1}, {"method": "vop"})
     track.log_data(store, run_id, "msvd", "1234", "/data/msvd", {"test": {"captions": 40, "videos": 10}})
@@ -37,7 +37,7 @@ def live(store: track.Store, folder: Path) -> str:
     return run_id
 
 
-def assert_lived(store: track.Store, folder: Path) -> None:
+def assert_lived(store: track.RunStore, folder: Path) -> None:
     """Exactly what `live` logged is there, once."""
     (run,) = track.runs(store)
     assert (run.status, run.metrics["t2v/R1"], run.params) == ("FINISHED", 41.5, {"train.lr": "0.1"})

@@ -53,7 +53,7 @@ def store(tmp_path, monkeypatch):
     return make_store(tmp_path)
 
 
-def live(store: track.Store, data: Path) -> str:
+def live(store: track.RunStore, data: Path) -> str:
     run_id = track.start_run(store, "vop_p-s0", "vop_p seed 0", {"train.lr": 0.1}, {"method": "vop_p"})
     track.log_metrics(store, run_id, {"t2v/R1": 41.5, "t2v/MdR": 2.0})
     track.end_run(store, run_id)
@@ -61,7 +61,7 @@ def live(store: track.Store, data: Path) -> str:
     return run_id
 
 
-def model_of(store: track.Store):
+def model_of(store: track.RunStore):
     """The one model there is."""
     (model,) = store.client.search_logged_models([store.experiment_id])
     return model
