@@ -17,9 +17,8 @@ from pipelines.deliver import try_to_deliver
 from pipelines.experiment.provenance import code_hash, code_version
 from pipelines.tune.driver import RunFailedError, data_hash, run_key, tune
 from pipelines.tune.worker import WEIGHTS, Task
-from vopcore import tuned_model as search
 from vopcore.config import MethodRun, RunConfig
-from vopcore.tuned_model import Gallery, Reading
+from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
 
 COLUMNS = ("method", "trainable", "% of total", "t2v R@1", "v2t R@1", "seconds")
 
@@ -144,10 +143,12 @@ def _log_predictions(store: track.RunStore, run_id: str, predictions: pa.Table) 
         track.log_files(store, run_id, [file])
 
 
-def _log_model(shared: Comparison, run: MethodRun, run_id: str, tuned: Path, gallery: Gallery | None) -> None:
+def _log_model(
+    shared: Comparison, run: MethodRun, run_id: str, tuned: Path, gallery: VideoVectors | None
+) -> None:
     """The tuned method, ready to be loaded anywhere."""
     config = shared.config
-    reading = Reading(
+    model_settings = ModelSettings(
         **config.clip.model_dump(),
         **config.video.model_dump(include={"frames", "size", "sampler"}),
         stored_frames=config.video.kept,
@@ -156,7 +157,7 @@ def _log_model(shared: Comparison, run: MethodRun, run_id: str, tuned: Path, gal
     )
     caption = shared.annotations.filter(pc.equal(shared.annotations["split"], "test"))["caption"][0].as_py()
     with tempfile.TemporaryDirectory() as folder:
-        search.save(Path(folder) / "search", reading, tuned, gallery)
+        save_model(Path(folder) / "search", model_settings, tuned, gallery)
         params = settings(config, run)
         track.log_model(shared.store, run_id, run.name, Path(folder) / "search", {"caption": caption}, params)
 

@@ -32,7 +32,7 @@ HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1", "params/trainable")  # sho
 
 
 def write_model(folder: Path, data: Path, example: Mapping[str, str]) -> None:
-    """Write the model that loads `data`, a folder of `tuned_model.save`; `example`: one row of input."""
+    """Write the model that loads `data`, a folder of `save_model`; `example`: one row of input."""
     mlflow.pyfunc.save_model(
         folder,
         loader_module="vopcore.tuned_model",

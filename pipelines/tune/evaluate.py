@@ -13,7 +13,7 @@ from vopcore.metrics.predictions import predictions
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 from vopcore.training.batches import stack_frames
-from vopcore.tuned_model import Gallery
+from vopcore.tuned_model import VideoVectors
 
 CHUNK = 32  # videos, or 8 times as many captions, embedded at once
 
@@ -72,7 +72,7 @@ def evaluate_split(
     bank: Sequence[str],
     options: Evaluate,
     seed: int,
-) -> tuple[dict[str, float], pa.Table, Gallery]:
+) -> tuple[dict[str, float], pa.Table, VideoVectors]:
     """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos; PREDICTIONS; and
     those videos.
 
@@ -103,7 +103,7 @@ def evaluate_split(
     for name in options.parity:
         numbers |= published(name, plain, owners, gallery)
     retriever.train(was_training)
-    kept = Gallery(gallery, retriever.vectors(features, mask).cpu().numpy())
+    kept = VideoVectors(gallery, retriever.vectors(features, mask).cpu().numpy())
     return numbers, predictions(plain, split, gallery, measured.t2v), kept
 
 

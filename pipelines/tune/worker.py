@@ -25,7 +25,7 @@ from vopcore.storage import ShardCache, below
 from vopcore.training import prefix_cache as prefix
 from vopcore.training.batches import TrainingBatches
 from vopcore.training.trainer import DivergedError, Step, Tuner, peak_memory
-from vopcore.tuned_model import Gallery
+from vopcore.tuned_model import VideoVectors
 
 STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
 CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")  # of the val split, after each epoch
@@ -179,7 +179,7 @@ class Worker:
         numbers, *_ = self._measure("val", Evaluate())
         return {f"val/{name}": numbers[name] for name in CURVES}
 
-    def _measure(self, split: str, options: Evaluate) -> tuple[dict[str, float], pa.Table, Gallery]:
+    def _measure(self, split: str, options: Evaluate) -> tuple[dict[str, float], pa.Table, VideoVectors]:
         embedder = Embedder(
             self.retriever,
             self.shards,

@@ -9,10 +9,9 @@ from support import ROOT
 from support.video import write_video
 
 from vopcore import clip as clips
-from vopcore import tuned_model as search
 from vopcore.methods import METHODS, load_tuned, save_tuned, tune
 from vopcore.retriever import Retriever
-from vopcore.tuned_model import Gallery, Reading
+from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
 from vopcore.video import choose, decode, stack
 
 MODEL = str(ROOT / "conf/tiny_clip.json")
@@ -58,7 +57,7 @@ def make(
     stacked, mask = stack([look[choose(len(look), FRAMES, None)] for look in looks], FRAMES)
     video = retriever.video(torch.from_numpy(stacked).permute(0, 1, 4, 2, 3), mask)
     weights = str(folder / "frozen.safetensors") if frozen else None
-    reading = Reading(MODEL, weights, 5, WORDS, FRAMES, STORED, SIZE, "segment")
-    gallery = Gallery(list(LENGTHS), retriever.vectors(video, mask).numpy())
-    search.save(folder / "search", reading, folder / "tuned.safetensors", gallery)
+    settings = ModelSettings(MODEL, weights, 5, WORDS, FRAMES, STORED, SIZE, "segment")
+    gallery = VideoVectors(list(LENGTHS), retriever.vectors(video, mask).numpy())
+    save_model(folder / "search", settings, folder / "tuned.safetensors", gallery)
     return Made(folder / "search", paths, retriever, text, video, mask)

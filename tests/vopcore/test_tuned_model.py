@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from support.tuned_model import CAPTIONS, LENGTHS, make
 
-from vopcore import tuned_model as search
-from vopcore.tuned_model import Search
+from vopcore import tuned_model
+from vopcore.tuned_model import TunedModel
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +34,26 @@ def captions(*texts: str) -> pd.DataFrame:
 
 def test_captions_become_the_vectors_that_the_retriever_gives(made):
     wanted = F.normalize(made.text, dim=-1) if made.retriever.pooling == "mean" else made.text
-    got = Search(made.folder).predict(captions())
+    got = TunedModel(made.folder).predict(captions())
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, wanted.numpy())
 
 
 def test_videos_become_vectors_whose_products_with_captions_are_their_similarity(mean):
-    ready = Search(mean.folder)
+    ready = TunedModel(mean.folder)
     video = ready.predict(pd.DataFrame({"video": mean.paths}))
     np.testing.assert_allclose(ready.predict(captions()) @ video.T, mean.similarity, rtol=0, atol=1e-6)
 
 
 def test_query_aware_keeps_the_feature_of_each_frame_and_zeros_for_padding(query_aware):
-    video = Search(query_aware.folder).predict(pd.DataFrame({"video": query_aware.paths}))
+    video = TunedModel(query_aware.folder).predict(pd.DataFrame({"video": query_aware.paths}))
     wanted = query_aware.video * query_aware.mask.unsqueeze(-1)
     assert not query_aware.mask.all()
     np.testing.assert_array_equal(video, wanted.numpy())
 
 
 def test_captions_rank_the_videos_of_the_gallery_as_their_similarity_does(made):
-    found = Search(made.folder).predict(captions(), {"top_k": 3})
+    found = TunedModel(made.folder).predict(captions(), {"top_k": 3})
     names, order = np.array(list(LENGTHS)), made.similarity.argsort(dim=1, descending=True)[:, :3]
     assert found["caption"].tolist() == CAPTIONS
     assert found["top"].tolist() == names[order].tolist()
@@ -63,22 +63,22 @@ def test_captions_rank_the_videos_of_the_gallery_as_their_similarity_does(made):
 
 
 def test_more_videos_than_there_are_is_all_of_them(mean):
-    (top,) = Search(mean.folder).predict(captions("a ball"), {"top_k": 99})["top"]
+    (top,) = TunedModel(mean.folder).predict(captions("a ball"), {"top_k": 99})["top"]
     assert sorted(top) == sorted(LENGTHS)
 
 
 def test_any_number_of_captions_and_videos_is_embedded_in_chunks(mean, monkeypatch):
-    ready, many = Search(mean.folder), 5 * CAPTIONS
-    whole, ranked = ready.captions(many), ready.top(many, 4)[0]
-    videos = ready.videos(mean.paths)
-    monkeypatch.setattr(search, "CHUNK", 1)
-    np.testing.assert_allclose(ready.captions(many), whole, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(ready.videos(mean.paths), videos, rtol=0, atol=1e-6)
-    assert ready.top(many, 4)[0] == ranked
+    ready, many = TunedModel(mean.folder), 5 * CAPTIONS
+    whole, ranked = ready.embed_captions(many), ready.rank_videos(many, 4)[0]
+    videos = ready.embed_videos(mean.paths)
+    monkeypatch.setattr(tuned_model, "CHUNK", 1)
+    np.testing.assert_allclose(ready.embed_captions(many), whole, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ready.embed_videos(mean.paths), videos, rtol=0, atol=1e-6)
+    assert ready.rank_videos(many, 4)[0] == ranked
 
 
 def test_a_row_may_hold_a_list_and_no_row_gives_no_vector(mean):
-    ready = Search(mean.folder)
+    ready = TunedModel(mean.folder)
     listed = ready.predict(pd.DataFrame({"caption": [CAPTIONS]}))
     np.testing.assert_array_equal(listed, ready.predict(captions()))
     assert ready.predict(captions()[:0]).shape == (0, 64)
@@ -87,7 +87,7 @@ def test_a_row_may_hold_a_list_and_no_row_gives_no_vector(mean):
 
 
 def test_what_cannot_be_answered_is_refused_in_one_line(mean, tmp_path):
-    ready = Search(mean.folder)
+    ready = TunedModel(mean.folder)
 
     def refused(rows: pd.DataFrame, **params: int) -> str:
         with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
@@ -104,9 +104,9 @@ def test_what_cannot_be_answered_is_refused_in_one_line(mean, tmp_path):
     assert refused(captions("a", None)) == "row 1: the caption is nan, not a text"
     assert refused(captions(), top_k=-1).startswith("top_k: -1")
     assert refused(pd.DataFrame({"video": mean.paths}), top_k=2).startswith("top_k: 2")
-    (mean.folder / "gallery.safetensors").rename(tmp_path / "gallery.safetensors")
-    ready = Search(mean.folder)
-    (tmp_path / "gallery.safetensors").rename(mean.folder / "gallery.safetensors")
+    (mean.folder / "videos.safetensors").rename(tmp_path / "videos.safetensors")
+    ready = TunedModel(mean.folder)
+    (tmp_path / "videos.safetensors").rename(mean.folder / "videos.safetensors")
     assert "without a gallery" in refused(captions(), top_k=2)
 
 
@@ -115,28 +115,28 @@ def test_random_frozen_weights_are_drawn_anew_and_nobody_elses_random_numbers_ch
     torch.manual_seed(1)
     wanted = torch.rand(3)
     torch.manual_seed(1)
-    ready = Search(made.folder)
+    ready = TunedModel(made.folder)
     assert torch.equal(torch.rand(3), wanted)
     np.testing.assert_array_equal(ready.predict(captions()), F.normalize(made.text, dim=-1).numpy())
 
 
 def test_large_frozen_weights_are_named_and_may_have_moved(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "CARRIED", 10_000)
+    monkeypatch.setattr(tuned_model, "MAX_COPIED", 10_000)
     made = make(tmp_path)
-    said = json.loads((made.folder / "reading.json").read_text())
+    said = json.loads((made.folder / "settings.json").read_text())
     assert (said["model"], said["pretrained"]) == ("model.json", f"{tmp_path}/frozen.safetensors")
-    wanted = Search(made.folder).predict(captions())
+    wanted = TunedModel(made.folder).predict(captions())
     (tmp_path / "frozen.safetensors").rename(tmp_path / "moved.safetensors")
     with pytest.raises(ValueError, match=r"frozen.safetensors: the frozen weights are not there; .*PATH"):
-        Search(made.folder)
+        TunedModel(made.folder)
     config = {"device": "auto", "pretrained": f"{tmp_path}/moved.safetensors"}
-    moved = search._load_pyfunc(str(made.folder), config)
+    moved = tuned_model._load_pyfunc(str(made.folder), config)
     np.testing.assert_array_equal(moved.predict(captions()), wanted)
 
 
 def test_other_frozen_weights_are_refused(tmp_path):
     made = make(tmp_path)
-    said = json.loads((made.folder / "reading.json").read_text())
-    (made.folder / "reading.json").write_text(json.dumps(said | {"pretrained": None, "seed": 6}))
+    said = json.loads((made.folder / "settings.json").read_text())
+    (made.folder / "settings.json").write_text(json.dumps(said | {"pretrained": None, "seed": 6}))
     with pytest.raises(ValueError, match="tuned on other weights"):
-        Search(made.folder)
+        TunedModel(made.folder)
