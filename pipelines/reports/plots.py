@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from pipelines.reports.published import published
 from pipelines.reports.summary import MethodResult, labels
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # label: (step, value)
@@ -53,8 +52,8 @@ def recall_against_parameters(dataset: str, cells: Sequence[MethodResult], looks
         own = [cell for cell in cells if cell.dataset == dataset]
         for cell in own:
             _point(axes, cell, *looks[cell.label])
-        for row in published():
-            if row.dataset == dataset and row.direction == "t2v" and row.trainable and "R1" in row.numbers:
+        for row in (row for cell in own for row in cell.published("t2v")):
+            if row.trainable and "R1" in row.numbers:
                 at = (row.trainable, row.numbers["R1"])
                 axes.plot(*at, "o", mfc="none", mec=FAINT, ms=7)
                 axes.annotate(

@@ -8,11 +8,19 @@ from itertools import groupby
 
 from scipy.stats import t as student
 
+from pipelines.reports.published import PublishedRow, beside
 from pipelines.track import TrackedRun
 from vopcore.methods import METHODS
 
 NEEDED = "t2v/R1"
-DECIDES = ("method.", "train.", "video.frames", "clip.")  # settings that make another row of the same method
+DECIDES = (  # settings that make another row of the same method
+    "method.",
+    "train.",
+    "video.frames",
+    "video.sampler",
+    "video.size",
+    "clip.",
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,10 @@ class MethodResult:
             if f"{metric}_{end}" in run.metrics
         ]
         return statistics.mean(reach) if reach else None
+
+    def published(self, direction: str) -> list[PublishedRow]:
+        """What papers print of the same experiment; the runs of a row differ in nothing but the seed."""
+        return beside(self.runs[0], direction)
 
     def value(self, metric: str) -> float | None:
         found = self.number(metric)

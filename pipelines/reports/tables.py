@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.reports.published import beside
 from pipelines.reports.summary import Estimate, MethodResult, labels
 
 NOTHING = "–"
@@ -82,7 +81,7 @@ def interval(number: Estimate | None) -> str:
 
 def _published(cell: MethodResult, direction: str, name: str) -> str:
     """`41.7 VoP, 44.8 CMA`."""
-    rows = [row for row in beside(cell.dataset, cell.method, direction) if name in row.numbers]
+    rows = [row for row in cell.published(direction) if name in row.numbers]
     return ", ".join(f"{row.numbers[name]:.1f} {row.paper}" for row in rows) or NOTHING
 
 
@@ -134,6 +133,6 @@ def _flat(cell: MethodResult) -> dict[str, object]:
             number = cell.number(f"{direction}/{name}")
             for part in ("mean", "std", "low", "high"):
                 row[f"{direction}/{name} {part}"] = getattr(number, part, None)
-            for printed in beside(cell.dataset, cell.method, direction):
+            for printed in cell.published(direction):
                 row[f"{direction}/{name} {printed.source}"] = printed.numbers.get(name)
     return row

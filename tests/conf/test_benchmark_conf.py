@@ -1,18 +1,22 @@
 """The benchmarks that ship: every cell is read, fits its model, and the papers' tables are all there."""
 
-import csv
 import functools
 
 import pytest
+import torch
 from support import ROOT
 
 from pipelines.experiment import prepare
+from pipelines.experiment.runs import settings
 from pipelines.matrix.groups import check, worlds
-from vopcore.config import cells, read_matrix
+from pipelines.reports.published import beside, is_same_experiment, published
+from pipelines.track import TrackedRun
+from vopcore.clip import blank
+from vopcore.config import RunConfig, cells, read_matrix
+from vopcore.methods import tune
 
 FILES = sorted((ROOT / "conf/benchmarks").glob("*.yaml"))
 PAPERS = {"vop_paper": "vop", "cma_paper": "cross_modal_adapter"}
-ALIASES = {"vl_prompt": "vop", "full_mean_pooling": "full"}  # their rows in published.csv, our method
 
 
 @functools.cache
@@ -39,13 +43,36 @@ def test_every_cell_of_a_benchmark_that_ships_is_read_and_fits_its_model(path):
             prepare.check_model(world.config)  # the others have the same methods and frames
 
 
+def as_run(config: RunConfig) -> TrackedRun:
+    """What a finished cell would say of itself in MLflow."""
+    (run,) = config.methods
+    tags = {"dataset": config.data.dataset, "method": run.name, "split": "test"}
+    params = {key: str(value) for key, value in settings(config, run).items()}
+    return TrackedRun("1", run.name, "FINISHED", 0.0, tags, params, {})
+
+
 @pytest.mark.parametrize("name", PAPERS)
-def test_every_published_number_has_its_cell(name):
-    with (ROOT / "pipelines/reports/published.csv").open() as file:
-        published = {(r["dataset"], r["method"]) for r in csv.DictReader(file) if r["source"] == name}
-    found = {(c.config.data.dataset, c.config.methods[0].name) for c in read(name)[1]}
-    assert {(dataset, ALIASES.get(method, method)) for dataset, method in published} <= found
-    assert len(published) >= 30
+def test_every_published_number_has_a_cell_that_is_the_same_experiment(name):
+    runs = [as_run(cell.config) for cell in read(name)[1]]
+    rows = [row for row in published() if row.source == name]
+    alone = [row for row in rows if not any(is_same_experiment(row, run) for run in runs)]
+    assert alone == []
+    assert len(rows) >= 60
+
+
+def test_cross_modal_adapters_cells_tune_as_many_parameters_as_the_paper_counts():
+    """Where the paper's own count is of the same tensors: its `full` leaves out CLIP's embeddings."""
+    for cell in read("cma_paper")[1]:
+        (run,) = cell.config.methods
+        rows = beside(as_run(cell.config), "t2v")
+        if not rows or run.name == "full":
+            continue
+        with torch.device("meta"):
+            clip = tune(blank(cell.config.clip.model), run.method, cell.config.video.frames)
+        count = sum(p.numel() for p in clip.parameters() if p.requires_grad)
+        (row,) = (row for row in rows if row.source == "cma_paper")
+        rounding = 500 if run.name == "coop" else 10_000
+        assert count == pytest.approx(row.trainable, abs=rounding), cell.name
 
 
 def test_cross_modal_adapters_cells_have_its_papers_settings():

@@ -41,6 +41,7 @@ VIT_B_32 = [
     ("lora", {}, 12 * 2 * 2 * 8 * (768 + 512)),
     ("vop_c", {"context": "lstm"}, 36_864 + 49_152 + 4_724_736 + 2_362_368),
     ("partial", {"layers": 12}, 12 * (7_087_872 + 3_152_384)),
+    ("partial", {"layers": 0, "heads": True}, 657_921),  # CLIP4Clip with all of its layers frozen
 ]
 
 
