@@ -20,17 +20,17 @@ import ray.data
 
 from pipelines.cluster.machines import num_cpus
 from pipelines.ingest.progress import followed
-from pipelines.ingest.task import DiskFullError, Job, decode_shard
+from pipelines.ingest.task import DiskFullError, IngestSettings, decode_shard
 from vopcore.shards import (
-    Clip,
     Entry,
     Layout,
+    Moment,
     Sidecar,
     Storage,
-    clips_in,
     default_storage,
     folder_name,
     is_current,
+    moments_in,
     rows_per_shard,
     shard_plan,
     sidecars,
@@ -86,41 +86,41 @@ def ingest(
     name = folder_name(
         sampler=sampler, stored_frames=stored_frames, layout=layout, decoder_version=DECODER_VERSION
     )
-    job = Job(
+    settings = IngestSettings(
         folder=below(root, name),
         layout=layout,
         sampler=sampler,
         stored_frames=stored_frames,
         time_limit=time_limit,
     )
-    store, clips = Store(job.folder), clips_in(annotations)
+    store, moments = Store(settings.folder), moments_in(annotations)
     committed = sidecars(store)
-    entries = _current(_by_video(committed), clips)
-    todo = [clip for clip in clips if clip.video not in entries]
-    check_room(store, layout, sum(clip.path is not None for clip in todo) * stored_frames)
-    rows = rows_per_shard(len(clips), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus())
+    entries = _current(_by_video(committed), moments)
+    todo = [moment for moment in moments if moment.video not in entries]
+    check_room(store, layout, sum(moment.path is not None for moment in todo) * stored_frames)
+    rows = rows_per_shard(len(moments), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus())
     plan = shard_plan(todo, [sidecar.number for sidecar in committed], rows)
 
-    may_fail = int(max_failed * len(clips)) - _num_failed(entries)
+    may_fail = int(max_failed * len(moments)) - _num_failed(entries)
     if may_fail >= 0:
-        _decode_all(job, plan, may_fail)
-    entries = _current(_by_video(sidecars(store)), clips, look=False)
-    _write_failed(store, clips, entries)
+        _decode_all(settings, plan, may_fail)
+    entries = _current(_by_video(sidecars(store)), moments, look=False)
+    _write_failed(store, moments, entries)
     if _num_failed(entries) == len(entries):
         raise ValueError(
-            f"none of the {len(clips):,} videos can be decoded: {store.path('failed.csv')} says why"
+            f"none of the {len(moments):,} videos can be decoded: {store.path('failed.csv')} says why"
         )
-    if _num_failed(entries) > max_failed * len(clips):
-        raise TooManyFailedError(_failure_summary(store, entries, len(clips), max_failed))
-    if len(entries) < len(clips):
+    if _num_failed(entries) > max_failed * len(moments):
+        raise TooManyFailedError(_failure_summary(store, entries, len(moments), max_failed))
+    if len(entries) < len(moments):
         raise ValueError(
-            f"{len(clips) - len(entries):,} videos were decoded by other machines, and {job.folder} here does"
-            " not show them: shards belong on a disk that all machines share, or in s3:// or gs://"
+            f"{len(moments) - len(entries):,} videos were decoded by other machines, and {settings.folder}"
+            " here does not show them: shards belong on a disk that all machines share, or in s3:// or gs://"
         )
     counts = Counter(entry.status for entry in entries.values())
     return Ingested(
-        folder=job.folder,
-        videos=len(clips),
+        folder=settings.folder,
+        videos=len(moments),
         ok=counts["ok"],
         damaged=counts["damaged"],
         failed=counts["failed"],
@@ -147,27 +147,27 @@ def _num_failed(entries: dict[str, Entry]) -> int:
     return sum(entry.status == "failed" for entry in entries.values())
 
 
-def _current(entries: dict[str, Entry], clips: list[Clip], look: bool = True) -> dict[str, Entry]:
-    """The entries that still answer for their clips. Looks at local files and, as that costs a request,
+def _current(entries: dict[str, Entry], moments: list[Moment], look: bool = True) -> dict[str, Entry]:
+    """The entries that still answer for their moments. Looks at local files and, as that costs a request,
     at remote ones only where they failed."""
 
-    def current(clip: Clip) -> bool:
-        entry = entries.get(clip.video)
+    def current(moment: Moment) -> bool:
+        entry = entries.get(moment.video)
         if entry is None:
             return False
-        looked = look and (entry.status == "failed" or "://" not in (clip.path or ""))
-        return is_current(entry, clip, source_facts(clip.path) if looked else None)
+        looked = look and (entry.status == "failed" or "://" not in (moment.path or ""))
+        return is_current(entry, moment, source_facts(moment.path) if looked else None)
 
-    return {clip.video: entries[clip.video] for clip in clips if current(clip)}
+    return {moment.video: entries[moment.video] for moment in moments if current(moment)}
 
 
-def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> None:
+def _decode_all(settings: IngestSettings, plan: list[tuple[int, list[Moment]]], may_fail: int) -> None:
     """Writes the planned shards; stops early once more than `may_fail` videos have failed."""
     if not plan:
         return
     failed = 0
-    with followed(sum(len(clips) for _, clips in plan)) as tally:
-        for index in _index_rows(job, plan, tally):
+    with followed(sum(len(moments) for _, moments in plan)) as tally:
+        for index in _index_rows(settings, plan, tally):
             if reason := next(filter(None, index["disk_full"].to_pylist()), None):
                 raise DiskFullError(
                     f"{reason}; make room and run the same command again, finished shards are kept"
@@ -178,11 +178,11 @@ def _decode_all(job: Job, plan: list[tuple[int, list[Clip]]], may_fail: int) -> 
 
 
 def _index_rows(
-    job: Job, plan: list[tuple[int, list[Clip]]], tally: ray.actor.ActorHandle
+    settings: IngestSettings, plan: list[tuple[int, list[Moment]]], tally: ray.actor.ActorHandle
 ) -> Iterator[pa.Table]:
     """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
-    items = [{"number": number, "clips": json.dumps(clips)} for number, clips in plan]
-    given = {"job": job, "tally": tally}
+    items = [{"number": number, "moments": json.dumps(moments)} for number, moments in plan]
+    given = {"settings": settings, "tally": tally}
     with _quiet_ray_data():
         yield from (
             ray.data.from_items(items, override_num_blocks=len(items))
@@ -191,14 +191,14 @@ def _index_rows(
         )
 
 
-def _task(batch: pa.Table, job: Job, tally: ray.actor.ActorHandle) -> pa.Table:
-    number, clips = batch["number"][0].as_py(), json.loads(batch["clips"][0].as_py())
+def _task(batch: pa.Table, settings: IngestSettings, tally: ray.actor.ActorHandle) -> pa.Table:
+    number, moments = batch["number"][0].as_py(), json.loads(batch["moments"][0].as_py())
 
     def tell(done: int, failed: int) -> None:
         tally.tell.remote(number, done, failed)
 
     try:
-        entries = decode_shard(job, number, [Clip(*clip) for clip in clips], tell)
+        entries = decode_shard(settings, number, [Moment(*moment) for moment in moments], tell)
     except DiskFullError as error:  # a row, not an exception: Ray would drown the reason in its traceback
         return pa.Table.from_pylist([{"disk_full": str(error)}], schema=INDEX)
     return pa.Table.from_pylist([{"video": e.video, "status": e.status} for e in entries], schema=INDEX)
@@ -224,15 +224,15 @@ def _set_levels(levels: dict[str, int]) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _write_failed(store: Store, clips: list[Clip], entries: dict[str, Entry]) -> None:
+def _write_failed(store: Store, moments: list[Moment], entries: dict[str, Entry]) -> None:
     """failed.csv beside the shards: every video that is damaged or failed, with the reason."""
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["video", "status", "error", "path"])
-    for clip in clips:
-        entry = entries.get(clip.video)
+    for moment in moments:
+        entry = entries.get(moment.video)
         if entry is not None and entry.status != "ok":
-            writer.writerow([entry.video, entry.status, entry.error, clip.path])
+            writer.writerow([entry.video, entry.status, entry.error, moment.path])
     store.write("failed.csv", table.getvalue().encode())
 
 

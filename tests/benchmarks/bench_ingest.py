@@ -1,11 +1,11 @@
 """Ingest beside the same decoding in a plain process pool and beside CLIP4Clip's frame extraction, in one
-run: python tests/benchmarks/bench_ingest.py FOLDER [clips]
+run: python tests/benchmarks/bench_ingest.py FOLDER [videos]
 
-400 clips by default (links to 8 clips of 6 to 20 s, 320x240), 12 frames at 224, raw shards, as many
+400 videos by default (links to 8 videos of 6 to 20 s, 320x240), 12 frames at 224, raw shards, as many
 processes as there are CPUs. The pool runs `decode_shard` on the same plan of shards, so the difference is
 Ray. The extraction is CLIP4Clip's way: OpenCV, one frame a second by seeking, each written as a JPEG.
 Workers are up before the clock starts, for all three. Then the peak of the process tree's anonymous
-memory for a fifth of the clips and for all, and how fast raw and JPEG shards are read.
+memory for a fifth of the videos and for all, and how fast raw and JPEG shards are read.
 """
 
 import multiprocessing
@@ -27,8 +27,8 @@ import ray
 from scenes import write_scene
 
 from pipelines.ingest.driver import ingest
-from pipelines.ingest.task import Job, decode_shard
-from vopcore.shards import Layout, Shards, clips_in, rows_per_shard, shard_plan
+from pipelines.ingest.task import IngestSettings, decode_shard
+from vopcore.shards import Layout, Shards, moments_in, rows_per_shard, shard_plan
 
 ROOT = Path(__file__).parents[2]
 NUM_CPUS = os.cpu_count()
@@ -38,13 +38,13 @@ SCHEMA = pa.schema(
 )
 
 
-def corpus(folder: Path, num_clips: int) -> pa.Table:
-    """An annotation table of links to a few distinct clips."""
+def corpus(folder: Path, num_videos: int) -> pa.Table:
+    """An annotation table of links to a few distinct videos."""
     sources = [write_scene(folder / f"{i}.mp4", 6 + 2 * i, 320, 240, seed=i) for i in range(8)]
-    links = folder / "clips"
+    links = folder / "videos"
     links.mkdir(exist_ok=True)
     rows = []
-    for number in range(num_clips):
+    for number in range(num_videos):
         link = links / f"{number:05d}.mp4"
         if not link.exists():
             link.hardlink_to(sources[number % len(sources)])
@@ -69,10 +69,12 @@ def extract(path: str, folder: str) -> None:
 
 def in_pool(pool: ProcessPoolExecutor, table: pa.Table, folder: Path) -> None:
     layout = Layout(224, "raw")
-    job = Job(folder=str(folder), layout=layout, sampler="uniform", stored_frames=FRAMES, time_limit=600)
+    settings = IngestSettings(
+        folder=str(folder), layout=layout, sampler="uniform", stored_frames=FRAMES, time_limit=600
+    )
     rows = rows_per_shard(table.num_rows, FRAMES * layout.bytes_per_frame(), 256, NUM_CPUS)
-    plan = shard_plan(clips_in(table), [], rows)
-    for future in [pool.submit(decode_shard, job, number, clips) for number, clips in plan]:
+    plan = shard_plan(moments_in(table), [], rows)
+    for future in [pool.submit(decode_shard, settings, number, moments) for number, moments in plan]:
         future.result()
 
 
@@ -136,9 +138,9 @@ def reading(folder: str, videos: list[str]) -> float:
     return 1000 * (time.process_time() - began) / len(videos)
 
 
-def main(folder: Path, num_clips: int) -> None:
-    table = corpus(folder, num_clips)
-    fifth = table.slice(0, num_clips // 5)
+def main(folder: Path, num_videos: int) -> None:
+    table = corpus(folder, num_videos)
+    fifth = table.slice(0, num_videos // 5)
     scratch = Path(tempfile.mkdtemp(dir=folder))
     environment = {
         "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
@@ -149,15 +151,15 @@ def main(folder: Path, num_clips: int) -> None:
     with ProcessPoolExecutor(NUM_CPUS, multiprocessing.get_context("spawn")) as pool:
         in_pool(pool, fifth, scratch / "warm")
         wall, cpu = clocked(lambda: in_pool(pool, table, scratch / "pool"))
-        print(f"pool:            {num_clips / wall:6.1f} clips/s, {cpu:6.1f} CPU s", flush=True)
+        print(f"pool:            {num_videos / wall:6.1f} videos/s, {cpu:6.1f} CPU s", flush=True)
         frames = scratch / "jpegs"
         frames.mkdir()
         jobs = [(path, str(frames)) for path in table["path"].to_pylist()]
         try:
             list(pool.map(extract, *zip(*jobs[:4], strict=True)))
             old_wall, old_cpu = clocked(lambda: list(pool.map(extract, *zip(*jobs, strict=True))))
-            print(f"CLIP4Clip's way: {num_clips / old_wall:6.1f} clips/s, {old_cpu:6.1f} CPU s", flush=True)
-            print(f"pool / CLIP4Clip's way: {old_wall / wall:.2f} x clips/s, {old_cpu / cpu:.2f} x less CPU")
+            print(f"CLIP4Clip's way: {num_videos / old_wall:6.1f} videos/s, {old_cpu:6.1f} CPU s", flush=True)
+            print(f"pool / CLIP4Clip's way: {old_wall / wall:.2f} x videos/s, {old_cpu / cpu:.2f} x less CPU")
         except ImportError:
             print("CLIP4Clip's way: no opencv")
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
@@ -169,9 +171,11 @@ def main(folder: Path, num_clips: int) -> None:
             ingest(fifth, str(scratch / "fifth"), **settings)
         with peak_memory() as large:
             ray_wall, ray_cpu = clocked(lambda: ingest(table, str(scratch / "ray"), **settings))
-        print(f"Ray ingest:      {num_clips / ray_wall:6.1f} clips/s, {ray_cpu:6.1f} CPU s", flush=True)
+        print(f"Ray ingest:      {num_videos / ray_wall:6.1f} videos/s, {ray_cpu:6.1f} CPU s", flush=True)
         print(f"Ray / pool: {ray_wall / wall:.2f} x wall time, {ray_cpu / cpu:.2f} x CPU time")
-        print(f"peak memory: {num_clips // 5} clips {small[0]:.0f} MB, {num_clips} clips {large[0]:.0f} MB")
+        print(
+            f"peak memory: {num_videos // 5} videos {small[0]:.0f} MB, {num_videos} videos {large[0]:.0f} MB"
+        )
         for storage in ("raw", "jpeg"):
             result = ingest(fifth, str(scratch / storage), stored_frames=FRAMES, storage=storage)
             size = sum(file.stat().st_size for file in Path(result.folder).glob("*.arrow"))

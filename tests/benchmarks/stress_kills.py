@@ -1,4 +1,4 @@
-"""Ingest killed at random moments, then resumed: python tests/benchmarks/stress_kills.py FOLDER [clips]
+"""Ingest killed at random moments, then resumed: python tests/benchmarks/stress_kills.py FOLDER [videos]
 [kills]
 
 Every other kill hits the driver together with all its processes (a machine that goes down), the others
@@ -33,8 +33,8 @@ ingest(corpus(Path(sys.argv[2]), int(sys.argv[3])), sys.argv[4], stored_frames=1
 """
 
 
-def start(folder: Path, num_clips: int, shards: Path, ray_folder: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", DRIVER, ray_folder, str(folder), str(num_clips), str(shards)]
+def start(folder: Path, num_videos: int, shards: Path, ray_folder: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", DRIVER, ray_folder, str(folder), str(num_videos), str(shards)]
     path = f"{ROOT}:{Path(__file__).parent}"
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
@@ -68,18 +68,18 @@ def digests(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def main(folder: Path, num_clips: int, kills: int) -> None:
+def main(folder: Path, num_videos: int, kills: int) -> None:
     rng = random.Random(0)
-    corpus(folder, num_clips)
+    corpus(folder, num_videos)
     scratch = Path(tempfile.mkdtemp(dir=folder))
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
         began = time.monotonic()
-        assert start(folder, num_clips, scratch / "undisturbed", ray_folder).wait() == 0
+        assert start(folder, num_videos, scratch / "undisturbed", ray_folder).wait() == 0
         pause = (time.monotonic() - began) / (4 * kills)
     done = 0
     while done < kills:
         with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
-            driver = start(folder, num_clips, scratch / "killed", ray_folder)
+            driver = start(folder, num_videos, scratch / "killed", ray_folder)
             committed = len(list((scratch / "killed").rglob("*.json")))
             while driver.poll() is None and len(list((scratch / "killed").rglob("*.json"))) == committed:
                 time.sleep(0.05)
@@ -97,13 +97,13 @@ def main(folder: Path, num_clips: int, kills: int) -> None:
                 (scratch / "killed").rename(scratch / f"finished{done}")
             driver.wait()
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
-        assert start(folder, num_clips, scratch / "killed", ray_folder).wait() == 0
+        assert start(folder, num_videos, scratch / "killed", ray_folder).wait() == 0
     shards = next((scratch / "killed").iterdir())
     videos = [entry.video for sidecar in sidecars(Store(shards)) for entry in sidecar.entries]
-    assert sorted(videos) == [f"{number:05d}" for number in range(num_clips)]
+    assert sorted(videos) == [f"{number:05d}" for number in range(num_videos)]
     assert verify(shards) == []
     assert digests(scratch / "killed") == digests(scratch / "undisturbed")
-    print(f"{done} kills: {num_clips} videos exactly once, all shards as in the undisturbed run")
+    print(f"{done} kills: {num_videos} videos exactly once, all shards as in the undisturbed run")
 
 
 if __name__ == "__main__":

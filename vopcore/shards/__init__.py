@@ -2,22 +2,22 @@
 memory map.
 """
 
-from vopcore.shards.plan import Clip, clips_in, is_current, rows_per_shard, shard_plan
+from vopcore.shards.plan import Moment, is_current, moments_in, rows_per_shard, shard_plan
 from vopcore.shards.read import Shards, Sidecar, sidecars, verify
 from vopcore.shards.schema import Entry, Layout, Storage, default_storage, folder_name
 from vopcore.shards.write import write_shard
 
 __all__ = [
-    "Clip",
     "Entry",
     "Layout",
+    "Moment",
     "Shards",
     "Sidecar",
     "Storage",
-    "clips_in",
     "default_storage",
     "folder_name",
     "is_current",
+    "moments_in",
     "rows_per_shard",
     "shard_plan",
     "sidecars",

@@ -13,7 +13,7 @@ from vopcore.storage import SourceFacts
 TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all CPUs busy to the end
 
 
-class Clip(NamedTuple):
+class Moment(NamedTuple):
     """A video as annotations name it: its id, its file (None: none was found), and seconds of it (None:
     the whole).
     """
@@ -24,26 +24,28 @@ class Clip(NamedTuple):
     end: float | None
 
 
-def clips_in(annotations: pa.Table) -> list[Clip]:
+def moments_in(annotations: pa.Table) -> list[Moment]:
     """Each video of an annotation table once, sorted by id. Raises ValueError if an id names two
-    different clips.
+    different moments.
     """
     columns = annotations.select(["video", "path", "start", "end"]).to_pydict()
-    clips: dict[str, Clip] = {}
-    for clip in map(Clip._make, zip(*columns.values(), strict=True)):
-        if clips.setdefault(clip.video, clip) != clip:
-            raise ValueError(f"video {clip.video!r} names two clips: {clips[clip.video][1:]} and {clip[1:]}")
-    return sorted(clips.values())
+    moments: dict[str, Moment] = {}
+    for moment in map(Moment._make, zip(*columns.values(), strict=True)):
+        if moments.setdefault(moment.video, moment) != moment:
+            raise ValueError(
+                f"video {moment.video!r} names two moments: {moments[moment.video][1:]} and {moment[1:]}"
+            )
+    return sorted(moments.values())
 
 
-def is_current(entry: Entry, clip: Clip, facts: SourceFacts | None) -> bool:
-    """Whether a committed entry still answers for a clip; `facts` of its file now, or None if nobody
+def is_current(entry: Entry, moment: Moment, facts: SourceFacts | None) -> bool:
+    """Whether a committed entry still answers for a moment; `facts` of its file now, or None if nobody
     looked.
 
     Decoded frames stand until the file has another size (a copied data set has new times); a failure
     stands until anything about the file changes, so repairing a file is enough to have it tried again.
     """
-    if (entry.start, entry.end) != (clip.start, clip.end):
+    if (entry.start, entry.end) != (moment.start, moment.end):
         return False
     if facts is None:
         return True
@@ -60,14 +62,15 @@ def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, 
 
 
 def shard_plan(
-    clips: Sequence[Clip], committed: Iterable[int], rows_per_shard: int
-) -> list[tuple[int, list[Clip]]]:
-    """The shards to write: a number and clips each. The same clips and committed shards give the same plan.
+    moments: Sequence[Moment], committed: Iterable[int], rows_per_shard: int
+) -> list[tuple[int, list[Moment]]]:
+    """The shards to write: a number and moments each.
 
-    The lowest free numbers are taken in order of the clips' ids, so a run that was killed plans just the
+    The same moments and committed shards give the same plan.
+    The lowest free numbers are taken in order of the moments' ids, so a run that was killed plans just the
     shards it had not committed, under the numbers they had.
     """
     taken = set(committed)
-    groups = [list(clips[i : i + rows_per_shard]) for i in range(0, len(clips), rows_per_shard)]
+    groups = [list(moments[i : i + rows_per_shard]) for i in range(0, len(moments), rows_per_shard)]
     free = (number for number in range(len(taken) + len(groups)) if number not in taken)
     return list(zip(free, groups, strict=False))

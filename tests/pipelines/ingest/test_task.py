@@ -26,10 +26,12 @@ def deadly(num_frames, fps, count):
 SAMPLERS["deadly"] = deadly  # the child process reads this file too
 
 if __name__ == "__main__":
-    from pipelines.ingest.task import Job, decode_shard
-    from vopcore.shards import Clip, Layout
-    job = Job(folder=sys.argv[1], layout=Layout(32, "raw"), sampler="deadly", stored_frames=4, time_limit=1.0)
-    decode_shard(job, 0, [Clip(path, path, None, None) for path in sys.argv[2:]])
+    from pipelines.ingest.task import IngestSettings, decode_shard
+    from vopcore.shards import Moment, Layout
+    settings = IngestSettings(
+        folder=sys.argv[1], layout=Layout(32, "raw"), sampler="deadly", stored_frames=4, time_limit=1.0
+    )
+    decode_shard(settings, 0, [Moment(path, path, None, None) for path in sys.argv[2:]])
 '''
 
 
