@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines.cluster import machines
 from pipelines.cluster.start import start_ray
 from pipelines.command.exit_codes import Arguments, ended
+from pipelines.command.print_settings import PrintSettings
 from pipelines.experiment import prepare, runs
 from pipelines.ingest.driver import TooManyFailedError, ingest
 from pipelines.tune.driver import RunFailedError
@@ -43,6 +44,7 @@ CLI = Arguments(
     "methods.vop.train.lr=1e-3, compare=[vop,vop_fc], stages=[ingest]. A finished run is kept and shown\n"
     "again; run=NAME tunes anew under that name.",
 )
+CLI.add_argument("--settings", action=PrintSettings, help="print every key of a config and what it is for")
 CLI.add_argument("config", help="a YAML file, such as conf/quickstart.yaml")
 CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
 

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vopcore import clip as clips
 from vopcore.config import MethodRun, RunConfig, Train
-from vopcore.config.sections import Clip, Data, Resources, Video
+from vopcore.config.sections import Backbone, Data, Resources, Video
 from vopcore.datasets import ANNOTATIONS
 from vopcore.methods import METHODS, tune
 from vopcore.retriever import Retriever
@@ -141,7 +141,7 @@ def driver(folder: str, workers: int) -> None:
         output=folder,
         data=Data(dataset="folder", root=folder),
         video=Video(frames=FRAMES, size=SIZE),
-        clip=Clip(model=f"{folder}/model.json", pretrained=None, words=16),
+        clip=Backbone(model=f"{folder}/model.json", pretrained=None, words=16),
         methods=(run,),
         resources=Resources(workers=workers),
     )

@@ -4,6 +4,7 @@ from vopcore.config.identity import backbone, fingerprint
 from vopcore.config.matrix import Cell, Matrix, cells, read_matrix
 from vopcore.config.read import ConfigError, read_config
 from vopcore.config.sections import Evaluate, MethodRun, RunConfig, Shapes, Train
+from vopcore.config.settings import settings, settings_text
 
 __all__ = [
     "Cell",
@@ -19,4 +20,6 @@ __all__ = [
     "fingerprint",
     "read_config",
     "read_matrix",
+    "settings",
+    "settings_text",
 ]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vopcore.config.sections import Clip
+from vopcore.config.sections import Backbone
 
 
 def fingerprint(value: Any) -> str:  # noqa: ANN401 - anything JSON can say
@@ -19,7 +19,7 @@ def fingerprint(value: Any) -> str:  # noqa: ANN401 - anything JSON can say
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def backbone(clip: Clip) -> dict[str, Any]:
+def backbone(clip: Backbone) -> dict[str, Any]:
     """The model and its weights: open_clip's names as they are, files as `name@hash of their bytes`."""
     return {"model": _named(clip.model), "pretrained": _named(clip.pretrained), "words": clip.words}
 

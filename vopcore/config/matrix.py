@@ -3,50 +3,67 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from vopcore.config.identity import fingerprint
-from vopcore.config.read import ConfigError, first_mistake, load, mapping, read_config, unknown
-from vopcore.config.sections import Folder, MLflow, Positive, RunConfig, Section, Share
+from vopcore.config.messages import first_mistake, unknown
+from vopcore.config.read import ConfigError, load, mapping, read_config
+from vopcore.config.sections import Finite, Folder, MLflow, Name, Positive, RunConfig, Section, Share
 
-OURS = ("name", "output", "seed", "run", "stages", "compare", "method.name", "mlflow")  # not for `set`
+# keys that the benchmark decides for each cell: a `set` must not touch them
+RESERVED = ("name", "output", "seed", "run", "stages", "compare", "method.name", "mlflow")
 
 Settings = dict[str, Any]  # over a config's own; keys may be nested or dotted
 
 
-class Part(Section):
+class ConfigEntry(Section):
     """A config of the matrix: its file and what is set over it."""
 
     file: str
+    """A YAML file as `pipelines/run.py` reads it."""
     set: Settings = Field(default_factory=dict)
+    """Settings over those of the file."""
 
 
-class Table(Section):
+class MatrixTable(Section):
     """One table of results: every combination of its configs, methods, variants and seeds."""
 
-    configs: tuple[str, ...] | None = None  # names of `configs`; null: all
-    methods: tuple[str, ...] | None = None  # null: what each config compares
-    variants: dict[str, Settings] = Field(default_factory=dict)  # settings by name
-    seeds: tuple[int, ...] | None = Field(None, min_length=1)  # null: those of the benchmark
+    configs: tuple[str, ...] | None = None
+    """Names of `configs`; null: all."""
+    methods: tuple[str, ...] | None = None
+    """Names of methods; null: what each config compares."""
+    variants: dict[str, Settings] = Field(default_factory=dict)
+    """Settings by the name of the variant; each variant is a row of its own."""
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)
+    """Seeds; null: those of the benchmark."""
 
 
 class Matrix(Section):
     """A benchmark, as its file says it."""
 
-    name: str
+    name: Name
+    """Name of the benchmark."""
     output: Folder
+    """Folder for results and for what each round measured."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    at_once: Positive | None = None  # cells side by side; null: as many as the cluster has room for
-    false_alarms: Share = 0.01  # how often, at most, a rerun may call mere noise a regression
-    seed_std: float = Field(0.5, ge=0)  # points of R@1 between seeds, assumed where no row has two
-    set: Settings = Field(default_factory=dict)  # over every config
-    configs: dict[str, Part]
-    tables: dict[str, Table]
+    """Seeds of every row."""
+    at_once: Positive | None = None
+    """Cells side by side; null: as many as the cluster has room for."""
+    false_alarms: Share = 0.01
+    """How often, at most, a rerun may call mere noise a regression."""
+    seed_std: Finite = Field(0.5, ge=0)
+    """Standard deviation between seeds, in points of R@1, assumed where no row has two seeds."""
+    set: Settings = Field(default_factory=dict)
+    """Settings over every config."""
+    configs: dict[str, ConfigEntry]
+    """Configs by name."""
+    tables: dict[str, MatrixTable]
+    """Tables by title."""
     mlflow: MLflow = MLflow()
+    """Where numbers go."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +89,9 @@ def read_matrix(path: str | Path, overrides: Sequence[str] = ()) -> Matrix:
         ConfigError: one line naming the file, the key and what would be right.
     """
     try:
-        return _typed(load(Path(path), overrides))
+        return _typed(load(Path(path), overrides, Matrix))
     except ConfigError as error:
-        raise ConfigError(_after(path, error)) from None
+        raise ConfigError(_naming_file(path, error)) from None
 
 
 def cells(matrix: Matrix) -> list[Cell]:
@@ -83,23 +100,35 @@ def cells(matrix: Matrix) -> list[Cell]:
     Raises:
         ConfigError: one line naming the cell.
     """
-    found = []
+    listed = []
     for title, table in matrix.tables.items():
-        for config, (variant, over) in product(_configs(matrix, table), (table.variants or {"": {}}).items()):
-            base = [*_dotlist(matrix.set), *_dotlist(matrix.configs[config].set), *_dotlist(over)]
-            for method in _methods(matrix, table, title, config):
-                row = " ".join(part for part in (f"{title}: {config}", method, variant) if part)
-                for seed in table.seeds or matrix.seeds:
-                    own = [f"method.name={method}", f"seed={seed}"]
-                    found.append(_cell(matrix, row, config, seed, [*base, *own]))
-    if not found:
+        for config in _configs(matrix, table):
+            listed += _cells_of(matrix, title, table, config)
+    if not listed:
         raise ConfigError("tables: no cell is left: each needs a config and a method")
-    return found
+    return listed
 
 
-def _cell(matrix: Matrix, row: str, config: str, seed: int, overrides: list[str]) -> Cell:
-    file = matrix.configs[config].file
-    places = [f"output={matrix.output}/{config}", f"mlflow.uri={json.dumps(matrix.mlflow.uri)}"]
+def _cells_of(matrix: Matrix, title: str, table: MatrixTable, config: str) -> list[Cell]:
+    """The cells of one config in one table."""
+    listed = []
+    variants = table.variants or {"": {}}
+    for variant, settings in variants.items():
+        shared = [*_dotlist(matrix.set), *_dotlist(matrix.configs[config].set), *_dotlist(settings)]
+        for method in _methods(matrix, table, title, config):
+            row = " ".join(word for word in (f"{title}: {config}", method, variant) if word)
+            for seed in table.seeds or matrix.seeds:
+                overrides = [*shared, f"method.name={method}", f"seed={seed}"]
+                listed.append(_cell(matrix, row, config, seed, overrides))
+    return listed
+
+
+def _cell(matrix: Matrix, row: str, name: str, seed: int, overrides: list[str]) -> Cell:
+    file = matrix.configs[name].file
+    places = [
+        f"output={json.dumps(f'{matrix.output}/{name}')}",
+        f"mlflow.uri={json.dumps(matrix.mlflow.uri)}",
+    ]
     try:
         config = read_config(file, [*overrides, *places])
     except ConfigError as error:
@@ -107,52 +136,59 @@ def _cell(matrix: Matrix, row: str, config: str, seed: int, overrides: list[str]
     return Cell(row, seed, file, config, fingerprint(config.model_dump(exclude={"mlflow"})))
 
 
-def _methods(matrix: Matrix, table: Table, title: str, config: str) -> Sequence[str]:
+def _methods(matrix: Matrix, table: MatrixTable, title: str, config: str) -> Sequence[str]:
     """The table's, else what the config compares."""
     if table.methods is not None:
         return table.methods
-    part = matrix.configs[config]
+
+    entry = matrix.configs[config]
     try:
-        read = read_config(part.file, [*_dotlist(matrix.set), *_dotlist(part.set)])
+        run_config = read_config(entry.file, [*_dotlist(matrix.set), *_dotlist(entry.set)])
     except ConfigError as error:
         raise ConfigError(f"{title}: {config}: {error}") from None
-    return [run.name for run in read.methods]
+    return [run.name for run in run_config.methods]
 
 
-def _configs(matrix: Matrix, table: Table) -> list[str]:
+def _configs(matrix: Matrix, table: MatrixTable) -> list[str]:
     """Those of the table that are not left out."""
-    return [
-        name
-        for name in (matrix.configs if table.configs is None else table.configs)
-        if name in matrix.configs
-    ]
+    names = list(matrix.configs) if table.configs is None else table.configs
+    return [name for name in names if name in matrix.configs]
 
 
 def _typed(raw: dict[str, Any]) -> Matrix:
-    configs, tables = mapping(raw.get("configs"), "configs"), mapping(raw.get("tables"), "tables")
-    known = [str(name) for name in configs]
-    raw = dict(raw) | {
-        "configs": {str(n): _section(Part, p, f"configs.{n}") for n, p in configs.items() if p is not None},
-        "tables": {str(n): _table(t, f"tables.{n}", known) for n, t in tables.items() if t is not None},
-    }
+    raw = dict(raw)
+    configs = mapping(raw.get("configs"), "configs")
+    tables = mapping(raw.get("tables"), "tables")
+
+    raw["configs"] = {}
+    for name, entry in configs.items():
+        if entry is not None:  # `configs.didemo=null` leaves it out
+            raw["configs"][name] = _section(ConfigEntry, entry, f"configs.{name}")
+
+    raw["tables"] = {}
+    for title, table in tables.items():
+        if table is not None:
+            raw["tables"][title] = _table(table, f"tables.{title}", list(configs))
+
     raw["set"] = _settings(raw.get("set"), "set")
     try:
         matrix = Matrix(**raw)
     except ValidationError as error:
         raise ConfigError(first_mistake(error, Matrix)) from None
-    for key, left in (("configs", matrix.configs), ("tables", matrix.tables)):
-        if not left:
+
+    for key, entries in (("configs", matrix.configs), ("tables", matrix.tables)):
+        if not entries:
             raise ConfigError(f"{key}: none given")
     return matrix
 
 
-def _table(raw: object, key: str, known: list[str]) -> Table:
+def _table(raw: object, key: str, known: list[str]) -> MatrixTable:
     raw = mapping(raw, key)
     variants = mapping(raw.get("variants"), f"{key}.variants")
     raw["variants"] = {
-        str(name): _settings(over, f"{key}.variants.{name}") for name, over in variants.items()
+        name: _settings(settings, f"{key}.variants.{name}") for name, settings in variants.items()
     }
-    table = _section(Table, raw, key)
+    table = _section(MatrixTable, raw, key)
     for name in table.configs or ():
         if name not in known:
             raise ConfigError(unknown(f"{key}.configs", name, known, "config"))
@@ -164,7 +200,7 @@ def _section(kind: type[Section], raw: object, key: str) -> Any:  # noqa: ANN401
     if "set" in kind.model_fields:
         raw["set"] = _settings(raw.get("set"), f"{key}.set")
     try:
-        return kind(**{str(name): value for name, value in raw.items()})
+        return kind(**raw)
     except ValidationError as error:
         raise ConfigError(first_mistake(error, kind, f"{key}.")) from None
 
@@ -173,16 +209,19 @@ def _settings(raw: object, key: str) -> Settings:
     """Flat, and without what the benchmark decides itself."""
     flat = dict(_flat(mapping(raw, key)))
     for name in flat:
-        if any(name == ours or name.startswith(f"{ours}.") for ours in OURS):
-            raise ConfigError(f"{key}.{name}: the benchmark decides this itself; leave it out")
+        for reserved in RESERVED:
+            if name == reserved or name.startswith(f"{reserved}."):
+                raise ConfigError(f"{key}.{name}: the benchmark decides this itself; leave it out")
     return flat
 
 
 def _flat(settings: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs = []
     for name, value in settings.items():
-        nested = isinstance(value, Mapping) and value
-        pairs += _flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
+        if isinstance(value, Mapping) and value:
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
     return pairs
 
 
@@ -190,7 +229,8 @@ def _dotlist(settings: Settings) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
 
 
-def _after(path: str | Path, error: ConfigError) -> str:
+def _naming_file(path: str | Path, error: ConfigError) -> str:
     """The file in front, unless the message names it already."""
-    said = str(error)
-    return said if said.startswith(str(path)) or "is not an override" in said else f"{path}: {said}"
+    message = str(error)
+    is_named = message.startswith(str(path)) or "is not an override" in message
+    return message if is_named else f"{path}: {message}"

@@ -1,20 +1,20 @@
 """Reads a YAML file and its `key=value` overrides into a RunConfig, or says in one line what is wrong."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from vopcore.config.messages import first_mistake, section_of, unknown
 from vopcore.config.sections import MethodRun, RunConfig, Train
 from vopcore.datasets import DATASETS
-from vopcore.methods import METHODS
-from vopcore.video.sample import SAMPLERS
+
+NOT_GIVEN = "methods: none given; write `method: {name: vop}` or `methods: {vop: {}, full: {}}`"
 
 
 class ConfigError(ValueError):
@@ -27,7 +27,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one line naming the file, the key and what would be right.
     """
-    raw = load(Path(path), overrides)
+    raw = load(Path(path), overrides, RunConfig)
     try:
         return _typed(raw)
     except ConfigError as error:
@@ -36,18 +36,21 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: {first_mistake(error, RunConfig)}") from None
 
 
-def load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings of a YAML file with `key=value` laid over them, not checked yet. Raises ConfigError."""
+def load(path: Path, overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
+    """The settings of a YAML file with `key=value` laid over them, not checked yet.
+
+    model: what the settings will become; says which overrides are texts, taken as they are typed.
+    Raises ConfigError.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    for item in overrides:
-        if "=" not in item:
-            raise ConfigError(f"{item!r} is not an override; write key=value, for example train.epochs=2")
+
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise ConfigError(f"{path}: holds no settings (key: value)")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        over = _overrides(path, overrides, model)
+        merged = OmegaConf.merge(loaded, *over)
         return OmegaConf.to_container(merged, resolve=True)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -56,7 +59,56 @@ def load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
+def _overrides(path: Path, items: Sequence[str], model: type[BaseModel]) -> list[DictConfig]:
+    for item in items:
+        if "=" not in item:
+            raise ConfigError(f"{item!r} is not an override; write key=value, for example train.epochs=2")
+    try:
+        return [_override(item, model) for item in items]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _override(item: str, model: type[BaseModel]) -> DictConfig:
+    """`key=value` as settings. A key that takes a text takes all that is typed: `run=001`, `output=/x #1`."""
+    key, _, value = item.partition("=")
+    value = value.strip()
+    is_quoted = value[:1] in ("'", '"')
+    if not is_quoted and _takes_text(key, model):
+        text = None if value in ("null", "~") else value
+        settings = OmegaConf.create({})
+        OmegaConf.update(settings, key, text)
+        return settings
+
+    if not is_quoted and " #" in value:
+        raise ConfigError(f"{key}: {value!r} holds ' #', where YAML ends a value; put it in quotes")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: {value!r} is not a value of YAML; put it in quotes") from None
+
+
+def _takes_text(key: str, model: type[BaseModel]) -> bool:
+    """Whether a key such as `data.root` or `configs.shapes.set.data.root` takes a text."""
+    parts = key.split(".")
+    if "set" in parts:  # a benchmark's settings over those of its configs
+        parts = parts[parts.index("set") + 1 :]
+        model = RunConfig
+
+    for number, part in enumerate(parts):
+        if part not in model.model_fields:
+            return False
+        annotation = model.model_fields[part].annotation
+        section = section_of(annotation)
+        if section is None:
+            options = [annotation, *getattr(annotation, "__args__", ())]
+            return str in options and number == len(parts) - 1
+        model = section
+    return False
+
+
 def _typed(raw: dict[str, Any]) -> RunConfig:
+    """The config, checked from what is cheap to check to what needs the methods' code."""
     raw = dict(raw)
     shared = mapping(raw.pop("train", None), "train")
     known = mapping(raw.pop("methods", None), "methods")
@@ -68,64 +120,95 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
             raise ConfigError("method.name: missing, for example method.name=vop")
         known = known | {name: _merged(mapping(known.get(name), f"methods.{name}"), single)}
         chosen = [name]
-    names = list(known) if chosen in (None, "all") else chosen
-    if not isinstance(names, list) or not names:
-        raise ConfigError(
-            "methods: none given; write `method: {name: vop}` or `methods: {vop: {}, full: {}}`"
-        )
-    try:
-        Train(**shared)
-    except ValidationError as error:
-        raise ConfigError(first_mistake(error, Train, "train.")) from None
-    raw["methods"] = [
-        _method_run(name, mapping(known.get(name), f"methods.{name}"), shared) for name in names
-    ]
+
+    names = _chosen_methods(chosen, list(known))
+    if not names:
+        raise ConfigError(NOT_GIVEN)
     for key in raw:
         if key not in RunConfig.model_fields:
             extra = ("train", "method", "compare")
             raise ConfigError(unknown(key, key, [*RunConfig.model_fields, *extra]))
-    config = RunConfig(**raw)
+    try:
+        Train(**shared)
+    except ValidationError as error:
+        raise ConfigError(first_mistake(error, Train, "train.")) from None
+
+    config = RunConfig(**raw, methods=())
     _check_names(config)
-    return config
+    runs = [_method_run(name, mapping(known.get(name), f"methods.{name}"), shared) for name in names]
+    for run in runs:
+        _check_training(run, config)
+    return config.model_copy(update={"methods": tuple(runs)})
+
+
+def _chosen_methods(compare: object, known: list[str]) -> list[str]:
+    """The methods that `compare` names: a list, one name, names between commas, `all`; null is all."""
+    if compare is None or compare == "all":
+        return known
+    if isinstance(compare, str):
+        compare = [name.strip() for name in compare.split(",")]
+    if not isinstance(compare, list):
+        raise ConfigError(f"compare: must be a list of methods or `all`, got {compare!r}")
+
+    if not compare:
+        raise ConfigError("compare: is empty; name methods, or leave it out for all of `methods`")
+    for name in compare:
+        if not isinstance(name, str):
+            raise ConfigError(f"compare: must be names of methods, got {name!r}")
+    return compare
 
 
 def _check_names(config: RunConfig) -> None:
     """What types cannot say."""
-    if config.data.dataset not in DATASETS:
-        raise ConfigError(unknown("data.dataset", config.data.dataset, list(DATASETS), "dataset"))
-    if config.video.sampler not in SAMPLERS:
-        raise ConfigError(unknown("video.sampler", config.video.sampler, list(SAMPLERS), "sampler"))
+    _check_known("data.dataset", config.data.dataset, list(DATASETS), "dataset")
+    from vopcore.video.sample import SAMPLERS  # loads the decoder
+
+    _check_known("video.sampler", config.video.sampler, list(SAMPLERS), "sampler")
     if config.video.kept < config.video.frames:
         raise ConfigError(
             f"video.stored_frames: {config.video.kept} is fewer than video.frames, {config.video.frames}"
         )
+
     most = config.resources.max_workers
     if most is not None and most < config.resources.workers:
         raise ConfigError(
             f"resources.max_workers: {most} is fewer than resources.workers, {config.resources.workers}"
         )
-    for run in config.methods:
-        if run.train.batch_size % config.resources.workers:
-            raise ConfigError(
-                f"train.batch_size: {run.train.batch_size} does not divide over"
-                f" resources.workers = {config.resources.workers}"
-            )
-        if run.train.prefix_cache and run.train.augment:
-            raise ConfigError(
-                f"methods.{run.name}.train.prefix_cache: with augment every epoch sees other pixels, so"
-                " nothing can be kept; leave one of the two out"
-            )
+
     if config.shapes is None and not Path(config.data.root).is_dir():
         raise ConfigError(f"data.root: no such folder: {config.data.root}")
-    if config.data.videos and "://" not in config.data.videos and not Path(config.data.videos).is_dir():
-        raise ConfigError(f"data.videos: no such folder: {config.data.videos}")
+    videos = config.data.videos
+    if videos and "://" not in videos and not Path(videos).is_dir():
+        raise ConfigError(f"data.videos: no such folder: {videos}")
+
+
+def _check_known(key: str, name: str, known: list[str], kind: str) -> None:
+    if name not in known:
+        raise ConfigError(unknown(key, name, known, kind))
+
+
+def _check_training(run: MethodRun, config: RunConfig) -> None:
+    """Training settings that other settings exclude."""
+    workers = config.resources.workers
+    if run.train.batch_size % workers:
+        raise ConfigError(
+            f"train.batch_size: {run.train.batch_size} does not divide over resources.workers = {workers}"
+        )
+    if run.train.prefix_cache and run.train.augment:
+        raise ConfigError(
+            f"methods.{run.name}.train.prefix_cache: with augment every epoch sees other pixels, so"
+            " nothing can be kept; leave one of the two out"
+        )
 
 
 def _method_run(name: str, entry: dict[str, Any], shared: dict[str, Any]) -> MethodRun:
+    from vopcore.methods import METHODS  # loads torch and open_clip
+
     if name not in METHODS:
         raise ConfigError(unknown("methods", name, list(METHODS), "method"))
     settings = {key: entry.pop(key) for key in ("pooling", "train") if key in entry}
     settings["train"] = shared | mapping(settings.get("train"), f"methods.{name}.train")
+
     fields = [field.name for field in dataclasses.fields(METHODS[name])]
     for key in entry:
         if key not in fields:
@@ -138,51 +221,18 @@ def _method_run(name: str, entry: dict[str, Any], shared: dict[str, Any]) -> Met
 
 
 def mapping(value: object, key: str) -> dict[str, Any]:
-    """A section as a dict of its own; nothing is an empty one. Raises ConfigError."""
+    """A copy of a section as a dict with text keys; a section left empty is {}. Raises ConfigError."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}: expected settings (key: value), got {value!r}")
-    return dict(value)
+    return {str(name): entry for name, entry in value.items()}
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        k: _merged(base[k], v)
-        for k, v in over.items()
-        if isinstance(v, dict) and isinstance(base.get(k), dict)
-    }
-    return base | over | both
-
-
-def unknown(path: str, word: str, known: list[str], kind: str = "key") -> str:
-    """One line about a word that is not known, with the nearest that is."""
-    near = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    shown = "" if path.rsplit(".", 1)[-1] == word else f" {word!r}"
-    return f"{path}: unknown {kind}{shown}; {hint}known: {', '.join(known)}"
-
-
-def first_mistake(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """The first mistake of a validation, as `key: what is wrong`."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        for part in first["loc"][:-1]:
-            model = _model_of(model.model_fields[str(part)].annotation)
-        return unknown(prefix + path, str(first["loc"][-1]), list(model.model_fields))
-    if first["type"] == "missing":
-        return f"{prefix}{path}: missing"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return (
-        f"{prefix}{path}: {message[0].lower()}{message[1:]}{given}"
-        if path
-        else prefix.rstrip(".") + ": " + message
-    )
-
-
-def _model_of(annotation: Any) -> type[BaseModel]:  # noqa: ANN401 - typing's own objects
-    """The section in `Section` or `Section | None`."""
-    options = [annotation, *getattr(annotation, "__args__", ())]
-    return next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    """`over` laid over `base`, section by section."""
+    merged = base | over
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merged(base[key], value)
+    return merged

@@ -1,11 +1,20 @@
-"""The sections of a config: every key, its type and what it may be."""
+"""The sections of a config: every key, its type, what it may be and what it is for.
 
+The docstring under a field is what `python pipelines/run.py --settings` prints beside it.
+"""
+
+import math
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from vopcore.methods import Method
+if TYPE_CHECKING:
+    from vopcore.methods import Method
+else:
+    # importing vopcore.methods takes seconds of torch and open_clip; `read` builds and checks the method
+    Method = Any
 
 
 def _absolute(path: str) -> str:
@@ -19,10 +28,15 @@ def _local(path: str) -> str:
     return _absolute(path)
 
 
+WEIGHT_SUFFIXES = (".json", ".pt", ".pth", ".bin", ".safetensors")
+
+
 def _file(name: str) -> str:
     """A name of open_clip's stays; what looks like a file must be one, and becomes absolute."""
-    if Path(name).suffix not in (".json", ".pt", ".pth", ".bin", ".safetensors") and "/" not in name:
+    looks_like_a_file = Path(name).suffix in WEIGHT_SUFFIXES or "/" in name
+    if not looks_like_a_file:
         return name
+
     path = Path(name).expanduser().absolute()
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
@@ -31,147 +45,246 @@ def _file(name: str) -> str:
 
 def _share(value: object) -> object:
     """`1%` is 0.01."""
-    return float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else value
+    if not isinstance(value, str) or not value.endswith("%"):
+        return value
+    try:
+        return float(value[:-1]) / 100
+    except ValueError:
+        return value  # the type's own check says what is wrong
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {value}")
+    return value
+
+
+LABEL = re.compile(r"[\w.,=+@() -]*")  # no separator of paths, no quote: it is part of file names and queries
+
+
+def _label(text: str) -> str:
+    # a name is part of the names of files, of MLflow's runs and of its filters
+    if not LABEL.fullmatch(text) or text.startswith(".") or len(text) > 100:
+        raise ValueError(
+            f"{text!r} cannot be part of a file's name; use letters, digits, spaces and . , = + @ ( ) _ -,"
+            " at most 100 characters, the first no dot"
+        )
+    return text
+
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
 
 
 Location = Annotated[str, AfterValidator(_absolute)]
 Folder = Annotated[str, AfterValidator(_local)]
 NameOrFile = Annotated[str, AfterValidator(_file)]
+Label = Annotated[str, AfterValidator(_label)]
+Name = Annotated[Label, AfterValidator(_not_empty)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
+Finite = Annotated[float, AfterValidator(_finite)]
 Positive = Annotated[int, Field(ge=1)]
-
-
-LearningRate = Annotated[float, Field(gt=0)]
+LearningRate = Annotated[Finite, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A part of the config: nothing unknown in it, nothing changed after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
 
 
 class Upstream(Section):
     """How the quickstart's tiny CLIP is trained on stills, once."""
 
     steps: Positive = 400
+    """Training steps."""
     batch_size: Positive = 256
-    lr: float = Field(3e-3, gt=0)
+    """Stills of a step."""
+    lr: LearningRate = 3e-3
+    """Learning rate."""
 
 
 class Shapes(Section):
     """The quickstart's own world, rendered into `data.root`; left out for real videos."""
 
-    clips: Positive = 1000  # training clips
-    twins: Positive = 100  # test clips, each beside its time-reversed twin
+    clips: Positive = 1000
+    """Training videos to render."""
+    twins: Positive = 100
+    """Test videos to render, each beside its time-reversed twin."""
     seed: int = Field(0, ge=0)
+    """Which world is drawn; the same number gives the same videos."""
     upstream: Upstream = Upstream()
+    """How the tiny CLIP is trained on stills of that world."""
 
 
 class Data(Section):
-    """Which benchmark, and where its files are."""
+    """Which data set, and where its files are."""
 
     dataset: str
-    root: Folder  # the annotation files
-    videos: Location | None = None  # the videos, where they are not under `root`; s3:// and gs:// too
-    holdout: Share = 0.0  # share of the training videos kept apart as `val`, where the data set has none
+    """The data set: folder (your own videos), msrvtt_9k, msrvtt_7k, msrvtt_full, msvd, lsmdc, activitynet,
+    didemo or vatex."""
+    root: Folder
+    """Folder of the annotation files."""
+    videos: Location | None = None
+    """Folder of the videos, s3:// and gs:// too; null: they are under data.root."""
+    holdout: Share = 0.0
+    """Share of the training videos kept apart as `val`, where the data set has no val split (5% or 0.05)."""
+    follow_links: bool = False
+    """Whether links below the videos' folder may lead out of it; false leaves such files out, and says so."""
 
 
 class Video(Section):
     """Which frames of a video are kept, and how."""
 
-    frames: Positive = 12  # what the model sees
-    stored_frames: Positive | None = None  # what a shard holds, at least `frames`: training picks among them
-    size: Positive = 224  # pixels of the square crop
+    frames: Positive = 12
+    """Frames of a video that the model sees."""
+    stored_frames: Positive | None = None
+    """Frames of a video that a shard holds, at least video.frames: training picks among them; null: as many
+    as video.frames. An odd multiple of video.frames holds exactly the frames that the sampler would choose
+    for a test."""
+    size: Positive = 224
+    """Side of the square crop, in pixels."""
     sampler: str = "uniform"
+    """Which frames are taken: uniform, segment, clip4clip_1fps or head."""
     storage: Literal["auto", "raw", "jpeg"] = "auto"
-    quality: int = Field(95, ge=1, le=100)  # of JPEG
-    max_failed: Share = 0.01  # share of videos that may fail before the run stops
-    time_limit: float = Field(120, gt=0)  # seconds per video
+    """How a shard holds frames; auto: raw where a video takes little room, else jpeg."""
+    quality: int = Field(95, ge=1, le=100)
+    """Quality of stored JPEGs, 1 to 100."""
+    max_failed: Share = 0.01
+    """Share of videos that may fail before the run stops (1% or 0.01)."""
+    time_limit: Annotated[Finite, Field(gt=0)] = 120
+    """Seconds that one video may take."""
     shard_megabytes: Positive = 256
+    """Size of a shard, in megabytes."""
 
     @property
     def kept(self) -> int:
+        """Frames of a video that a shard holds."""
         return self.stored_frames or self.frames
 
 
-class Clip(Section):
-    """The frozen model: an open_clip architecture (or its JSON file) and weights (tag or checkpoint file)."""
+class Backbone(Section):
+    """The frozen CLIP: an open_clip architecture (or its JSON file) and weights (tag or checkpoint file)."""
 
     model: NameOrFile = "ViT-B-32-quickgelu"
+    """An architecture of open_clip, or a JSON file that describes one."""
     pretrained: NameOrFile | None = "openai"
-    words: Positive = 77  # tokens of a caption, start and end included
+    """One of open_clip's tags or a checkpoint file; null: random weights."""
+    words: Positive = 77
+    """Tokens of a caption, start and end included; longer captions are cut."""
 
 
 class Train(Section):
     """How a method is tuned; a method's own `train:` section overrides single keys."""
 
     epochs: int = Field(5, ge=0)
-    batch_size: Positive = 32  # over all workers
-    lr: LearningRate | tuple[LearningRate, ...] = 1e-4  # several: the best on `val` by t2v R@1 is kept
-    weight_decay: float = Field(0.2, ge=0)
+    """Passes over the training videos."""
+    batch_size: Positive = 32
+    """Videos of a step, over all workers: a caption is compared with so many."""
+    lr: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 1e-4
+    """Learning rate; several: the one that is best on `val` by t2v R@1 is kept."""
+    weight_decay: Annotated[Finite, Field(ge=0)] = 0.2
+    """Weight decay of AdamW."""
     decay_biases_and_prompts: bool = True
-    warmup: Share = 0.1  # of all steps
-    clip_grad: float | None = Field(1.0, gt=0)  # largest global gradient norm
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-6, gt=0)
-    captions: Literal["one", "all"] = "one"  # per epoch: one caption of each video, or every pair
-    repeat_videos: bool = False  # a batch may hold a video with several captions, as CLIP4Clip's
-    augment: bool = False  # a random resized crop (half to all of the area) and a flip, one for each video
+    """Whether weight decay also pulls on biases, gains and prompts."""
+    warmup: Annotated[Share, Field(lt=1)] = 0.1
+    """Share of all steps in which the learning rate rises (10% or 0.1)."""
+    clip_grad: Annotated[Finite, Field(gt=0)] | None = 1.0
+    """Largest global norm of the gradient; null: no limit."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments, each in [0, 1)."""
+    eps: Annotated[Finite, Field(gt=0)] = 1e-6
+    """AdamW's epsilon."""
+    captions: Literal["one", "all"] = "one"
+    """What an epoch holds: one caption of each video, drawn anew each time, or all pairs."""
+    repeat_videos: bool = False
+    """Whether a batch may hold a video several times with different captions, as CLIP4Clip's may."""
+    augment: bool = False
+    """A random resized crop (half to all of the area of the stored square) and a flip, one for all frames of
+    a video."""
     learn_logit_scale: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the towers, also when they are measured
-    micro_batch: Positive | None = None  # videos of a worker that hold activations at once; null: all
-    checkpoint_every: Positive | None = None  # steps; null: each epoch
-    prefix_cache: Literal["bf16", "fp32"] | None = None  # keep what enters the first tuned vision block
-    grad_checkpointing: bool = False  # recompute a block's activations instead of holding them
+    """Whether CLIP's temperature is tuned too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the towers, also when they are measured; parameters and similarities stay in fp32."""
+    micro_batch: Positive | None = None
+    """Videos of a worker that hold activations at once; null: all of its batch."""
+    checkpoint_every: Positive | None = None
+    """Steps between checkpoints; null: one after each epoch."""
+    prefix_cache: Literal["bf16", "fp32"] | None = None
+    """Precision in which the input of the first tuned vision block is kept between epochs; null: not kept."""
+    grad_checkpointing: bool = False
+    """Whether a block's activations are computed again in the backward pass instead of being held."""
 
 
 class MethodRun(Section):
     """One row of the comparison: a method with its options, its pooling and its training settings."""
 
     name: str
+    """The method's name in METHODS."""
     method: Method
+    """The method with its options."""
     pooling: Literal["mean", "query_aware"] = "mean"
+    """How the frames of a video become one vector: their mean, or weighed by each caption."""
     train: Train = Train()
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    """Training settings of this method, over those of `train`."""
 
 
 class Evaluate(Section):
-    """What is measured beside the plain numbers; each stands under its own name, such as `dsl/t2v/R1`."""
+    """What is measured beside the plain numbers; each stands under a name of its own: `dsl/t2v/R1`."""
 
-    parity: tuple[
-        Literal["clip4clip", "xpool", "qb_norm"], ...
-    ] = ()  # numbers as those published scripts count
+    parity: tuple[Literal["clip4clip", "xpool", "qb_norm"], ...] = ()
+    """Numbers as these published scripts count them, their flaws included."""
     post_processing: tuple[Literal["dsl", "qb_norm"], ...] = ()
-    each_epoch: bool = True  # recall on `val`, where there is one, also after each epoch: a curve
+    """Numbers after these rescalings of the similarities."""
+    each_epoch: bool = True
+    """Whether recall on `val`, where there is one, is measured after each epoch: a curve."""
+    moments: bool = False
+    """Whether sentences with a start and an end are searched for inside their videos: moment/R1_0.5,
+    moment/mIoU (ActivityNet Captions, DiDeMo)."""
 
 
 class Cache(Section):
     """Where a machine keeps shards of an object store, so that each crosses the network once."""
 
-    folder: Folder | None = None  # on each machine's own disk; null: `vopcore-shards` in its temporary folder
-    gigabytes: float = Field(100, gt=0)  # what is over is read from the store each time
+    folder: Folder | None = None
+    """Folder on each machine's own disk; null: `vopcore-shards` in its temporary folder."""
+    gigabytes: Annotated[Finite, Field(gt=0)] = 100
+    """Room for it, in gigabytes; what is beyond is read from the store each time."""
 
 
 class Resources(Section):
     """What one tuning run holds."""
 
     workers: Positive = 1
-    max_workers: Positive | None = None  # elastic: as many as there is room for, from `workers` to this
+    """Processes that tune together."""
+    max_workers: Positive | None = None
+    """The most processes of an elastic run, which grows from resources.workers as machines come; null: not
+    elastic."""
     cpus_per_worker: Positive = 1
-    gpu: bool = False  # one GPU per worker
-    max_failures: int = Field(3, ge=0)  # restarts of a run whose worker or node died
-    wait: float | None = Field(None, ge=0)  # minutes for machines to come; null: 30 if cluster.yaml has them
+    """CPUs, and torch threads, of a worker."""
+    gpu: bool = False
+    """Whether each worker has a GPU."""
+    max_failures: int = Field(3, ge=0)
+    """Restarts of a run whose worker or machine died."""
+    wait: Annotated[Finite, Field(ge=0)] | None = None
+    """Minutes to wait for machines; null: 30 if cluster.yaml could start them, else none."""
     cache: Cache = Cache()
+    """Shards of an object store that a machine keeps."""
 
 
 class MLflow(Section):
-    """Where numbers go: `uri` null means MLFLOW_TRACKING_URI, else a SQLite file in `output`."""
+    """Where numbers go."""
 
     uri: str | None = None
-    experiment: str | None = None  # null: the config's name
+    """MLflow's address; null: MLFLOW_TRACKING_URI, else a SQLite file in `output`."""
+    experiment: str | None = None
+    """Name of the experiment; null: the config's name."""
     model: Literal["search", "vectors", "none"] = "search"
-    """The tuned method as an MLflow model: `search` ranks the test videos too, whose vectors go with it."""
+    """What is saved as an MLflow model: `search` holds the test videos' vectors too and ranks them, `vectors`
+    only embeds, `none` saves no model."""
 
 
 Stage = Literal["ingest", "verify", "tune"]
@@ -180,17 +293,31 @@ Stage = Literal["ingest", "verify", "tune"]
 class RunConfig(Section):
     """Everything one `pipelines/run.py` does."""
 
-    name: str
-    output: Folder  # results and whatever has no place of its own
-    storage: Location | None = None  # shards and checkpoints, s3:// and gs:// too; null: in `output`
+    name: Name
+    """Name of the benchmark, in tables and in MLflow."""
+    output: Folder
+    """Folder for results and for whatever has no place of its own."""
+    storage: Location | None = None
+    """Folder for shards and checkpoints, s3:// and gs:// too; null: in `output`."""
     seed: int = Field(0, ge=0)
-    run: str = ""  # a label: the same label continues a run, a new one starts anew
+    """Decides everything random: initial values, order, drawn captions and frames."""
+    run: Label = ""
+    """A label: the same label continues a run, a new one starts anew."""
     stages: tuple[Stage, ...] = ("ingest", "tune")
+    """What is done: ingest decodes, verify reads every shard in full, tune trains and measures."""
     shapes: Shapes | None = None
+    """The quickstart's own world; null: real videos."""
     data: Data
+    """The data set."""
     video: Video = Video()
-    clip: Clip = Clip()
+    """The frames."""
+    clip: Backbone = Backbone()
+    """The frozen CLIP."""
     methods: tuple[MethodRun, ...]
+    """The methods to compare, by name, each with its options, `pooling` and `train`."""
     evaluate: Evaluate = Evaluate()
+    """What is measured."""
     resources: Resources = Resources()
+    """The machines."""
     mlflow: MLflow = MLflow()
+    """Where numbers go."""

@@ -24,7 +24,7 @@ from support.tuning import CAPTIONS, SIZE, make_shards
 from pipelines.tune.worker import WEIGHTS, Task, training_captions, work
 from vopcore import clip as clips
 from vopcore.config import MethodRun, RunConfig, Train
-from vopcore.config.sections import Clip, Data, Video
+from vopcore.config.sections import Backbone, Data, Video
 from vopcore.methods import METHODS, tune, tuned
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
@@ -59,7 +59,7 @@ def task(tmp_path):
         output=str(tmp_path),
         data=Data(dataset="folder", root=str(tmp_path)),
         video=Video(frames=4, size=SIZE),
-        clip=Clip(model=str(tmp_path / "model.json"), pretrained=None, words=16),
+        clip=Backbone(model=str(tmp_path / "model.json"), pretrained=None, words=16),
         methods=(run,),
     )
     train = annotations(dict.fromkeys(CAPTIONS), captions=2)

@@ -93,7 +93,28 @@ def test_environment_variables_can_be_named(good, monkeypatch):
         (["resources.workers=3"], ["train.batch_size", "32", "resources.workers = 3"]),
         (["train=5"], ["train", "expected settings"]),
         (["oops"], ["'oops'", "key=value"]),
-        (["name=null"], ["name", "valid string"]),
+        (["name=null"], ["name: must be a text"]),
+        (["name=team/own"], ["name: 'team/own' cannot be part of a file's name"]),
+        (["name="], ["name: must not be empty"]),
+        (["run=exp/a"], ["run: 'exp/a' cannot be part of a file's name"]),
+        (["run=it's"], ["run:", "cannot be part of a file's name"]),
+        (["run=.hidden"], ["run:", "cannot be part of a file's name"]),
+        (["train.lr=-1"], ["train.lr: must be greater than 0, got -1"]),
+        (["train.lr=[]"], ["train.lr:"]),
+        (["train.lr=[1e-3,x]"], ["train.lr.1: must be a number, got 'x'"]),
+        (["train.warmup=1"], ["train.warmup: must be less than 1"]),
+        (["train.betas=[2,3]"], ["train.betas.0: must be less than 1.0, got 2"]),
+        (["train.betas=[0.9]"], ["train.betas"]),
+        (["train.clip_grad=.nan"], ["train.clip_grad: must be a finite number"]),
+        (["video.time_limit=.inf"], ["video.time_limit: must be a finite number, got inf"]),
+        (["video.max_failed=few%"], ["video.max_failed: must be a number, got 'few%'"]),
+        (["resources.gpu=maybe"], ["resources.gpu: must be true or false, got 'maybe'"]),
+        (["evaluate.parity=clip4clip"], ["evaluate.parity: must be a list, got 'clip4clip'"]),
+        (["video=5"], ["video: must be settings (key: value), got 5"]),
+        (["compare=[]"], ["compare: is empty"]),
+        (["compare=5"], ["compare: must be a list of methods or `all`, got 5"]),
+        (["video.frames=12 # as in the paper"], ["video.frames", "' #'", "quotes"]),
+        (["train.1=2"], ["train.1", "unknown key"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key_and_what_would_be_right(good, overrides, words):
@@ -163,9 +184,49 @@ def test_a_backbone_is_known_by_the_bytes_of_its_files_not_by_where_they_are(goo
     [
         (["resources.workers=2", "resources.max_workers=1"], "resources.max_workers: 1 is fewer than"),
         (["train.augment=true", "train.prefix_cache=bf16"], "methods.vop.train.prefix_cache: with augment"),
-        (["train.prefix_cache=fp16"], "train.prefix_cache: input should be 'bf16' or 'fp32'"),
+        (["train.prefix_cache=fp16"], "train.prefix_cache: must be 'bf16' or 'fp32', got 'fp16'"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(good, overrides, said):
     with pytest.raises(ConfigError, match=said):
         read_config(good, overrides)
+
+
+@pytest.mark.parametrize("overrides", [["compare=vop"], ["compare=[vop]"], ["compare='vop'"]])
+def test_one_method_needs_no_brackets(good, overrides):
+    assert [run.name for run in read_config(good, overrides).methods] == ["vop"]
+    assert [run.name for run in read_config(good, ["compare=vop, full"]).methods] == ["vop", "full"]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("run=001", "001"),
+        ("run='001'", "001"),
+        ("run=1e3", "1e3"),
+        ("run=yes", "yes"),
+        ("run=", ""),
+        ("run=a = b", "a = b"),
+    ],
+)
+def test_a_text_is_taken_as_it_is_typed(good, override, value):
+    assert read_config(good, [override]).run == value
+
+
+def test_a_path_with_a_hash_is_not_cut_off_there(good, tmp_path):
+    assert read_config(good, [f"output={tmp_path}/run #1"]).output == f"{tmp_path}/run #1"
+    assert read_config(good, ["mlflow.uri=null"]).mlflow.uri is None
+
+
+def test_a_number_in_the_place_of_a_text_is_told_to_be_put_in_quotes(good):
+    good.write_text(good.read_text() + "run: 001\n")
+    with pytest.raises(ConfigError, match=r"run: must be a text, got 1 \(a number in quotes is a text\)"):
+        read_config(good)
+
+
+@pytest.mark.parametrize("overrides", [["train.lr=[1e-3,x]"], ["train.lr=x"], ["video=5"], ["train.betas=3"]])
+def test_no_word_of_the_library_that_checks_reaches_the_user(good, overrides):
+    with pytest.raises(ConfigError) as error:
+        read_config(good, overrides)
+    for word in ("constrained", "pydantic", "tuple", "Input should", "instance of", "valid"):
+        assert word not in str(error.value)
