@@ -92,7 +92,7 @@ class TunedModel:
 
         # What is drawn here is overwritten, or drawn as it was: nobody else's random numbers change.
         with torch.random.fork_rng(devices=[]):
-            clip = _load_frozen(folder, self._settings, pretrained)
+            clip = load_frozen(folder, self._settings, pretrained)
             tuned = load_tuned(clip, folder / TUNED_FILE)
 
         self._tokenize = tokenizer(clip, self._settings.words)
@@ -191,8 +191,11 @@ def _load_pyfunc(path: str, model_config: Mapping[str, str] | None = None) -> Tu
     return TunedModel(Path(path), **options)
 
 
-def _load_frozen(folder: Path, settings: ModelSettings, pretrained: str | None) -> nn.Module:
-    """The frozen CLIP."""
+def load_frozen(folder: Path, settings: ModelSettings, pretrained: str | None = None) -> nn.Module:
+    """The frozen CLIP of a saved model; `pretrained`: its weights, where they are at another place.
+
+    Draws from torch's global generator. Raises ValueError, one line, where the weights are gone.
+    """
     model = _copied_or_named(folder, settings.model)
     weights = _copied_or_named(folder, pretrained or settings.pretrained)
     if weights and Path(weights).is_absolute() and not Path(weights).is_file():

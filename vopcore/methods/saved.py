@@ -49,6 +49,17 @@ def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     ValueError, one line, for a file that is damaged, belongs to another CLIP, or names an unknown method
     or option.
     """
+    copy, settings = attach_tuned(clip, path)
+    if frozen_hash(copy) != settings["backbone"]:
+        raise ValueError(f"{path}: tuned on other weights of {settings['model']} than those of this CLIP")
+    return copy
+
+
+def attach_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """`load_tuned` without the look at every frozen weight, and the settings of the file.
+
+    For a CLIP of which one tower was read: the caller compares `settings["backbone"]` with what it knows.
+    """
     settings, tensors = read(path)
     try:
         method = _method(settings)
@@ -61,10 +72,8 @@ def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     if activation(clip) != settings["activation"]:
         needed = f"tuned on {settings['model']} with {settings['activation']}"
         raise ValueError(f"{path}: {needed}, this CLIP has {activation(clip)}")
-    if frozen_hash(copy) != settings["backbone"]:
-        raise ValueError(f"{path}: tuned on other weights of {settings['model']} than those of this CLIP")
     copy.tuning = dataclasses.replace(copy.tuning, pooling=settings["pooling"])
-    return copy
+    return copy, settings
 
 
 def assign(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
