@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -28,6 +29,7 @@ from pipelines import track
 from pipelines.cluster import machines
 from pipelines.cluster.start import start_ray
 from pipelines.command.exit_codes import Arguments, ended
+from pipelines.command.secrets import hides_secrets
 from pipelines.deliver import try_to_deliver
 from pipelines.experiment.provenance import code_hash, code_version
 from pipelines.matrix import rounds, tables
@@ -49,6 +51,7 @@ CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings tha
 CLI.add_argument("--rerun", action="store_true", help="run finished cells anew")
 
 
+@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
@@ -85,7 +88,7 @@ def benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
     _deliver(places, store)
     print(f"\nCompare the runs in a browser:\n  {_browse(store.uri)}")
     names = sorted({world.config.mlflow.experiment or world.config.name for world in places})
-    print(f"or on one page:\n  python pipelines/report.py {' '.join(names)} --uri {store.uri}")
+    print(f"or on one page:\n  python pipelines/report.py {' '.join(names)} --uri {shlex.quote(store.uri)}")
     worse = [one.row for one in compared if one.word == "worse"]
     failed = [f"{cell['row']}, seed {cell['seed']}" for cell in record["cells"] if cell["state"] == "failed"]
     if worse:
@@ -162,7 +165,8 @@ def _log(
     """A run of the benchmark's own experiment for each round."""
     settings = {"round": now.id, "label": now.label}
     run_id = track.start_run(store, now.id, f"round {now.label}", settings, {"kind": "benchmark"})
-    track.log_files(store, run_id, [*files, source])
+    track.log_files(store, run_id, files)
+    track.log_config(store, run_id, source)
     track.log_metrics(store, run_id, tables.means(compared))
     track.end_run(store, run_id)
 
@@ -178,7 +182,7 @@ def _deliver(places: Sequence[World], own: track.RunStore) -> None:
 
 
 def _browse(uri: str) -> str:
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else track.serve_command(uri)
 
 
 if __name__ == "__main__":

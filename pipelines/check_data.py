@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 
 import pyarrow as pa
 
+from pipelines.command.secrets import hides_secrets
 from pipelines.ingest.driver import default_storage
 from vopcore import clip
 from vopcore.config import RunConfig, read_config
@@ -48,6 +49,7 @@ CLI.add_argument(
 CLI.add_argument("--json", action="store_true", help="print the whole report as JSON")
 
 
+@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_intermixed_args(argv)

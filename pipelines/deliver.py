@@ -3,12 +3,13 @@
     python pipelines/deliver.py outputs/msrvtt_9k/mlflow_waiting
     python pipelines/deliver.py outputs/msrvtt_9k/mlflow_waiting --uri sqlite:///mlflow.db
 
-`--uri` names another store than the one it was meant for. May be repeated. Exit codes: 0 all is delivered,
-2 there is nothing to deliver, or MLflow is still out of reach.
+`--uri` names another store than the one it was meant for, or the same with a password. May be repeated.
+Exit codes: 0 all is delivered, 2 there is nothing to deliver, or MLflow is still out of reach.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
 from pipelines import track
+from pipelines.command.secrets import hides_secrets, without_secrets
 
 CLI = argparse.ArgumentParser(
     prog="pipelines/deliver.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
@@ -24,6 +26,7 @@ CLI.add_argument("folder", type=Path, help="mlflow_waiting in the output folder 
 CLI.add_argument("--uri", help="another store than the one it was meant for")
 
 
+@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)
@@ -34,13 +37,20 @@ def main(argv: Sequence[str]) -> int:
         return 2
     meant = json.loads((folder / track.ADDRESS).read_text())
     try:
-        store = track.RunStore(args.uri or meant["uri"], None, meant["experiment"], str(folder))
+        uri = args.uri or _with_its_password(meant["uri"])
+        store = track.RunStore(uri, None, meant["experiment"], str(folder))
         track.deliver(store)
     except track.StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"delivered to {store.uri}: {', '.join(runs)}")
     return 0
+
+
+def _with_its_password(uri: str) -> str:
+    """The store's URI is kept without its password; MLFLOW_TRACKING_URI may name the same store with it."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named if without_secrets(named) == uri else uri
 
 
 def try_to_deliver(store: track.RunStore) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import track
+from pipelines.command.secrets import hides_secrets
 from pipelines.report import store_uri
 from pipelines.reports.page import render
 from pipelines.reports.queries import gallery_data
@@ -39,6 +40,7 @@ CLI.add_argument("--most", type=int, default=500, help="captions on the page (50
 CLI.add_argument("--out", type=Path, help="the file; default outputs/reports/EXPERIMENT/gallery_RUN.html")
 
 
+@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)

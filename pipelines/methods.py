@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines.command.secrets import hides_secrets
 from vopcore.clip import blank
 from vopcore.methods import METHODS, tune, tuned
 from vopcore.retriever import Retriever
@@ -49,6 +50,7 @@ PAPER = {
 }
 
 
+@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)

@@ -8,7 +8,6 @@ Writes report.html, report.md, report.csv, report.tex and plots/*.svg, and logs 
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines import track
+from pipelines.command.secrets import hides_secrets
 from pipelines.reports import plots, tables
 from pipelines.reports.page import data_uri, render
 from pipelines.reports.published import SOURCES
@@ -40,6 +40,7 @@ CLI.add_argument("--out", type=Path, help="folder to write to; default outputs/r
 MOST_POINTS = 300  # of a curve in a plot
 
 
+@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)
@@ -61,9 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 def store_uri(uri: str | None, experiment: str) -> str:
     """Where a run of `experiment` keeps its numbers unless told otherwise."""
-    return (
-        uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(f'outputs/{experiment}/mlflow.db')}"
-    )
+    return track.store_uri(uri, Path("outputs") / experiment)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pipelines.cluster import machines
 from pipelines.cluster.start import start_ray
 from pipelines.command.exit_codes import Arguments, ended
 from pipelines.command.print_settings import PrintSettings
+from pipelines.command.secrets import hides_secrets
 from pipelines.experiment import prepare, runs
 from pipelines.ingest.driver import TooManyFailedError, ingest
 from pipelines.tune.driver import RunFailedError
@@ -49,6 +50,7 @@ CLI.add_argument("config", help="a YAML file, such as conf/quickstart.yaml")
 CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
 
 
+@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pipelines import track
 from pipelines.command.progress import Bar
+from pipelines.command.secrets import without_secrets
 from vopcore import clip as clips
 from vopcore.config import ConfigError, RunConfig, backbone, fingerprint
 from vopcore.datasets import DATASETS, layout, problems, shapes
@@ -78,7 +79,7 @@ def claim_output(config: RunConfig, annotations: pa.Table) -> None:
     folder = Path(config.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        elsewhere = {"storage": config.storage} if config.storage else {}
+        elsewhere = {"storage": without_secrets(config.storage)} if config.storage else {}
         (folder / BENCHMARK).write_text(json.dumps(shared(config) | elsewhere, indent=1))
     except OSError as error:
         raise ConfigError(f"output: cannot write to {folder}: {error.strerror}") from None
@@ -100,7 +101,7 @@ def shared(config: RunConfig) -> dict[str, Any]:
     video = {"frames", "stored_frames", "size", "sampler", "storage", "quality"}
     include = {"name": True, "shapes": True, "data": True, "video": video}
     said = config.model_dump(mode="json", include=include, exclude_none=True)
-    return track.flat(said | {"clip": backbone(config.clip)})
+    return without_secrets(track.flat(said | {"clip": backbone(config.clip)}))
 
 
 def _short(section: object) -> str:

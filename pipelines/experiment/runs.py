@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path)
         try_to_deliver(store)
     print("\n" + table(results))
     print("\n  ".join(["\nCompare them in a browser:", *track.browse(store.uri, store.experiment_id)]))
-    print(f"or on one page:\n  python pipelines/report.py {store.experiment} --uri {store.uri}")
+    print(f"or on one page:\n  python pipelines/report.py {store.experiment} --uri {shlex.quote(store.uri)}")
     return results
 
 
@@ -102,7 +103,7 @@ def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
     run_id = track.start_run(
         store, key, f"{run.name} seed {config.seed}", settings(config, run), tags(shared, run, key)
     )
-    track.log_files(store, run_id, [shared.source])
+    track.log_config(store, run_id, shared.source)
     log_data(shared, run_id)
     task = Task(config, run, shared.annotations, shared.shards)
     try:

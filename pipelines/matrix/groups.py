@@ -1,10 +1,10 @@
 """Cells that share data, frames and backbone stand in one world: read once, decoded once, one folder."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipelines import track
 from pipelines.cluster import machines
 from pipelines.experiment import prepare
 from vopcore.config import Cell, ConfigError, Matrix, RunConfig, fingerprint
@@ -25,7 +25,7 @@ def worlds(matrix: Matrix, cells: Sequence[Cell], label: str) -> list[World]:
 
     Shards and checkpoints of all worlds of a config lie in one place.
     """
-    uri = matrix.mlflow.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{matrix.output}/mlflow.db"
+    uri = track.store_uri(matrix.mlflow.uri, Path(matrix.output))
     together: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         home = cell.config.output

@@ -14,13 +14,15 @@ from pipelines.track.store import (
     one_line,
     open_or_wait,
     open_store,
+    store_uri,
 )
-from pipelines.track.view import browse
+from pipelines.track.view import browse, serve_command
 from pipelines.track.write import (
     ADDRESS,
     deliver,
     end_run,
     flat,
+    log_config,
     log_curves,
     log_data,
     log_files,
@@ -46,6 +48,7 @@ __all__ = [
     "fetch",
     "find_store",
     "flat",
+    "log_config",
     "log_curves",
     "log_data",
     "log_files",
@@ -55,7 +58,9 @@ __all__ = [
     "open_or_wait",
     "open_store",
     "runs",
+    "serve_command",
     "start_run",
+    "store_uri",
     "waiting",
     "watch_machine",
 ]

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.command.secrets import without_secrets
+from pipelines.track.sqlite import set_up_alone, sqlite_file, sqlite_uri
 from pipelines.track.view import TAGS
 
 SETTINGS = {  # MLflow's own, unless the user set them
@@ -27,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class StoreError(ValueError):
-    """A store that cannot be read, or an experiment that is not in it; one line."""
+    """A store that cannot be read, or an experiment that is not in it; one line without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class ServerAwayError(StoreError):
@@ -60,15 +66,35 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> RunStore:
     """
     _settle()
     uri = store_uri(uri, folder)
-    with one_line(uri):
+    is_sqlite = _check_sqlite(uri)
+    with one_line(uri), set_up_alone(uri):
         client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            artifacts = (folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
+            artifacts = (folder / "mlartifacts").as_uri() if is_sqlite else None
             experiment_id = client.create_experiment(experiment, artifacts, TAGS)
         else:
-            experiment_id = found.experiment_id
+            _refuse_deleted(known, uri)
+            experiment_id = known.experiment_id
     return RunStore(uri, experiment_id, experiment, str(folder / WAITING))
+
+
+def _check_sqlite(uri: str) -> bool:
+    """Whether the store is an SQLite file. Raises StoreError for a URI that names another file than meant."""
+    try:
+        return sqlite_file(uri) is not None
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+
+
+def _refuse_deleted(experiment: Experiment, uri: str) -> None:
+    """A deleted experiment takes no runs; noticed here, not at the first number of a run."""
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise StoreError(
+            f"experiment {experiment.name!r} is deleted in MLflow at {uri}; bring it back"
+            f" ({restore}), or name another: mlflow.experiment=..."
+        )
 
 
 def open_or_wait(uri: str | None, experiment: str, folder: Path) -> RunStore:
@@ -82,21 +108,23 @@ def open_or_wait(uri: str | None, experiment: str, folder: Path) -> RunStore:
 
 def store_uri(uri: str | None, folder: Path) -> str:
     """The store that was named, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / "mlflow.db")
 
 
 def find_store(uri: str, experiment: str) -> RunStore:
     """The store of an experiment that is there already; nothing is made. Raises StoreError."""
     _settle()
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not file.is_file():
+    _check_sqlite(uri)
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
         raise StoreError(f"no MLflow store: {file} is missing; name yours with --uri")
-    with one_line(uri):
+    with one_line(uri), set_up_alone(uri):
         client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            return RunStore(uri, found.experiment_id, experiment)
-        names = sorted(e.name for e in client.search_experiments() if e.name != "Default")
+        known = client.get_experiment_by_name(experiment)
+        if known is not None:
+            _refuse_deleted(known, uri)
+            return RunStore(uri, known.experiment_id, experiment)
+        names = sorted(other.name for other in client.search_experiments() if other.name != "Default")
     raise StoreError(f"no experiment {experiment!r} in {uri}; there are: {', '.join(names) or 'none'}")
 
 
@@ -106,10 +134,10 @@ def one_line(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        said = str(error).strip().splitlines()[0].replace("<database_uri>", uri)
-        away = isinstance(error, MlflowException) and error.get_http_status_code() >= 500
-        kind = ServerAwayError if away and uri.startswith("http") else StoreError
-        raise kind(f"MLflow at {uri}: {said}") from error
+        first_line = str(error).strip().splitlines()[0].replace("<database_uri>", uri)
+        is_away = isinstance(error, MlflowException) and error.get_http_status_code() >= 500
+        kind = ServerAwayError if is_away and uri.startswith("http") else StoreError
+        raise kind(f"MLflow at {uri}: {first_line}") from error
 
 
 def _settle() -> None:

@@ -1,6 +1,11 @@
 """How an experiment opens in MLflow's UI: every run in a row, best recall first, with what it cost."""
 
 import json
+import shlex
+
+from pipelines.command.secrets import without_secrets
+
+PORT = 5000  # of `mlflow ui`, where we say to open it
 
 VIEW = "recall"
 COLUMNS = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1")
@@ -20,9 +25,15 @@ TAGS = {  # of the experiment; the view is the UI's own format for one that is s
 
 def browse(uri: str, experiment_id: str | None) -> list[str]:
     """How to look at the experiment, a line each: what to start, where it is no server, and what to open."""
-    served = uri.startswith("http")
+    uri = without_secrets(uri)
     if experiment_id is None:
         return [uri]
-    address = uri.rstrip("/") if served else "http://127.0.0.1:5000"
-    page = f"{address}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
-    return [page] if served else [f"mlflow ui --backend-store-uri {uri}", page]
+    page = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
+    if uri.startswith("http"):
+        return [f"{uri.rstrip('/')}/{page}"]
+    return [serve_command(uri), f"http://127.0.0.1:{PORT}/{page}"]
+
+
+def serve_command(uri: str) -> str:
+    """Serves a local store where `browse` says; one worker answers one person on any machine."""
+    return f"mlflow ui --port {PORT} --workers 1 --backend-store-uri {shlex.quote(without_secrets(uri))}"

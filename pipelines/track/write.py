@@ -16,6 +16,7 @@ from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 
+from pipelines.command.secrets import without_secrets
 from pipelines.track.journal import Journal, waiting
 from pipelines.track.model import upload_model, write_model
 from pipelines.track.store import RunStore, ServerAwayError, StoreError, one_line, open_store
@@ -35,8 +36,8 @@ def start_run(
     value = {
         "key": key,
         "name": f"{name} {datetime.now(UTC):%Y-%m-%d}",
-        "params": {name: str(value) for name, value in params.items()},
-        "tags": resolve_tags({**tags, "run_key": key}),  # and user, script, commit
+        "params": {name: without_secrets(str(value)) for name, value in params.items()},
+        "tags": without_secrets(resolve_tags({**tags, "run_key": key})),  # and user, script, commit
     }
     try:
         with one_line(store.uri):
@@ -64,13 +65,22 @@ def log_files(store: RunStore, run_id: str, files: Iterable[Path], folder: str |
         _log(store, run_id, "file", {"path": str(file), "folder": folder})
 
 
+def log_config(store: RunStore, run_id: str, file: Path) -> None:
+    """Keep a YAML file as an artifact of the run, without the passwords in its URIs."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / file.name
+        copy.write_text(without_secrets(file.read_text()))
+        log_files(store, run_id, [copy])
+
+
 def log_model(
     store: RunStore, run_id: str, name: str, data: Path, example: Mapping[str, str], params: Mapping[str, Any]
 ) -> None:
     """Keep a folder of `tuned_model.save` as the model of the run; `example`: one row of its input."""
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model", data, example)
-        value = {"path": f"{folder}/model", "name": name, "params": {k: str(v) for k, v in params.items()}}
+        settings = {key: without_secrets(str(setting)) for key, setting in params.items()}
+        value = {"path": f"{folder}/model", "name": name, "params": settings}
         _log(store, run_id, "model", value)
 
 
@@ -78,7 +88,7 @@ def log_data(
     store: RunStore, run_id: str, name: str, digest: str, source: str, splits: Mapping[str, Mapping[str, int]]
 ) -> None:
     """Say which data went in. splits: of each split, how many there are of what."""
-    value = {"name": name, "digest": digest, "source": source, "splits": splits}
+    value = {"name": name, "digest": digest, "source": without_secrets(source), "splits": splits}
     _log(store, run_id, "data", value)
 
 
@@ -86,7 +96,7 @@ def end_run(
     store: RunStore, run_id: str, status: str = "FINISHED", tags: Mapping[str, str] | None = None
 ) -> None:
     """Close the run as FINISHED, FAILED or KILLED."""
-    value = {"status": status, "tags": {name: str(v) for name, v in (tags or {}).items()}}
+    value = {"status": status, "tags": {name: without_secrets(str(v)) for name, v in (tags or {}).items()}}
     _log(store, run_id, "end", value)
 
 
@@ -150,9 +160,14 @@ def _log(store: RunStore, run_id: str, call: str, value: Any) -> None:  # noqa: 
 def _keep(store: RunStore, run_id: str, call: str, value: Any, error: Exception) -> None:  # noqa: ANN401
     if store.journal is None:
         raise error
+    try:
+        Journal(store.journal, run_id).add(call, value)
+        address = {"uri": without_secrets(store.uri), "experiment": store.experiment}
+        (Path(store.journal) / ADDRESS).write_text(json.dumps(address))
+    except OSError as second:  # most often one full disk for both; no number is worth the run
+        log.warning("%s; and it cannot be kept in %s: %s", error, store.journal, second.strerror)
+        return
     log.warning("%s; what it misses is kept in %s", error, store.journal)
-    Journal(store.journal, run_id).add(call, value)
-    (Path(store.journal) / ADDRESS).write_text(json.dumps({"uri": store.uri, "experiment": store.experiment}))
 
 
 def _experiment(store: RunStore) -> str:

@@ -1,0 +1,50 @@
+"""MLflow's SQLite file: its URI whatever the folder is called, and one process at a time to set it up."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import make_url
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of an SQLite file. SQLAlchemy takes `?` for the start of options and decodes `%20`."""
+    path = str(file)
+    if not set(path) & set("%?"):
+        return f"sqlite:///{path}"
+
+    # With the driver named, MLflow does not take the encoded path for a folder that it has to make.
+    return f"sqlite+pysqlite:///{quote(path)}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file behind a URI of SQLite; None for another store.
+
+    Raises ValueError where a `?` cuts the path short.
+    """
+    if not uri.startswith(("sqlite:", "sqlite+")):
+        return None
+    if "/" in uri.partition("?")[2]:
+        raise ValueError(f"{uri}: a ? in a URI starts its options; write %3F for one in a folder's name")
+    database = make_url(uri).database
+    return Path(database) if database else None
+
+
+@contextmanager
+def set_up_alone(uri: str) -> Iterator[None]:
+    """Wait for another process that is making the tables: two that begin on a new file break each other."""
+    file = sqlite_file(uri)
+    try:
+        lock = file.with_name(f"{file.name}.lock").open("w") if file else None
+    except OSError:  # a folder that may only be read, or is not there: whoever opens the store says so
+        lock = None
+    if lock is None:
+        yield
+        return
+
+    with lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
