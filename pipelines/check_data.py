@@ -24,8 +24,7 @@ from vopcore import clip
 from vopcore.config import RunConfig, read_config
 from vopcore.datasets import DATASETS, PUBLISHED, DatasetError, check, layout, problems
 from vopcore.shards import Layout
-from vopcore.video import VideoError
-from vopcore.video.source import Source
+from vopcore.video import VideoError, probe
 
 Report = dict[str, Any]
 SHOWN = 5  # problems, unreadable files that are printed; --json has them all
@@ -86,7 +85,7 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
         "layout": layout(table),
         "splits": {split: check.counts(rows, published.get(split)) for split, rows in splits.items()},
         "missing": {"videos": len(missing), "list": str(write_missing(missing, listed)) if missing else None},
-        "headers": check.unreadable(splits, probe, headers),
+        "headers": check.unreadable(splits, header_problem, headers),
         "duplicates": {split: check.duplicates(rows) for split, rows in splits.items()},
         "leakage": check.leakage(table, splits),
         "tokens": {split: check.tokens(rows, config.clip.words, count) for split, rows in splits.items()},
@@ -99,13 +98,13 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
     return report | {"usable": not errors, "errors": errors, "warnings": warnings}
 
 
-def probe(file: str) -> str | None:
+def header_problem(file: str) -> str | None:
     """Why a file's header cannot be read; None: it can."""
     try:
-        with Source(file):
-            return None
-    except (VideoError, OSError) as error:
+        probe(file)
+    except VideoError as error:
         return str(error)
+    return None
 
 
 def write_missing(missing: list[tuple[str, str]], listed: Path) -> Path:

@@ -125,8 +125,13 @@ class Retriever(nn.Module):
         return self.similarity(text, gallery, gallery.any(dim=-1))
 
     def _normalised(self, frames: Tensor) -> Tensor:
-        pixels = (frames.to(self.mean.dtype) - self.mean) / self.std
-        return pixels.to(self.clip.visual.conv1.weight.dtype)
+        dtype = self.clip.visual.conv1.weight.dtype
+        if dtype != torch.bfloat16:
+            return ((frames.to(self.mean.dtype) - self.mean) / self.std).to(dtype)
+
+        # Computed in fp32 inside one kernel that reads uint8 and writes the tower's dtype.
+        pixels = torch.empty(frames.shape, dtype=dtype, device=frames.device)
+        return torch.addcmul(-self.mean / self.std, frames, 1 / self.std, out=pixels)
 
     def _autocast(self) -> AbstractContextManager:
         if self.mean.is_meta:  # counted, not computed

@@ -10,7 +10,7 @@ import faulthandler
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Self
 
@@ -113,9 +113,19 @@ def _decoded(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> tu
             end=moment.end,
             time_limit=settings.time_limit,
         )
-    known = asdict(decoded)
-    pixels = known.pop("pixels")
-    return pixels, {**known, "num_frames": len(pixels)}
+    pixels = decoded.pixels
+    known = {
+        "status": decoded.status,
+        "error": decoded.error,
+        "num_frames": len(pixels),
+        "times": decoded.times,
+        "width": decoded.width,
+        "height": decoded.height,
+        "fps": decoded.fps,
+        "duration": decoded.duration,
+        "codec": decoded.codec,
+    }
+    return pixels, known
 
 
 class Here:

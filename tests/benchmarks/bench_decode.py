@@ -18,14 +18,13 @@ import av
 import numpy as np
 import open_clip
 import torch
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 from scenes import write_scene
 
 from vopcore.video import decode
 from vopcore.video.decode import SKIPPING_DECODERS
 from vopcore.video.plan import runs
-from vopcore.video.preprocess import crop, preprocess, resize
+from vopcore.video.preprocess import Geometry, Preprocessor, preprocess
 from vopcore.video.sample import uniform
 from vopcore.video.source import Source
 
@@ -54,7 +53,7 @@ TRANSFORM = open_clip.image_transform(224, is_train=False)  # PIL and torchvisio
 
 
 def fit(frames: np.ndarray) -> np.ndarray:
-    return np.stack([crop(resize(frame, 224), 224) for frame in frames])
+    return preprocess(np.asarray(frames), Geometry(224))
 
 
 def ours(path: Path, ordinals: list[int]) -> np.ndarray:
@@ -90,12 +89,12 @@ def bare(path: Path, ordinals: list[int], converts: bool) -> Callable[[], None]:
     chosen = set(targets)
     plan = runs(source.packets, targets)
     times = {source.packets.pts[target] for target in targets}
-    reformatter = VideoReformatter()
+    preprocessor = Preprocessor([Geometry(224)])
 
     def convert(frames: list[av.VideoFrame]) -> None:
         for frame in frames:
             if frame.pts in times:
-                preprocess(frame, 224, reformatter)
+                preprocessor.add(frame.pts, frame)
 
     def feed() -> None:
         decoder = source.decoder

@@ -1,6 +1,6 @@
 """The seams of open_clip: load a CLIP, find its towers, wrap their blocks, encode. Its only importer."""
 
-from vopcore.clip.block import LeanBlock, attend, lean
+from vopcore.clip.block import LeanBlock, attend, lean, lean_norm
 from vopcore.clip.encode import (
     encode_from,
     encode_prefix,
@@ -35,6 +35,7 @@ __all__ = [
     "frozen_hash",
     "keep_in_bf16",
     "lean",
+    "lean_norm",
     "load",
     "model_name",
     "normalisation",

@@ -4,14 +4,19 @@ Prompts are only looked at, so they are keys and values without queries or an ML
 block only the class tokens go on; projections read x as it lies in memory, where nn.MultiheadAttention, given
 the batch first, multiplies a transposed view row by row (27 % of a step on a CPU); quick-GELU keeps one
 tensor for the backward pass instead of two. In eval mode a block without prompts is open_clip's, to the bit.
+
+Under autocast (bf16) a step is bound by memory: norms read and write bf16, with their statistics in fp32
+inside the kernel, and the frozen MLP and projections are each one autograd function without passes that only
+scale, join or cut.
 """
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from vopcore.clip.autocast import SLOPE, FrozenMLP, FrozenProjection, autocast_dtype, is_frozen
 from vopcore.clip.linear import LeanLinear, linear
 
 
@@ -45,16 +50,35 @@ class LeanAttention(nn.MultiheadAttention):
         if not self.training:
             masks = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
             return super().forward(query, key, value, need_weights=False, **masks)
-        weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
-        if query is key:
-            parts = linear(query, weight, bias).chunk(3, dim=-1)
-        else:
-            asked = linear(query, weight[:width], bias[:width])
-            parts = (asked, *linear(key, weight[width:], bias[width:]).chunk(2, dim=-1))
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+
+        heads = []
+        for rows in self._project(query, key):
+            heads.append(rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
+        q, k, v = heads
+
         mask = attn_mask if key_padding_mask is None else key_padding_mask[:, None, None]
-        out = F.scaled_dot_product_attention(q, k, v, mask if mask is None else mask.to(q.dtype))
+        if mask is not None:
+            mask = mask.to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
+
+    def _project(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+        """Queries [N, L, D], keys and values [N, K, D]."""
+        weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        dtype = autocast_dtype(query)
+        if dtype is not None and is_frozen(weight, bias):
+            return FrozenProjection.apply(
+                query.to(dtype),
+                None if query is key else key.to(dtype),
+                weight.to(dtype),
+                bias.to(dtype),
+            )
+
+        if query is key:
+            return linear(query, weight, bias).chunk(3, dim=-1)
+        queries = linear(query, weight[:width], bias[:width])
+        keys, values = linear(key, weight[width:], bias[width:]).chunk(2, dim=-1)
+        return queries, keys, values
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -79,6 +103,47 @@ class LeanQuickGELU(QuickGELU):
         return _QuickGELU.apply(x) if self.training else super().forward(x)
 
 
+class LeanMLP(nn.Sequential):
+    """`c_fc`, quick-GELU and `c_proj`; under autocast, where they are frozen, as one function."""
+
+    _scaled_bias: Tensor | None = None  # what FrozenMLP adds first, in the dtype of the product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]"""
+        dtype = autocast_dtype(x)
+        into, out = self.c_fc, self.c_proj
+        plain = type(into) is LeanLinear and type(out) is LeanLinear
+        if not self.training or dtype is None or not plain or not is_frozen(*self.parameters()):
+            return super().forward(x)
+
+        if self._scaled_bias is None or self._scaled_bias.device != x.device:
+            self._scaled_bias = (SLOPE * into.bias.detach().float()).to(dtype)
+        weights = into.weight.to(dtype), self._scaled_bias, out.weight.to(dtype), out.bias.to(dtype)
+        return FrozenMLP.apply(x.to(dtype), *weights)
+
+
+class LeanLayerNorm(LayerNorm):
+    """Under autocast reads and writes x in its own dtype, without a copy in fp32 and one back."""
+
+    _rounded: tuple[Tensor, Tensor] | None = None  # frozen weight and bias in the dtype of x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> the same shape and dtype"""
+        if not self.training or autocast_dtype(x) != x.dtype:
+            return super().forward(x)
+        weight, bias = self._affine(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias in the dtype of x; rounded once if they are frozen."""
+        if not is_frozen(self.weight, self.bias):
+            return self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if self._rounded is None or self._rounded[0].device != x.device:
+            self._rounded = self.weight.detach().to(x.dtype), self.bias.detach().to(x.dtype)
+        return self._rounded
+
+
 def lean(block: nn.Module, read: int | None = None) -> None:
     """Make `block` one of these, in place: names, weights and the module itself stay.
 
@@ -94,17 +159,30 @@ def lean(block: nn.Module, read: int | None = None) -> None:
             module.__class__ = LeanAttention
         if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):  # that is an attention's last
             module.__class__ = LeanLinear
+    if type(block.mlp) is nn.Sequential and isinstance(block.mlp.gelu, QuickGELU):
+        block.mlp.__class__ = LeanMLP
+
+
+def lean_norm(module: nn.Module) -> None:
+    """Make an open_clip LayerNorm a LeanLayerNorm, in place; others are left as they are."""
+    if type(module) is LayerNorm:
+        module.__class__ = LeanLayerNorm
 
 
 def attend(block: ResidualAttentionBlock, x: Tensor, prompts: Tensor, mask: Tensor | None = None) -> Tensor:
     """x [N, L, D] -> the block's output for x, or in training for what is read of it.
 
-    Its keys are `prompts` [N, p, D] and then x; `mask` is an additive one over those keys, [L, p + L] or, the
-    same for all queries, [N, p + L]. The same numbers as of a block over `[prompts, x]`.
+    Its keys are `prompts` [N, p, D], or [1, p, D] where all sequences have the same, and then x; `mask` is an
+    additive one over those keys, [L, p + L] or, the same for all queries, [N, p + L]. The same numbers as of
+    a block over `[prompts, x]`.
     """
     count = getattr(block, "read", None) if block.training else None
     normed = block.ln_1(x)
-    keys = torch.cat([block.ln_1(prompts).to(normed.dtype), normed], dim=1) if prompts.shape[1] else normed
-    asks = normed if count is None else normed[:, :count]
-    x = x[:, :count] + block.ls_1(block.attention(asks, keys, keys, attn_mask=mask))
+    keys = normed
+    if prompts.shape[1]:
+        normed_prompts = block.ln_1(prompts).to(normed.dtype)
+        keys = torch.cat([normed_prompts.expand(len(x), -1, -1), normed], dim=1)
+
+    queries = normed if count is None else normed[:, :count]
+    x = x[:, :count] + block.ls_1(block.attention(queries, keys, keys, attn_mask=mask))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -9,6 +9,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vopcore.clip.autocast import autocast_dtype
 from vopcore.clip.frozen import update
 from vopcore.clip.towers import pool_type, text_module
 from vopcore.clip.wrap import PerFrame, VideoBlock
@@ -32,6 +33,9 @@ def encode_text(clip: nn.Module, tokens: Tensor) -> Tensor:
     length = tokens.shape[1]
     x = tower.token_embedding(tokens)
     x = x + tower.positional_embedding[:length].to(x.dtype)
+    x = x.to(
+        autocast_dtype(x) or x.dtype
+    )  # under autocast the residual stream is bf16, as that of the frames
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
     x = text_global_pool(tower.ln_final(x), tokens, pool_type(clip), eos_token_id=eos)
     match tower.text_projection:

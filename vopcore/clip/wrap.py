@@ -5,11 +5,13 @@ own loop, checkpointing, pooling and projection stay as they are.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from vopcore.clip.autocast import autocast_dtype
 from vopcore.clip.block import attend
 from vopcore.clip.towers import Tower
 
@@ -75,7 +77,14 @@ class Prompted(Block):
         self, x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
         """x [N, L, D] -> [N, L, D], longer by the prompts that are kept."""
-        prompts = x[:, 1 : 1 + self.held] if self.prompts is None else self.prompts(x)
+        if self.prompts is None:
+            prompts = x[:, 1 : 1 + self.held]
+        elif isinstance(self.prompts, Prompts) and autocast_dtype(x) is not None:
+            prompts = self.prompts.tokens[
+                None
+            ]  # the same for all: cast and normalised once, not per sequence
+        else:
+            prompts = self.prompts(x)
         x = torch.cat([x[:, :1], x[:, 1 + self.held :]], dim=1) if self.held else x
         return with_prompts(self.block, x, prompts, causal=attn_mask is not None, keep=self.keep)
 
@@ -83,7 +92,7 @@ class Prompted(Block):
 def with_prompts(
     block: nn.Module, x: Tensor, prompts: Tensor, causal: bool = False, keep: bool = False
 ) -> Tensor:
-    """Run `block` on `[x_0, prompts, x_1...]`; x [N, L, D], prompts [N, p, D].
+    """Run `block` on `[x_0, prompts, x_1...]`; x [N, L, D], prompts [N or 1, p, D].
 
     The text towers that `towers` lets in are causal, so there the order of the longer sequence says who
     sees whom: a prompt is seen by whoever sees the token it stands before (VoP, Eq. 3). Prompts that are
@@ -95,7 +104,8 @@ def with_prompts(
     if not keep and isinstance(block, ResidualAttentionBlock):
         mask = causal_mask(x, count) if causal else None
         return attend(block, x, prompts.to(x.dtype), mask)
-    x = torch.cat([x[:, :1], prompts.to(x.dtype), x[:, 1:]], dim=1)
+    prompts = prompts.to(x.dtype).expand(len(x), -1, -1)
+    x = torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1)
     x = block(x, attn_mask=causal_mask(x) if causal else None)
     return x if keep else torch.cat([x[:, :1], x[:, 1 + count :]], dim=1)
 
@@ -103,9 +113,17 @@ def with_prompts(
 def causal_mask(x: Tensor, prompts: int = 0) -> Tensor:
     """The additive mask [L, prompts + L] under which a token of x [N, L, D] sees itself and those before it,
     and all but the first see the prompts, which come first among the keys.
+
+    Every block of a tower asks for the same one, so the last few are kept.
     """
-    length = x.shape[1]
-    mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+    return kept_causal_mask(x.shape[1], prompts, x.dtype, x.device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # autograd may not keep what inference mode has made
+def kept_causal_mask(length: int, prompts: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The mask of `causal_mask`; not to be written to."""
+    mask = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
     if not prompts:
         return mask
     seen = mask.new_zeros(length, prompts)

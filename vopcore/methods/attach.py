@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from vopcore.clip import Tuning, freeze, lean, towers
+from vopcore.clip import Tuning, freeze, lean, lean_norm, towers
 from vopcore.methods.base import Method
 
 
@@ -24,6 +24,8 @@ def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
     for block in (*vision.blocks, *text.blocks):
         lean(block)
     lean(vision.blocks[-1], read=1)
+    for module in clip.modules():  # those outside the blocks too
+        lean_norm(module)
     method.attach(clip, frames)
     clip.tuning = Tuning(method_name(method), method, frames, getattr(method, "fixed_frames", False))
     return clip

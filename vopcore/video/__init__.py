@@ -2,9 +2,20 @@
 (`decode`).
 """
 
-from vopcore.video.decode import DECODER_VERSION, Decoded, decode
+from vopcore.video.decode import DECODER_VERSION, Decoded, decode, decode_moments
 from vopcore.video.sample import SAMPLERS, choose
-from vopcore.video.source import VideoError
+from vopcore.video.source import TIME_LIMIT, VideoError, probe
 from vopcore.video.stack import stack
 
-__all__ = ["DECODER_VERSION", "SAMPLERS", "Decoded", "VideoError", "choose", "decode", "stack"]
+__all__ = [
+    "DECODER_VERSION",
+    "SAMPLERS",
+    "TIME_LIMIT",
+    "Decoded",
+    "VideoError",
+    "choose",
+    "decode",
+    "decode_moments",
+    "probe",
+    "stack",
+]

@@ -6,38 +6,43 @@ B-frames, broken files) everything is decoded and frames are counted. No seeking
 open groups, AVI and fragmented files.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from vopcore.video.plan import Run, runs, span
-from vopcore.video.preprocess import preprocess
+from vopcore.video.damage import decoder_log
+from vopcore.video.plan import Run, end_of, merge, needed_run, span
+from vopcore.video.preprocess import Geometry, Interpolation, Preprocessor, Resize
 from vopcore.video.sample import SAMPLERS
-from vopcore.video.source import MAX_PIXELS, Source, VideoError, reason
+from vopcore.video.source import TIME_LIMIT, Source, VideoError, check_shape, reason
 
-DECODER_VERSION = 1  # rises when the same file would give other pixels
+DECODER_VERSION = 2  # rises when the same file would give other pixels
 
 # Decoders that read `skip_frame` before each packet; the others read it once or not at all.
 SKIPPING_DECODERS = {"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "vp8"}
 
-Pick = Callable[[np.ndarray], list[int]]  # times of all frames -> ordinals of the wanted ones
+MAX_REORDERED = 16  # pictures that a decoder may hold back before it gives them in the order of their times
+DEFAULT_FPS = 25.0
+
+Window = tuple[float | None, float | None]  # start and end in seconds; None: the video's own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """Sampled frames of one video. `pixels` uint8 [F, size, size, 3] RGB; `times` seconds of each after
-    the first frame.
+    """Sampled frames of one video, or of one moment of it.
 
-    `status` is "ok" or "damaged" (`error` says how); `width`, `height` of the stored pictures, before
-    rotation.
+    `squares` has, for each size asked for, one uint8 [size, size, 3] RGB picture per frame; moments that
+    share frames share these arrays. `times` are seconds after the video's first frame. `status` is "ok" or
+    "damaged" (`error` says how). `width`, `height` are those of the stored pictures, before rotation;
+    `duration` (seconds) is the whole video's.
     """
 
-    pixels: np.ndarray
+    squares: dict[int, list[np.ndarray]]
     times: list[float]
     status: str
     error: str | None
@@ -47,184 +52,381 @@ class Decoded:
     duration: float
     codec: str
 
+    @property
+    def pixels(self) -> np.ndarray:
+        """The frames in the first size asked for, uint8 [F, size, size, 3]; copied at each call."""
+        return self.pixels_of(next(iter(self.squares)))
+
+    def pixels_of(self, size: int) -> np.ndarray:
+        """The frames in one of the sizes asked for, uint8 [F, size, size, 3]; copied at each call."""
+        return np.stack(self.squares[size])
+
 
 def decode(
     file: str | Path | BinaryIO,
     *,
     count: int,
-    size: int = 224,
+    size: int | Sequence[int] = 224,
     sampler: str = "uniform",
     start: float | None = None,
     end: float | None = None,
-    time_limit: float | None = None,
+    resize: Resize = "shortest",
+    interpolation: Interpolation = "bicubic",
+    time_limit: float | None = TIME_LIMIT,
 ) -> Decoded:
-    """At most `count` frames of the clip [start, end) seconds, chosen by a sampler of SAMPLERS; fewer
+    """At most `count` frames of the moment [start, end) seconds, chosen by a sampler of SAMPLERS; fewer
     where it has fewer.
 
-    Raises VideoError, with the reason in one line, when no frame can be decoded or `time_limit` seconds
-    have passed; a decoder that hangs inside one packet must be ended from outside.
+    `size` in pixels; several sizes cost one decoding. `resize` and `interpolation` are those of the CLIP's
+    own preprocessing. Raises VideoError, with the reason in one line, when no frame can be decoded or
+    `time_limit` seconds have passed; a decoder that hangs inside one packet must be ended from outside.
     """
-    if start is not None and end is not None and end <= start:
-        raise VideoError(f"the clip ends at {end:g} s, before it starts at {start:g} s")
-    with Source(file, time_limit) as source:
-        source.scan()
-        fps = float(source.stream.guessed_rate or source.stream.average_rate or 25)
+    moments = decode_moments(
+        file,
+        [(start, end)],
+        count=count,
+        size=size,
+        sampler=sampler,
+        resize=resize,
+        interpolation=interpolation,
+        time_limit=time_limit,
+    )
+    return moments[0]
 
-        def pick(times: np.ndarray) -> list[int]:
+
+def decode_moments(
+    file: str | Path | BinaryIO,
+    windows: Sequence[Window],
+    *,
+    count: int,
+    size: int | Sequence[int] = 224,
+    sampler: str = "uniform",
+    resize: Resize = "shortest",
+    interpolation: Interpolation = "bicubic",
+    time_limit: float | None = TIME_LIMIT,
+) -> list[Decoded]:
+    """What `decode` gives for each window (start, end), in one pass: every frame is decoded and resized
+    once, however many windows want it.
+
+    All frames are held in memory at once, 150 kB each at 224 pixels. Raises VideoError as `decode` does,
+    also where a single window begins after the video's end.
+    """
+    sizes = [size] if isinstance(size, int) else list(size)
+    geometries = [Geometry(one_size, resize, interpolation) for one_size in sizes]
+    selection = Selection([_bounds(start, end) for start, end in windows], sampler, count)
+    try:
+        with decoder_log() as log, Source(file, time_limit, log) as source:
+            source.scan()
+            reader = Reader(source, selection, geometries)
+            frames = reader.planned() or reader.counted()
+            return [reader.decoded(frames, ordinals) for ordinals in frames.windows]
+    except Exception as error:
+        # Whatever a decoder raises concerns this file and no other.
+        if not isinstance(error, VideoError):
+            error = VideoError(f"{type(error).__name__}: {error}")
+        error.file = None if not isinstance(file, str | Path) else str(file)
+        raise error from error.__cause__
+
+
+class Selection(NamedTuple):
+    """Which frames are wanted: `count` of each window by a sampler's choice."""
+
+    windows: list[Window]
+    sampler: str
+    count: int
+
+    def ordinals(self, times: np.ndarray, last_duration: float, fps: float) -> list[list[int]]:
+        """For each window the ordinals of its frames among all, given the ascending `times` of all frames
+        (seconds) and how long the last one is shown. Raises VideoError for a window after the end.
+        """
+        choose = SAMPLERS[self.sampler]
+        chosen = []
+        for start, end in self.windows:
             try:
-                first, stop = span(times, start, end)
+                first, stop = span(times, start, end, last_duration)
             except ValueError as error:
                 raise VideoError(str(error)) from error
-            return [first + i for i in SAMPLERS[sampler](stop - first, fps, count)]
+            chosen.append([first + index for index in choose(stop - first, fps, self.count)])
+        return chosen
 
-        shots = _Shots(source, size, fps)
-        if not (_can_plan(source) and shots.planned(pick)):
-            shots.counted(pick)
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """The wanted frames of one video, by ordinal: their position among all frames as they are shown."""
+
+    windows: list[list[int]]
+    times: np.ndarray  # seconds, of all frames
+    duration: float
+    squares: dict[int, list[np.ndarray]]  # for each geometry one
+    needs: dict[int, Run]  # the packets that a frame is decoded from
+    all_decoded: bool
+
+
+class Reader:
+    """Decodes what a selection wants of one source, by plan or by counting."""
+
+    def __init__(self, source: Source, selection: Selection, geometries: list[Geometry]) -> None:
+        self._source = source
+        self._selection = selection
+        self._geometries = geometries
+        self._fps = float(source.stream.guessed_rate or source.stream.average_rate or DEFAULT_FPS)
+        self._time_base = float(source.stream.time_base)
+        self._keys = source.packets.key_positions()
+
+    def planned(self) -> Frames | None:
+        """Decodes what the wanted packets need; None where that cannot be planned, or where one of them
+        gave no picture.
+        """
+        packets = self._source.packets
+        order = packets.shown_in_order()
+        if not self._can_plan() or not len(order):
+            return None
+
+        pts = np.asarray(packets.pts)[order]
+        times = self._seconds(pts)
+        last_duration = packets.last_duration * self._time_base
+        windows = self._selection.ordinals(times, last_duration, self._fps)
+        wanted = _union(windows)
+        ordinal_at = {int(pts[ordinal]): ordinal for ordinal in wanted}
+        targets = {int(order[ordinal]) for ordinal in wanted}
+        needs = {ordinal: needed_run(packets, self._keys, int(order[ordinal])) for ordinal in wanted}
+
+        before = self._source.damage.mark()
+        preprocessor = Preprocessor(self._geometries)
+        for _, frame in self._pictures(merge(list(needs.values())), targets):
+            ordinal = ordinal_at.get(frame.pts)
+            if ordinal is not None:
+                preprocessor.add(ordinal, frame)
+        squares = preprocessor.finish()
+
+        if len(squares) < len(wanted):
+            # Everything is decoded again, and its damage noted again.
+            self._source.damage.forget_since(before)
+            return None
+        return Frames(
+            windows=windows,
+            times=times,
+            duration=end_of(times, last_duration),
+            squares=squares,
+            needs=needs,
+            all_decoded=False,
+        )
+
+    def _can_plan(self) -> bool:
+        """Whether the packets' times are the pictures' times: AVI repeats decoding times where pictures are
+        reordered.
+        """
+        in_decoding_order = self._source.container_name == "avi" and self._source.decoder.has_b_frames
+        return self._source.packets.are_timed() and not in_decoding_order
+
+    def counted(self) -> Frames:
+        """Decodes everything and counts; twice where there are more or fewer frames than packets."""
+        before = self._source.damage.mark()
+        pts, positions, squares = self._everything(self._guess())
+        if not pts:
+            raise VideoError(self._source.damage.causes() or "no picture in the stream")
+
+        times, last_duration = self._counted_times(pts)
+        windows = self._nearest(pts)
+        if windows is None:
+            windows = self._selection.ordinals(times, last_duration, self._fps)
+        wanted = _union(windows)
+        if not wanted <= squares.keys():
+            self._source.damage.forget_since(before)
+            squares = self._everything(wanted)[2]
+        return Frames(
+            windows=windows,
+            times=times,
+            duration=end_of(times, last_duration) or 1 / self._fps,
+            squares=squares,
+            needs={ordinal: self._counted_need(positions[ordinal]) for ordinal in wanted},
+            all_decoded=True,
+        )
+
+    def _guess(self) -> set[int]:
+        """The frames that are wanted if every packet gives one."""
+        times = np.arange(len(self._source.packets)) / self._fps
+        if not len(times):
+            return set()
+        try:
+            return _union(self._selection.ordinals(times, 0.0, self._fps))
+        except VideoError:
+            return set()  # windows after an end that is not known yet
+
+    def _everything(
+        self, wanted: set[int]
+    ) -> tuple[list[int | None], list[int], dict[int, list[np.ndarray]]]:
+        """Of all frames, in the order they come out, the times and the packets with which they came; and
+        the squares of those wanted.
+        """
+        pts = []
+        positions = []
+        preprocessor = Preprocessor(self._geometries)
+        whole = Run(0, len(self._source.packets) - 1)
+        for position, frame in self._pictures([whole], None):
+            if len(pts) in wanted:
+                preprocessor.add(len(pts), frame)
+            pts.append(frame.pts)
+            positions.append(position)
+        return pts, positions, preprocessor.finish()
+
+    def _counted_need(self, position: int) -> Run:
+        """The packets that a frame which came out with the packet at `position` may be decoded from."""
+        held_back = MAX_REORDERED if self._source.decoder.has_b_frames else 0
+        own_position = max(position - held_back, 0)
+        first = needed_run(self._source.packets, self._keys, own_position).first
+        return Run(first, position)
+
+    def _nearest(self, pts: list[int | None]) -> list[list[int]] | None:
+        """In a damaged stream with times: for each window the ordinals of the decoded frames nearest to the
+        ones that were meant. None where the stream is whole or has no times.
+
+        The video begins with its first decoded picture: a capture may have been cut in mid-group.
+        """
+        packets = self._source.packets
+        if not self._source.damage or not self._can_plan() or None in pts:
+            return None
+        meant_pts = np.asarray(packets.pts)[packets.shown_in_order()]
+        meant_pts = meant_pts[meant_pts >= min(pts)]
+        last_duration = packets.last_duration * self._time_base
+        meant = self._selection.ordinals(self._seconds(meant_pts), last_duration, self._fps)
+
+        decoded_pts = np.asarray(pts)
+        missing = {ordinal for ordinal in _union(meant) if meant_pts[ordinal] not in decoded_pts}
+        if missing:
+            self._source.damage.add_file_problem(
+                f"{len(missing)} of {len(_union(meant))} frames are missing, their neighbours stand for them"
+            )
+        return [
+            [int(np.abs(decoded_pts - meant_pts[ordinal]).argmin()) for ordinal in ordinals]
+            for ordinals in meant
+        ]
+
+    def _counted_times(self, pts: list[int | None]) -> tuple[np.ndarray, float]:
+        """Seconds of the frames as they came out, and for how long the last is shown (0: not known); by the
+        frame rate where their times are missing or out of order.
+        """
+        if None in pts or (np.diff(pts) <= 0).any():
+            return np.arange(len(pts)) / self._fps, 0.0
+        last_duration = 0
+        if pts[-1] == self._source.packets.last_pts:
+            last_duration = self._source.packets.last_duration
+        return self._seconds(np.asarray(pts)), last_duration * self._time_base
+
+    def _seconds(self, pts: np.ndarray) -> np.ndarray:
+        return (pts - pts[0]) * self._time_base
+
+    def _pictures(self, plan: list[Run], targets: set[int] | None) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The pictures that the runs of packets give, in the order they come out of the decoder, each with
+        the position of the packet with which it came.
+
+        With `targets` (positions of packets) pictures that are neither a target nor referred to may be left
+        out. What is broken is noted in the source's damage, and the next packet tried.
+        """
+        source = self._source
+        packets = source.replay()
+        decoder = source.decoder
+        can_skip = targets is not None and decoder.name in SKIPPING_DECODERS
+        decoder.skip_frame = "DEFAULT"
+        skips = False
+        has_leading = False
+
+        remaining_runs = iter(plan)
+        run = next(remaining_runs, None)
+        for position, packet in enumerate(packets):
+            if run is None:
+                return
+            if position < run.first:
+                continue
+            source.check_time()
+
+            # The setting costs more than the comparison: it is made where it changes.
+            is_wanted = targets is None or position in targets
+            if can_skip and skips == is_wanted:
+                skips = not is_wanted
+                decoder.skip_frame = "NONREF" if skips else "DEFAULT"
+
+            # Pictures after the run's key picture that are shown before it refer to pictures of the group
+            # before. Nobody wants them (else the run would start there), so they are not damage.
+            leads = targets is not None and source.packets.pts[position] < source.packets.pts[run.first]
+            has_leading = leads or (has_leading and position != run.first)
+
+            yield from self._send(position, packet, notes_damage=not leads, is_open=has_leading)
+            if position == run.last:
+                yield from self._send(position, None)
+                decoder.flush_buffers()
+                run = next(remaining_runs, None)
+
+    def _send(
+        self,
+        position: int,
+        packet: av.Packet | None,
+        notes_damage: bool = True,
+        is_open: bool = False,
+    ) -> list[tuple[int, av.VideoFrame]]:
+        """The pictures that come out when one packet goes in; None ends a run. `is_open`: the run began in
+        an open group, without the group before it.
+        """
+        source = self._source
+        before = source.damage.mark()
+        frames = []
+        try:
+            frames = source.decoder.decode(packet)
+        except av.FFmpegError as error:
+            source.damage.add(position, f"a packet cannot be decoded: {reason(error)}")
+        if source.log:
+            source.note_decoder_log(position, is_open)
+
+        for frame in frames:
+            check_shape(frame.width, frame.height)
+            if frame.is_corrupt:
+                source.damage.add(position, "a picture is marked as broken")
+        if not notes_damage:
+            source.damage.forget_since(before)
+        return [(position, frame) for frame in frames]
+
+    def decoded(self, frames: Frames, ordinals: list[int]) -> Decoded:
+        """One window's frames, and what damage there was on the way to them."""
+        source = self._source
+        error = source.damage.summary([frames.needs[ordinal] for ordinal in ordinals], frames.all_decoded)
+        squares = {
+            geometry.size: [frames.squares[ordinal][index] for ordinal in ordinals]
+            for index, geometry in enumerate(self._geometries)
+        }
         return Decoded(
-            pixels=np.stack(shots.pixels),
-            times=[round(float(time), 6) for time in shots.times],
-            status="damaged" if source.problems else "ok",
-            error=_summary(source.problems),
+            squares=squares,
+            times=[round(float(frames.times[ordinal]), 6) for ordinal in ordinals],
+            status="ok" if error is None else "damaged",
+            error=error,
             width=source.decoder.width,
             height=source.decoder.height,
-            fps=fps,
-            duration=round(shots.duration, 6),
+            fps=self._fps,
+            duration=round(frames.duration, 6),
             codec=source.decoder.codec.canonical_name,
         )
 
 
-def _can_plan(source: Source) -> bool:
-    """Whether the packets' times are the pictures' times: AVI repeats decoding times where pictures are
-    reordered.
-    """
-    in_decoding_order = source.stream.container.format.name == "avi" and source.decoder.has_b_frames
-    return source.packets.are_timed() and not in_decoding_order
+def _union(windows: list[list[int]]) -> set[int]:
+    return {ordinal for ordinals in windows for ordinal in ordinals}
 
 
-class _Shots:
-    """The wanted frames of one source, filled by `planned` or `counted`."""
-
-    def __init__(self, source: Source, size: int, fps: float) -> None:
-        self._source, self._size, self._fps = source, size, fps
-        self._reformatter = VideoReformatter()
-        self.pixels: list[np.ndarray] = []
-        self.times: list[float] = []
-        self.duration = 0.0
-
-    def planned(self, pick: Pick) -> bool:
-        """Decodes what the picked packets need; False if one of them gave no picture."""
-        packets = self._source.packets
-        order = packets.shown_in_order()
-        pts = np.asarray(packets.pts)[order]
-        if not len(pts):
-            return False
-        times = self._seconds(pts)
-        ordinals = pick(times)
-        slots = {int(pts[ordinal]): slot for slot, ordinal in enumerate(ordinals)}
-        targets = [int(order[ordinal]) for ordinal in ordinals]
-        pixels = {}
-        for frame in _frames(self._source, runs(packets, targets), set(targets)):
-            if frame.pts in slots:
-                pixels[slots[frame.pts]] = self._convert(frame)
-        if len(pixels) < len(ordinals):
-            return False
-        self._keep([pixels[slot] for slot in range(len(ordinals))], times, ordinals)
-        return True
-
-    def counted(self, pick: Pick) -> None:
-        """Decodes everything and counts; twice where there are more or fewer frames than packets."""
-        num_packets = len(self._source.packets)
-        guessed = pick(np.arange(num_packets) / self._fps) if num_packets else []
-        pts, pixels = self._everything(set(guessed))
-        if not pts:
-            raise VideoError(_summary(self._source.problems) or "no picture in the stream")
-        times = self._counted_times(pts)
-        ordinals = self._nearest(pick, pts) or pick(times)
-        if not set(ordinals) <= pixels.keys():
-            pixels = self._everything(set(ordinals))[1]
-        self._keep([pixels[ordinal] for ordinal in ordinals], times, ordinals)
-
-    def _everything(self, ordinals: set[int]) -> tuple[list[int | None], dict[int, np.ndarray]]:
-        """The times of all frames in the order they come out, and pixels of some."""
-        pts, pixels = [], {}
-        for ordinal, frame in enumerate(_frames(self._source, [Run(0, len(self._source.packets) - 1)])):
-            pts.append(frame.pts)
-            if ordinal in ordinals:
-                pixels[ordinal] = self._convert(frame)
-        return pts, pixels
-
-    def _nearest(self, pick: Pick, pts: list[int | None]) -> list[int] | None:
-        """In a damaged stream with times: ordinals of the decoded frames nearest to the ones that were
-        meant.
-        """
-        packets = self._source.packets
-        if not (self._source.problems and _can_plan(self._source)) or None in pts:
-            return None
-        meant_pts = np.asarray(packets.pts)[packets.shown_in_order()]
-        meant = meant_pts[pick(self._seconds(meant_pts))]
-        return [int(np.abs(np.asarray(pts) - moment).argmin()) for moment in meant]
-
-    def _counted_times(self, pts: list[int | None]) -> np.ndarray:
-        """Seconds of the frames as they came out; by the frame rate where their times are missing or
-        out of order.
-        """
-        if None in pts or (np.diff(pts) <= 0).any():
-            return np.arange(len(pts)) / self._fps
-        return self._seconds(np.asarray(pts))
-
-    def _seconds(self, pts: np.ndarray) -> np.ndarray:
-        return (pts - pts[0]) * float(self._source.stream.time_base)
-
-    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
-        if frame.width * frame.height > MAX_PIXELS:
-            raise VideoError(
-                f"a frame of {frame.width} x {frame.height} pixels is over the limit of {MAX_PIXELS:,}"
-            )
-        if frame.is_corrupt:
-            self._source.problems.append("a frame is broken")
-        return preprocess(frame, self._size, self._reformatter)
-
-    def _keep(self, pixels: list[np.ndarray], times: np.ndarray, ordinals: list[int]) -> None:
-        self.pixels, self.times = pixels, [times[ordinal] for ordinal in ordinals]
-        self.duration = float(times[-1] * len(times) / max(len(times) - 1, 1)) or 1 / self._fps
+def _bounds(start: float | None, end: float | None) -> Window:
+    """The window's bounds as floats. Raises VideoError for bounds that bound nothing."""
+    first = _seconds(start)
+    last = _seconds(end)
+    if first is not None and last is not None and last <= first:
+        raise VideoError(f"the moment ends at {last:g} s, before it starts at {first:g} s")
+    return first, last
 
 
-def _frames(source: Source, plan: list[Run], targets: set[int] | None = None) -> Iterator[av.VideoFrame]:
-    """The pictures that the runs of packets give, in the order they come out of the decoder.
-
-    With `targets` (positions of packets) pictures that are neither a target nor referred to may be left
-    out. A packet that cannot be decoded is noted among the source's problems, and the next one tried.
-    """
-    packets, decoder = source.replay(), source.decoder
-    can_skip = targets is not None and decoder.name in SKIPPING_DECODERS
-    skips, decoder.skip_frame = False, "DEFAULT"
-    waiting = iter(plan)
-    run = next(waiting, None)
-    for position, packet in enumerate(packets):
-        if run is None:
-            return
-        if position < run.first:
-            continue
-        source.check_time()
-        if can_skip and skips is (position in targets):
-            skips = not skips
-            decoder.skip_frame = "NONREF" if skips else "DEFAULT"
-        yield from _sent(source, packet)
-        if position == run.last:
-            yield from _sent(source, None)
-            decoder.flush_buffers()
-            run = next(waiting, None)
-
-
-def _sent(source: Source, packet: av.Packet | None) -> list[av.VideoFrame]:
+def _seconds(bound: float | None) -> float | None:
+    """A bound as a float; one that is too large for it (JSON has integers of any length) is never reached."""
+    if bound is None:
+        return None
     try:
-        return source.decoder.decode(packet)
-    except av.FFmpegError as error:
-        source.problems.append(f"a packet cannot be decoded: {reason(error)}")
-        return []
-
-
-def _summary(problems: list[str]) -> str | None:
-    """One line for a list of problems, each kind with how often it came."""
-    counts = {problem: problems.count(problem) for problem in dict.fromkeys(problems)}
-    return "; ".join(f"{what} ({n} times)" if n > 1 else what for what, n in counts.items()) or None
+        seconds = float(bound)
+    except OverflowError:
+        seconds = math.inf
+    if math.isnan(seconds):
+        raise VideoError("the moment's start or end is not a number")
+    return seconds

@@ -24,20 +24,30 @@ class Run(NamedTuple):
 @dataclass
 class Packets:
     """What is remembered of every packet of a stream, in decoding order: 10 bytes each, so hours of
-    video fit.
+    video fit. Times and durations are in the stream's time base.
     """
 
     pts: array = field(default_factory=lambda: array("q"))
     is_key: bytearray = field(default_factory=bytearray)
     is_shown: bytearray = field(default_factory=bytearray)
+    last_pts: int = NO_PTS
+    last_duration: int = 0  # of the picture shown last, 0 where the file does not say
 
     def __len__(self) -> int:
         return len(self.pts)
 
-    def add(self, pts: int | None, is_key: bool, is_shown: bool) -> None:
-        self.pts.append(NO_PTS if pts is None else pts)
+    def add(self, pts: int | None, is_key: bool, is_shown: bool, duration: int | None = None) -> None:
+        time = NO_PTS if pts is None else pts
+        self.pts.append(time)
         self.is_key.append(is_key)
         self.is_shown.append(is_shown)
+        if is_shown and time > self.last_pts:
+            self.last_pts = time
+            self.last_duration = max(duration or 0, 0)
+
+    def end(self) -> int:
+        """When the picture shown last leaves the screen."""
+        return self.last_pts + self.last_duration
 
     def are_timed(self) -> bool:
         """Whether every packet has a time that no other has; only then can frames be planned on packets."""
@@ -47,43 +57,77 @@ class Packets:
     def shown_in_order(self) -> np.ndarray:
         """Positions of the packets whose pictures are shown, in the order they are shown."""
         order = np.argsort(np.asarray(self.pts), kind="stable")
-        return order[np.frombuffer(self.is_shown, np.bool_)[order]]
+        is_shown = np.frombuffer(self.is_shown, np.bool_)
+        return order[is_shown[order]]
+
+    def key_positions(self) -> np.ndarray:
+        """Positions of the packets with key pictures, ascending."""
+        return np.flatnonzero(np.frombuffer(self.is_key, np.bool_))
 
 
-def runs(packets: Packets, targets: list[int]) -> list[Run]:
-    """The fewest packets that show the pictures of the packets at `targets`, as runs in decoding order."""
-    keys = np.flatnonzero(np.frombuffer(packets.is_key, np.bool_))
-    found = sorted(Run(_key_before(packets, keys, target), target) for target in targets)
-    merged = found[:1]
-    for run in found[1:]:
-        if run.first <= merged[-1].last + 1:
-            merged[-1] = Run(merged[-1].first, max(merged[-1].last, run.last))
+def needed_run(packets: Packets, keys: np.ndarray, target: int) -> Run:
+    """The packets that the picture of the packet at `target` is decoded from; `keys` are
+    `packets.key_positions()`.
+
+    In an open group a picture shown before its key picture also needs the group before; a picture with no
+    key picture before it starts at the stream's first packet.
+    """
+    index = int(np.searchsorted(keys, target, side="right")) - 1
+    while index >= 0 and packets.pts[keys[index]] > packets.pts[target]:
+        index -= 1
+    first = int(keys[index]) if index >= 0 else 0
+    return Run(first, target)
+
+
+def merge(runs: list[Run]) -> list[Run]:
+    """Runs that overlap or touch made one, in decoding order."""
+    merged: list[Run] = []
+    for run in sorted(runs):
+        if merged and run.first <= merged[-1].last + 1:
+            last = max(merged[-1].last, run.last)
+            merged[-1] = Run(merged[-1].first, last)
         else:
             merged.append(run)
     return merged
 
 
-def _key_before(packets: Packets, keys: np.ndarray, target: int) -> int:
-    """Where decoding starts for one picture. In an open group a picture shown before its key picture also
-    needs the group before; a picture with no key picture before it starts at the stream's first
-    packet."""
-    position = int(np.searchsorted(keys, target, side="right")) - 1
-    while position >= 0 and packets.pts[keys[position]] > packets.pts[target]:
-        position -= 1
-    return int(keys[position]) if position >= 0 else 0
+def runs(packets: Packets, targets: list[int]) -> list[Run]:
+    """The fewest packets that show the pictures of the packets at `targets`, as runs in decoding order."""
+    keys = packets.key_positions()
+    return merge([needed_run(packets, keys, target) for target in targets])
 
 
-def span(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
-    """First and one past the last frame of the clip [start, end) seconds, given all frames' ascending
-    times.
+def end_of(times: np.ndarray, last_duration: float = 0.0) -> float:
+    """When the last of frames with ascending `times` (seconds) leaves the screen.
 
-    A clip between two frames is the frame on screen at `start`. Raises ValueError if the clip begins
+    Where the file does not say how long it is shown, as long as the others in the mean.
+    """
+    if last_duration > 0:
+        return float(times[-1]) + last_duration
+    return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
+
+
+def span(
+    times: np.ndarray, start: float | None, end: float | None, last_duration: float = 0.0
+) -> tuple[int, int]:
+    """First and one past the last frame of the moment [start, end) seconds, given all frames' ascending
+    times and how long the last one is shown (0: as long as the others).
+
+    A moment between two frames is the frame on screen at `start`. Raises ValueError if the moment begins
     after the video's end.
     """
     slack = 1e-4  # times are rounded to a time base, bounds were written by people
-    last_until = times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1)
-    if start is not None and start > last_until + slack:
-        raise ValueError(f"the clip starts at {start:g} s, but the video ends at {last_until:.2f} s")
-    first = 0 if start is None else int(np.searchsorted(times, start - slack))
-    stop = len(times) if end is None else int(np.searchsorted(times, end - slack))
-    return (first, stop) if stop > first else (max(first - 1, 0), max(first, 1))
+    video_end = end_of(times, last_duration)
+    if start is not None and start > video_end + slack:
+        raise ValueError(f"the moment starts at {start:g} s, but the video ends at {video_end:.2f} s")
+
+    first = 0
+    if start is not None:
+        first = int(np.searchsorted(times, start - slack))
+    stop = len(times)
+    if end is not None:
+        stop = int(np.searchsorted(times, end - slack))
+    if stop > first:
+        return first, stop
+    on_screen = max(first - 1, 0)
+    return on_screen, on_screen + 1

@@ -1,5 +1,7 @@
 """A video file opened for decoding: its video stream, its packets, and refusals that need no decoding."""
 
+import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,33 +11,71 @@ import av
 from av.packet import Packet
 from av.stream import Discard, Disposition
 
-from vopcore.video.plan import Packets
+from vopcore.video.damage import Damage, LogLine
+from vopcore.video.plan import NO_PTS, Packets
 
+TIME_LIMIT = 120.0  # seconds for one video, from opening it to its last frame
 MAX_PIXELS = 8192 * 4352  # the largest picture of the largest H.264 and HEVC levels
+MAX_ASPECT = 32  # no camera films strips; resized by their short side they would take gigabytes
+
 HELD_BYTES = 64 * 2**20  # a longer stream is read from the file twice instead of kept in memory
+PACKET_BYTES = 1000  # what a packet in memory takes beside its data
+
+# Containers that hold their pictures themselves. Playlists (hls, concat, dash), patterns of pictures
+# (image2) and text drawn as video (tty) would open other files, or are no videos.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,asf,mpeg,mpegts,mpegvideo,m4v,h261,h263,h264,hevc,"
+    "vvc,evc,av1,obu,ivf,vc1,vc1test,avs,avs2,avs3,cavsvideo,dirac,dnxhd,mjpeg,ogg,rm,mxf,mxf_opatom,gxf,nut,"
+    "dv,wtv,gif,apng,yuv4mpegpipe,swf,nsv,amv,ivr,lvf,vob,pva,ty"
+)
+
+NOT_FILES = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 
 
 class VideoError(ValueError):
-    """A video of which nothing can be shown; the message is the reason, in one line, without the file's
-    name.
+    """A video of which nothing can be shown.
+
+    The message is the reason, in one line, without the name of the file, so that equal reasons can be
+    counted; `file` is the name, where there is one.
     """
+
+    def __init__(self, reason: str, file: str | None = None) -> None:
+        super().__init__(" ".join(reason.split()))
+        self.file = file
 
 
 class Source:
     """One video stream of one file. `scan` reads all packets without decoding, `replay` gives them again.
 
-    Raises VideoError where the file holds no video, or pictures of more than MAX_PIXELS, or after
-    `time_limit` seconds.
+    Opening it is the guard for every file that somebody else made: nothing but an ordinary file is opened,
+    nothing but the file itself is read, and after `time_limit` seconds, counted from the opening, it ends.
+    Raises VideoError for what is refused: no video, pictures of more than MAX_PIXELS or longer than
+    MAX_ASPECT times their width.
+
+    `log` is the list that `decoder_log` fills; errors in it are noted in `damage`.
     """
 
-    def __init__(self, file: str | Path | BinaryIO, time_limit: float | None = None) -> None:
+    def __init__(
+        self,
+        file: str | Path | BinaryIO,
+        time_limit: float | None = TIME_LIMIT,
+        log: list[LogLine] | None = None,
+    ) -> None:
         self._file = file
         self._time_limit = time_limit
         self._deadline = None if time_limit is None else time.monotonic() + time_limit
-        self.packets = Packets()
-        self.problems: list[str] = []
         self._held: list[Packet] | None = []
+        self.log: list[LogLine] = [] if log is None else log
+        self.packets = Packets()
+        self.damage = Damage()
         self._open()
+        self._note_container_log()
 
     def __enter__(self) -> Self:
         return self
@@ -43,48 +83,111 @@ class Source:
     def __exit__(self, *exception: object) -> None:
         self._container.close()
 
+    @property
+    def container_name(self) -> str:
+        """FFmpeg's name of the container's format, such as "matroska,webm"."""
+        return self._container.format.name
+
     def _open(self) -> None:
         """A fresh container and decoder, standing at the file's first byte."""
+        name: str | BinaryIO
         if isinstance(self._file, str | Path):
+            _check_ordinary(self._file)
             name = f"file:{self._file}"  # a colon in the name is no protocol
         else:
             self._file.seek(0)
             name = self._file
-        limits = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "file"}
+
+        options = {
+            "format_whitelist": CONTAINERS,
+            "protocol_whitelist": "file",
+            "max_pixels": str(MAX_PIXELS),
+        }
         try:
-            self._container = av.open(name, metadata_errors="ignore", options=limits, buffer_size=2**20)
+            self._container = av.open(
+                name,
+                metadata_errors="ignore",
+                options=options,
+                buffer_size=2**20,
+                timeout=self._time_limit,
+            )
         except av.FFmpegError as error:
-            raise VideoError(f"not a readable video file: {reason(error)}") from error
+            self.check_time()
+            raise VideoError(f"not a readable video file: {self._why_not_opened(error)}") from error
+
         try:
             self.stream = _video_stream(self._container)
-            self.decoder = self.stream.codec_context
-            self.decoder.thread_type = (
-                "NONE"  # parallelism comes from many videos: frame threads cost 10-30 % CPU
-            )
-            self.decoder.options = {
-                "max_pixels": str(MAX_PIXELS)
-            }  # also for a picture that grows in mid-stream
         except VideoError:
             self._container.close()
             raise
+        self.decoder = self.stream.codec_context
+        # Parallelism comes from many videos: frame threads cost 10-30 % CPU. The count is for decoders with
+        # threads of their own (AV1).
+        self.decoder.thread_type = "NONE"
+        self.decoder.thread_count = 1
+        # Also for a picture that grows in mid-stream.
+        self.decoder.options = {"max_pixels": str(MAX_PIXELS)}
+
+    def _why_not_opened(self, error: av.FFmpegError) -> str:
+        for _, _, message in self.log:
+            if "whitelist" in message:
+                return "not one of the containers that videos are stored in"
+        return reason(error)
 
     def check_time(self) -> None:
+        """Raises VideoError once the time limit has passed."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise VideoError(f"decoding took longer than the limit of {self._time_limit:g} s")
 
     def scan(self) -> None:
         """Reads every packet once. A file that breaks off keeps what was read, with the problem noted."""
         held_bytes = 0
-        for packet in self._demux(note_problems=True):
-            self.packets.add(packet.pts, packet.is_keyframe, _is_shown(packet, self.decoder.name))
+        for packet in self._demux(notes_problems=True):
+            position = len(self.packets)
             if packet.is_corrupt:
-                self.problems.append("a packet is cut short")
+                self.damage.add(position, "a packet is cut short")
+                self.damage.add_file_problem("a packet is cut short")
+            self._note_log(position)
+
+            is_shown = _is_shown(packet, self.decoder.name)
+            self.packets.add(packet.pts, packet.is_keyframe, is_shown, packet.duration)
             if self._held is not None:
                 self._held.append(packet)
-                held_bytes += packet.size
+                held_bytes += packet.size + PACKET_BYTES
                 if held_bytes > HELD_BYTES:
                     self._held = None
+        self._note_container_log()
         self._note_missing_end()
+
+    def _note_log(self, position: int) -> None:
+        """Takes the log's lines: the container's concern the file, the others the packet at `position`."""
+        for _, writer, message in self.log:
+            if writer == self.container_name:
+                self.damage.add_file_problem(message)
+            else:
+                self.damage.add(position, message)
+        self.log.clear()
+
+    def _note_container_log(self) -> None:
+        """Takes the container's lines only: while it is opened, other streams are looked at too."""
+        for _, writer, message in self.log:
+            if writer == self.container_name:
+                self.damage.add_file_problem(message)
+        self.log.clear()
+
+    def note_decoder_log(self, position: int, is_open: bool) -> None:
+        """Takes what the decoder wrote about the packet at `position`; `is_open` where the group before an
+        open one was left out on purpose.
+        """
+        for _, writer, message in self.log:
+            # Reading the packets a second time repeats what the container said at the first.
+            if writer == self.container_name:
+                continue
+            # H.264 is told to forget a picture that it never saw.
+            if is_open and message.startswith("mmco: unref short failure"):
+                continue
+            self.damage.add(position, message)
+        self.log.clear()
 
     def _note_missing_end(self) -> None:
         """Matroska, or MP4 with its index first, cut off between two packets ends like a whole one, but its
@@ -92,16 +195,19 @@ class Source:
         """
         if not self.packets.are_timed():
             return
-        kind = self._container.format.name
-        if "matroska" in kind:
-            promised = _seconds(self.stream.metadata.get("DURATION")) or (self._container.duration or 0) / 1e6
-        elif "mp4" in kind:  # the track's own duration; sound may be longer
+        if "matroska" in self.container_name:
+            header = _clock_seconds(self.stream.metadata.get("DURATION"))
+            promised = header or (self._container.duration or 0) / 1e6
+        elif "mp4" in self.container_name:
+            # The track's own duration; sound may be longer.
             promised = float((self.stream.duration or 0) * self.stream.time_base)
         else:
             return
-        found = float(max(self.packets.pts) * self.stream.time_base)
-        if promised > found + max(1.0, 0.1 * found):
-            self.problems.append(f"the pictures end at {found:.1f} s of {promised:.1f} s")
+        if self.packets.last_pts == NO_PTS:
+            return
+        end = float(self.packets.end() * self.stream.time_base)
+        if promised > end + max(1.0, 0.1 * end):
+            self.damage.add_file_problem(f"the pictures end at {end:.1f} s of {promised:.1f} s")
 
     def replay(self) -> Iterator[Packet]:
         """The packets that `scan` read, in the same order. May put a new `decoder` in place, at once."""
@@ -111,7 +217,7 @@ class Source:
         self._open()
         return self._demux()
 
-    def _demux(self, note_problems: bool = False) -> Iterator[Packet]:
+    def _demux(self, notes_problems: bool = False) -> Iterator[Packet]:
         for stream in self._container.streams:
             if stream.index != self.stream.index:
                 stream.discard = Discard.all
@@ -120,9 +226,19 @@ class Source:
                 self.check_time()
                 if packet.size:  # the last one is empty: "no more"
                     yield packet
+        except IndexError:
+            # After the last packet PyAV stumbles over a stream that the header did not announce.
+            return
         except av.FFmpegError as error:
-            if note_problems:
-                self.problems.append(f"the file breaks off: {reason(error)}")
+            self.check_time()
+            if notes_problems:
+                self.damage.add_file_problem(f"the file breaks off: {reason(error)}")
+
+
+def probe(file: str | Path | BinaryIO, time_limit: float | None = TIME_LIMIT) -> None:
+    """Opens the file as decoding would and reads its header. Raises VideoError if that fails."""
+    with Source(file, time_limit):
+        pass
 
 
 def reason(error: av.FFmpegError) -> str:
@@ -130,32 +246,54 @@ def reason(error: av.FFmpegError) -> str:
     return error.strerror or type(error).__name__
 
 
+def _check_ordinary(file: str | Path) -> None:
+    """Refuses what is not an ordinary file before it is opened: opening a pipe or a device can wait for
+    ever.
+    """
+    try:
+        mode = Path(file).stat().st_mode
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise VideoError(f"not a readable video file: {cause}") from error
+    if not stat.S_ISREG(mode):
+        raise VideoError(f"not a video file but {NOT_FILES.get(stat.S_IFMT(mode), 'something else')}")
+
+
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The best video stream that is not a cover picture."""
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         others = {stream.type for stream in container.streams if stream.type != "video"}
-        others |= {"a cover picture"} if container.streams.video else set()
+        if container.streams.video:
+            others.add("a cover picture")
         raise VideoError(f"no video stream, only {', '.join(sorted(others)) or 'an empty container'}")
+
     best = container.streams.best("video")
     stream = best if best in videos else videos[0]
     if stream.codec_context is None:
         raise VideoError("the video's codec is unknown")
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MAX_PIXELS:
-        raise VideoError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,}")
+    check_shape(stream.codec_context.width, stream.codec_context.height)
     return stream
 
 
-def _seconds(clock: str | None) -> float | None:
+def check_shape(width: int, height: int) -> None:
+    """Raises VideoError for pictures that are too large or too narrow to be footage."""
+    if width * height > MAX_PIXELS:
+        raise VideoError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,}")
+    short = max(min(width, height), 1)
+    if max(width, height) > MAX_ASPECT * short:
+        raise VideoError(f"{width} x {height} pixels are longer than {MAX_ASPECT} times their other side")
+
+
+def _clock_seconds(clock: str | None) -> float | None:
     """Seconds of "00:01:02.500000000", as Matroska writes the length of a stream; None for anything
     else.
     """
-    parts = (clock or "").split(":")
-    if len(parts) != 3 or not all(part.replace(".", "", 1).isdigit() for part in parts):
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)", clock or "", re.ASCII)
+    if match is None:
         return None
-    hours, minutes, seconds = map(float, parts)
-    return hours * 3600 + minutes * 60 + seconds
+    hours, minutes, seconds = match.groups()
+    return float(hours) * 3600 + float(minutes) * 60 + float(seconds)
 
 
 def _is_shown(packet: Packet, codec: str) -> bool:
@@ -164,4 +302,4 @@ def _is_shown(packet: Packet, codec: str) -> bool:
     """
     if packet.is_discard:
         return False
-    return codec not in ("vp8", "libvpx") or bool(bytes(packet)[0] & 0x10)
+    return codec not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)

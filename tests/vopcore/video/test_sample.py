@@ -63,7 +63,7 @@ def test_training_takes_one_stored_frame_of_each_segment(stored, frames, seed):
     if stored <= frames:
         assert chosen == list(range(stored))
     else:
-        edges = [stored * i / frames for i in range(frames + 1)]
+        edges = np.linspace(0, stored, frames + 1)
         assert all(low - 1 < index < high for index, low, high in zip(chosen, edges, edges[1:], strict=False))
 
 

@@ -3,10 +3,12 @@
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from support.video import number_in, numbers, picture, write_silence, write_video
 
-from vopcore.video import VideoError, decode
+from vopcore.video import VideoError, decode, decode_moments
 from vopcore.video import source as source_module
+from vopcore.video.preprocess import Preprocessor
 from vopcore.video.sample import SAMPLERS, uniform
 
 QUIET_X265 = {"x265-params": "log-level=none:open-gop=1:keyint=12:min-keyint=12:bframes=3"}
@@ -103,7 +105,7 @@ def test_frames_that_an_edit_list_cuts_are_not_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["b_frames.mp4", "decoding_times.avi", "raw_stream.h264"])
-def test_a_clip_gives_frames_between_its_start_and_end(tmp_path, name):
+def test_a_moment_gives_frames_between_its_start_and_end(tmp_path, name):
     path = write_video(tmp_path / name, **KINDS[name])
     decoded = decode(path, count=100, start=0.4, end=1.2)
     assert [number_in(pixels) for pixels in decoded.pixels] == list(range(10, 30))
@@ -111,11 +113,60 @@ def test_a_clip_gives_frames_between_its_start_and_end(tmp_path, name):
     assert decoded.duration == pytest.approx(2.4), "of the whole video"
 
 
+WINDOWS = [(None, None), (0.0, 0.8), (0.4, 1.2), (0.4, 1.2), (2.0, None), (1.51, 1.52), (0.0, 10**400)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_many_moments_in_one_pass_are_those_decoded_one_by_one(tmp_path, name):
+    path = write_video(tmp_path / name, **KINDS[name])
+    duration = decode(path, count=1).duration
+    windows = [(start, end) for start, end in WINDOWS if (start or 0) < duration]
+    together = decode_moments(path, windows, count=4)
+    for (start, end), moment in zip(windows, together, strict=True):
+        alone = decode(path, count=4, start=start, end=end)
+        assert np.array_equal(moment.pixels, alone.pixels)
+        assert (moment.times, moment.status, moment.duration) == (alone.times, "ok", alone.duration)
+
+
+def test_moments_that_overlap_decode_and_hold_a_frame_once(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", num_frames=100)
+    added = []
+    add = Preprocessor.add
+
+    def counted_add(self, key, frame):
+        added.append(key)
+        add(self, key, frame)
+
+    monkeypatch.setattr(Preprocessor, "add", counted_add)
+    windows = [(start / 10, start / 10 + 2) for start in range(20)]
+    moments = decode_moments(path, windows, count=8)
+    frames = {time for moment in moments for time in moment.times}
+    assert len(added) == len(set(added)) == len(frames)
+    pictures = {id(square) for moment in moments for square in moment.squares[224]}
+    assert len(pictures) == len(frames)
+
+
+def test_several_sizes_cost_one_decoding(tmp_path):
+    path = write_video(tmp_path / "a.mp4")
+    decoded = decode(path, count=5, size=[64, 96])
+    assert np.array_equal(decoded.pixels, decode(path, count=5, size=64).pixels)
+    assert np.array_equal(decoded.pixels_of(96), decode(path, count=5, size=96).pixels)
+
+
+def test_a_model_may_squash_its_pictures(tmp_path):
+    path = write_video(tmp_path / "a.mp4", num_frames=3)
+    squashed = decode(path, count=1, size=96, resize="squash", interpolation="bilinear").pixels[0]
+    with av.open(str(path)) as container:
+        stored = list(container.decode(video=0))[1].to_ndarray(format="rgb24")
+    expected = np.asarray(Image.fromarray(stored).resize((96, 96), Image.Resampling.BILINEAR))
+    assert np.abs(squashed.astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("start", "end", "reason"),
     [(50.0, 60.0, "starts at 50 s, but the video ends at 2.40 s"), (2.0, 1.0, "ends at 1 s, before")],
 )
-def test_a_clip_outside_its_video_is_refused(tmp_path, start, end, reason):
+def test_a_moment_outside_its_video_is_refused(tmp_path, start, end, reason):
     with pytest.raises(VideoError, match=reason):
         decode(write_video(tmp_path / "a.mp4"), count=4, start=start, end=end)
 
