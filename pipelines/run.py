@@ -108,6 +108,7 @@ def decode(config: RunConfig, annotations: pa.Table) -> str:
         max_failed=video.max_failed,
         shard_megabytes=video.shard_megabytes,
         time_limit=video.time_limit,
+        videos=config.data.videos,
     )
     print(
         f"{done.videos:,} videos: {done.ok:,} ok, {done.damaged} damaged, {done.failed} failed"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import ray
 import ray.data
+from pyarrow import fs
 
 from pipelines.cluster.machines import num_cpus
 from pipelines.ingest.progress import followed
@@ -35,7 +36,7 @@ from vopcore.shards import (
     shard_plan,
     sidecars,
 )
-from vopcore.storage import Store, below, source_facts
+from vopcore.storage import Store, below, open_uri, source_facts
 from vopcore.video import DECODER_VERSION
 
 INDEX = pa.schema([("video", pa.string()), ("status", pa.string()), ("disk_full", pa.string())])
@@ -72,9 +73,13 @@ def ingest(
     max_failed: float = 0.01,
     shard_megabytes: int = 256,
     time_limit: float = 600.0,
+    videos: str | None = None,
 ) -> Ingested:
     """Decodes the videos of an ANNOTATIONS table into shards under `root` (path or URI), on the Ray this
     process has joined.
+
+    `videos` is the folder that holds the videos, where that is no local one: paths of the table are paths
+    in its file system.
 
     `storage` None picks raw or jpeg by the size of a video's frames. `max_failed` is a share of all
     videos. `time_limit` (seconds) is for one video. Raises ValueError (no room for the shards, a video id
@@ -92,10 +97,11 @@ def ingest(
         sampler=sampler,
         stored_frames=stored_frames,
         time_limit=time_limit,
+        filesystem=open_uri(videos or "/")[0],
     )
     store, moments = Store(settings.folder), moments_in(annotations)
     committed = sidecars(store)
-    entries = _current(_by_video(committed), moments)
+    entries = _current(settings, _by_video(committed), moments)
     todo = [moment for moment in moments if moment.video not in entries]
     check_room(store, layout, sum(moment.path is not None for moment in todo) * stored_frames)
     rows = rows_per_shard(len(moments), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus())
@@ -104,7 +110,7 @@ def ingest(
     may_fail = int(max_failed * len(moments)) - _num_failed(entries)
     if may_fail >= 0:
         _decode_all(settings, plan, may_fail)
-    entries = _current(_by_video(sidecars(store)), moments, look=False)
+    entries = _current(settings, _by_video(sidecars(store)), moments, look=False)
     _write_failed(store, moments, entries)
     if _num_failed(entries) == len(entries):
         raise ValueError(
@@ -147,7 +153,9 @@ def _num_failed(entries: dict[str, Entry]) -> int:
     return sum(entry.status == "failed" for entry in entries.values())
 
 
-def _current(entries: dict[str, Entry], moments: list[Moment], look: bool = True) -> dict[str, Entry]:
+def _current(
+    settings: IngestSettings, entries: dict[str, Entry], moments: list[Moment], look: bool = True
+) -> dict[str, Entry]:
     """The entries that still answer for their moments. Looks at local files and, as that costs a request,
     at remote ones only where they failed."""
 
@@ -155,8 +163,8 @@ def _current(entries: dict[str, Entry], moments: list[Moment], look: bool = True
         entry = entries.get(moment.video)
         if entry is None:
             return False
-        looked = look and (entry.status == "failed" or "://" not in (moment.path or ""))
-        return is_current(entry, moment, source_facts(moment.path) if looked else None)
+        looked = look and (entry.status == "failed" or isinstance(settings.filesystem, fs.LocalFileSystem))
+        return is_current(entry, moment, source_facts(settings.filesystem, moment.path) if looked else None)
 
     return {moment.video: entries[moment.video] for moment in moments if current(moment)}
 

@@ -10,11 +10,12 @@ import faulthandler
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Self
 
 import numpy as np
+from pyarrow import fs
 
 from vopcore.shards import Entry, Layout, Moment, write_shard
 from vopcore.storage import SourceFacts, Store, local_copy, source_facts
@@ -25,13 +26,14 @@ Video = tuple[Entry, np.ndarray | None]
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSettings:
-    """What all tasks of an ingest share."""
+    """What all tasks of an ingest share. Paths of moments are paths in `filesystem`."""
 
     folder: str
     layout: Layout
     sampler: str
     stored_frames: int
     time_limit: float
+    filesystem: fs.FileSystem = field(default_factory=fs.LocalFileSystem)
 
 
 class DiskFullError(ValueError):
@@ -78,7 +80,7 @@ def decode_moment(settings: IngestSettings, moment: Moment) -> Video:
     """One video's entry and pixels; a video that cannot be decoded is an entry that says why."""
     facts = SourceFacts(None, None)
     try:
-        facts = source_facts(moment.path)
+        facts = source_facts(settings.filesystem, moment.path)
         pixels, known = _decoded(settings, moment, facts)
     except Exception as error:  # a bug in a decoder must cost one video, not a run of 20,000
         if isinstance(error, OSError):  # not the video's fault: without its facts the next run tries it again
@@ -103,7 +105,7 @@ def _decoded(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> tu
         raise VideoError(f"no such file: {moment.path}")
     if facts.size == 0:
         raise VideoError("the file is empty")
-    with local_copy(moment.path) as path:
+    with local_copy(settings.filesystem, moment.path) as path:
         decoded = decode(
             path,
             count=settings.stored_frames,
@@ -175,7 +177,7 @@ class Child:
             self._process.join()
             reason = self._cause_of_death(self._process.exitcode)
             self._process = None
-            facts = source_facts(moment.path)
+            facts = source_facts(self._settings.filesystem, moment.path)
             entry = Entry(
                 video=moment.video,
                 status="failed",

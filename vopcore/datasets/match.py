@@ -1,10 +1,12 @@
 """Which file holds a video: the videos' folder is listed once, then ids are looked up by file name.
 
 A file is known by its name, by its path below the root and, if its suffix is a video's, by both without
-that suffix (only the last one: ids of LSMDC hold dots). Nothing is guessed: all candidates are returned.
+that suffix (only the last one: ids of LSMDC hold dots). Nothing is guessed: all candidates are returned,
+and a file whose name is almost the one that was asked for is only mentioned.
 """
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -12,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow import fs
 
 from vopcore.datasets.errors import DatasetError
+from vopcore.storage import display, is_uri, open_uri, with_retries
 
 # in the order of preference where one id has several files; `.mp4` before `.webm` as CLIP4Clip does
 SUFFIXES = (
@@ -21,76 +24,120 @@ SUFFIXES = (
 
 
 class VideoFiles:
-    """The files below `root`, a folder or the URI of one in an object store, found by name.
+    """The files below `root`, a folder on a disk or in an object store (`s3://...`), found by name.
 
-    `aliases` gives further names of a file from its name without suffix (DiDeMo: the Flickr id in it).
-    Raises DatasetError if `root` is no folder.
+    What it returns are paths in `filesystem`, which go there as they are: a `%` or `#` in a name of an
+    object is nothing special. `aliases` gives further names of a file from its name without suffix (DiDeMo:
+    the Flickr id in it). Raises DatasetError if `root` is no folder.
     """
 
     def __init__(self, root: str | Path, aliases: Callable[[str], Iterable[str]] = lambda stem: ()) -> None:
-        if "://" in str(root):
-            self._root, self._query = str(root).partition("?")[::2]
-            self.paths = set(list_remote(str(root)))
-        else:
-            if not Path(root).is_dir():
-                raise DatasetError(f"the videos' folder {root} does not exist")
-            self._root, self._query = str(Path(root).absolute()), ""
+        place = str(root)
+        try:
+            self.filesystem, self._root = open_uri(place)
+        except ValueError as error:
+            raise DatasetError(f"the videos' folder {error}") from error
+
+        if is_uri(place) and not isinstance(self.filesystem, fs.LocalFileSystem):
+            self.paths = set(list_remote(self.filesystem, self._root, display(place)))
+        elif Path(self._root).is_dir():
             self.paths = set(list_files(Path(self._root)))
-        self._named: dict[str, list[str]] = defaultdict(list)
+        else:
+            raise DatasetError(f"the videos' folder {root} does not exist")
+
+        self._paths_of_name: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self.paths, key=preference):
-            keys = {path, path.rpartition("/")[2]}
-            stem, suffix = split_suffix(path)
-            if suffix.lower() in SUFFIXES:
-                name = stem.rpartition("/")[2]
-                keys |= {stem, name, *aliases(name)}
-            for key in keys:
-                self._named[key].append(path)
+            for name in names_of(path, aliases):
+                self._paths_of_name[name].append(path)
+        self._names_of_folded: dict[str, str] | None = None
 
     def find(self, names: Iterable[str]) -> list[str]:
-        """Absolute paths or URIs of all files that go by one of the names, the best first."""
-        found = {path: None for name in names for path in self._named.get(name, ())}
-        return [self._absolute(path) for path in found]
+        """Paths of all files that go by one of the names, the best first."""
+        matches: dict[str, None] = {}  # a set that keeps its order
+        for name in names:
+            matches |= dict.fromkeys(self._paths_of_name.get(name, ()))
+        return [self._absolute(path) for path in matches]
 
     def at(self, paths: Iterable[str]) -> list[str]:
-        """Absolute paths or URIs of those of the paths below the root that are files."""
-        there = (PurePosixPath(path).as_posix() for path in paths)
-        return [self._absolute(path) for path in there if path in self.paths]
+        """Paths of those of the paths below the root that are files."""
+        normal = [PurePosixPath(path).as_posix() for path in paths]
+        return [self._absolute(path) for path in normal if path in self.paths]
+
+    def near(self, names: Iterable[str]) -> str | None:
+        """For names that no file goes by: a sentence on a file that almost does, if there is one."""
+        if self._names_of_folded is None:
+            self._names_of_folded = {folded(name): name for name in self._paths_of_name}
+        for name in names:
+            other = self._names_of_folded.get(folded(name))
+            if other is not None and other != name:
+                return f"there is {other!r}, which differs only in {difference(name, other)}"
+        return None
 
     def _absolute(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}" + (f"?{self._query}" if self._query else "")
+        return f"{self._root.rstrip('/')}/{path}"
+
+
+def names_of(path: str, aliases: Callable[[str], Iterable[str]]) -> set[str]:
+    """All names a file goes by, from its path below the root."""
+    names = {path, path.rpartition("/")[2]}
+    stem, suffix = split_suffix(path)
+    if suffix.lower() in SUFFIXES:
+        name = stem.rpartition("/")[2]
+        names |= {stem, name, *aliases(name)}
+    return names
 
 
 def list_files(root: Path) -> Iterable[str]:
     """Paths below root, with `/`, of all files; links to folders are followed, each folder once."""
-    seen = set()
+    visited = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        here = Path(folder).stat()
-        if (here.st_dev, here.st_ino) in seen:
+        status = Path(folder).stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited:
             folders.clear()
             continue
-        seen.add((here.st_dev, here.st_ino))
+        visited.add(identity)
+
         below = Path(folder).relative_to(root).as_posix()
-        yield from (name if below == "." else f"{below}/{name}" for name in files)
+        for name in files:
+            yield name if below == "." else f"{below}/{name}"
 
 
-def list_remote(uri: str) -> Iterable[str]:
-    """Paths below the folder `uri` (s3://, gs://, ...), with `/`, of all files."""
+def list_remote(filesystem: fs.FileSystem, root: str, place: str) -> Iterable[str]:
+    """Paths below the folder `root` of an object store, with `/`, of all files; errors name `place`."""
+    selector = fs.FileSelector(root, recursive=True)
     try:
-        filesystem, root = fs.FileSystem.from_uri(uri)
-        found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        infos = with_retries(lambda: filesystem.get_file_info(selector), place)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"the videos' folder {uri} cannot be listed: {error}") from error
-    below = len(root.rstrip("/")) + 1
-    return [info.path[below:] for info in found if info.type == fs.FileType.File]
+        raise DatasetError(f"the videos' folder {place} cannot be listed: {error}") from error
+    prefix = len(root.rstrip("/")) + 1
+    return [info.path[prefix:] for info in infos if info.type == fs.FileType.File]
+
+
+def folded(name: str) -> str:
+    """What two names have in common that people take for the same."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+
+
+def difference(name: str, other: str) -> str:
+    """In what two names differ that fold to the same."""
+    if "\\" in name + other and name.replace("\\", "/") == other.replace("\\", "/"):
+        return "the slashes"
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
+        return "how its accents are written (Unicode's NFC and NFD)"
+    return "upper and lower case"
 
 
 def preference(path: str) -> tuple[int, int, str]:
     """Sorts files near the root first, then by the order of SUFFIXES, then by name."""
     suffix = split_suffix(path)[1].lower()
-    return path.count("/"), SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES), path
+    rank = SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)
+    return path.count("/"), rank, path
 
 
 def split_suffix(path: str) -> tuple[str, str]:
     """("a/b.c", ".mp4") of "a/b.c.mp4"; unlike os.path.splitext, "a.." gives ("a.", ".")."""
     stem, dot, suffix = path.rpartition(".")
-    return (stem, dot + suffix) if "/" not in suffix else (path, "")
+    if "/" in suffix:
+        return path, ""
+    return stem, dot + suffix

@@ -1,28 +1,25 @@
 """A folder on a disk or in an object store, where a file is either there in full or not at all."""
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 from pyarrow import fs
 
+from vopcore.storage.address import below, display, open_uri
+from vopcore.storage.retry import with_retries
+from vopcore.storage.whole import scratch_folder, sweep, written_whole
 
-class SourceFacts(NamedTuple):
-    """Size in bytes and time of change (seconds since 1970) of a video file; both None where there is
-    no file.
-    """
-
-    size: int | None
-    mtime: float | None
+T = TypeVar("T")
 
 
 class Store:
-    """`folder` is a path or a URI that pyarrow knows (s3://, gs://, file://). Pickles; opens nothing
-    until asked.
+    """`folder` is a path or an address such as s3://, gs:// or file:// (see address.py).
+
+    Pickles; opens nothing until asked. Requests to an object store that fail for a passing reason are made
+    again; those that go on failing raise StorageError.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -30,22 +27,43 @@ class Store:
         self.filesystem, self.root = open_uri(self.folder)
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
 
+    def __str__(self) -> str:
+        return display(self.folder)
+
     def path(self, name: str) -> str:
+        """The path of a file in the folder's file system."""
         return f"{self.root}/{name}"
 
-    def names(self) -> list[str]:
-        """The folder's files, sorted; none where there is no folder yet."""
+    def child(self, name: str) -> "Store":
+        """The folder `name`, one of our own plain names, in this one."""
+        return Store(below(self.folder, name))
+
+    def files(self) -> list[fs.FileInfo]:
+        """What is in the folder, sorted by name; nothing where there is no folder yet."""
         selector = fs.FileSelector(self.root, allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        infos = self.tried(lambda: self.filesystem.get_file_info(selector))
+        return sorted(infos, key=lambda info: info.base_name)
+
+    def names(self) -> list[str]:
+        """The names of what is in the folder, sorted; none where there is no folder yet."""
+        return [info.base_name for info in self.files()]
 
     def exists(self, name: str) -> bool:
-        return self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File
+        """Whether there is a file of that name."""
+        info = self.tried(lambda: self.filesystem.get_file_info(self.path(name)))
+        return info.type == fs.FileType.File
 
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
-            return stream.read()
+        """The content of a file. Raises FileNotFoundError."""
+
+        def content() -> bytes:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                return stream.read()
+
+        return self.tried(content)
 
     def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all."""
         with self.writing(name) as path:
             path.write_bytes(data)
 
@@ -57,86 +75,62 @@ class Store:
         to `name.part`, then moved.
         """
         if self.is_local:
-            self.filesystem.create_dir(self.root)
-        folder = self.root if self.is_local else None
-        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
-        os.close(handle)
-        try:
-            yield Path(temporary)
-            if self.is_local:
-                _publish(Path(temporary), Path(self.path(name)))
-            else:
-                part = self.path(f"{name}.part")
-                fs.copy_files(temporary, part, fs.LocalFileSystem(), self.filesystem)
-                self.filesystem.move(part, self.path(name))
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+            with written_whole(Path(self.path(name))) as path:
+                yield path
+            return
+
+        with scratch_folder() as folder:
+            path = folder / name
+            path.touch()
+            yield path
+            self.tried(lambda: self._upload(path, name))
+
+    def _upload(self, path: Path, name: str) -> None:
+        partial = self.path(f"{name}.part")
+        fs.copy_files(str(path), partial, fs.LocalFileSystem(), self.filesystem)
+        self.filesystem.move(partial, self.path(name))
 
     def delete(self, name: str) -> None:
+        """Delete a file, if there is one."""
         if self.exists(name):
-            self.filesystem.delete_file(self.path(name))
+            self.tried(lambda: self.filesystem.delete_file(self.path(name)))
 
-    def sweep(self, beginning: str) -> None:
-        """Deletes what killed writers of the files that begin so have left behind on this disk."""
-        for name in self.names() if self.is_local else ():
-            if name.startswith(f".{beginning}") and name.endswith(".part"):
-                self.delete(name)
+    def sweep(self, beginning: str = "") -> None:
+        """Delete what killed writers of files that begin so have left behind on a disk; never what somebody
+        still writes.
+        """
+        if self.is_local:
+            sweep(Path(self.root), beginning)
 
     def free_bytes(self) -> int | None:
         """Room on the disk; None for an object store."""
         if not self.is_local:
             return None
-        there = Path(self.root)
-        while not there.exists():
-            there = there.parent
-        return shutil.disk_usage(there).free
+        folder = Path(self.root)
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
 
-
-def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Raises ValueError naming the URI if there
-    is none.
-    """
-    if "://" not in uri:
-        return fs.LocalFileSystem(), os.path.abspath(uri)  # noqa: PTH100 - Path.absolute() keeps the dots
-    try:
-        return fs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{uri}: {error}") from error
-
-
-def below(place: str, name: str) -> str:
-    """The path or URI of `name` in the folder `place`; a URI's options stay behind the question mark."""
-    path, mark, options = place.partition("?") if "://" in place else (place, "", "")
-    return f"{path.rstrip('/')}/{name}{mark}{options}"
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Makes the bytes durable before the name, so that a power cut leaves no empty file under it."""
-    temporary.chmod(0o644)  # mkstemp makes it private
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def source_facts(path: str | None) -> SourceFacts:
-    """Size and time of change of a file, local or remote; both None if there is none."""
-    if path is None:
-        return SourceFacts(None, None)
-    filesystem, name = open_uri(path)
-    info = filesystem.get_file_info(name)
-    if info.type != fs.FileType.File:
-        return SourceFacts(None, None)
-    return SourceFacts(info.size, info.mtime_ns / 1e9)
+    def tried(self, action: Callable[[], T]) -> T:
+        """What `action`, a request to this store, returns; tried several times where it goes over a
+        network.
+        """
+        return action() if self.is_local else with_retries(action, str(self))
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """A file as a local path: itself, or a temporary copy of a remote one, which is read in full anyway."""
-    filesystem, name = open_uri(uri)
+def local_copy(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
+    """A file as a local path: itself, or a temporary copy of a remote one, which is read in full anyway.
+
+    Raises StorageError where the store does not answer, and OSError for what is wrong with this one file.
+    """
     if isinstance(filesystem, fs.LocalFileSystem):
-        yield Path(name)
+        yield Path(path)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / Path(name).name
-        fs.copy_files(name, str(copy), filesystem, fs.LocalFileSystem())
+
+    with scratch_folder() as folder:
+        copy = folder / f"video{Path(path).suffix}"  # a name may be longer than a disk allows
+        with_retries(
+            lambda: fs.copy_files(path, str(copy), filesystem, fs.LocalFileSystem()), f"the bucket of {path}"
+        )
         yield copy

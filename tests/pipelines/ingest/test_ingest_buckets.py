@@ -78,8 +78,9 @@ def ingest_twice(videos: dict[str, Path], folder: str, shards: str, options: str
     """From the bucket `folder` into `shards`; all of `videos` and one that is not there."""
     for video, path in videos.items():
         pyarrow.fs.copy_files(str(path), f"{folder}/{video}.mp4{options}")
-    remote = {video: f"{folder}/{video}.mp4{options}" for video in [*videos, "gone"]}
-    settings = {"stored_frames": 4, "size": 32, "max_failed": 0.1}
+    path = folder.rpartition("://")[2].rpartition("@")[2]
+    remote = {video: f"{path}/{video}.mp4" for video in [*videos, "gone"]}
+    settings = {"stored_frames": 4, "size": 32, "max_failed": 0.1, "videos": f"{folder}{options}"}
     result = ingest(annotations(remote), f"{shards}{options}", **settings)
     again = ingest(annotations(remote), f"{shards}{options}", **settings)
     assert (result.ok, result.failed, again.decoded_now) == (12, 1, 0)

@@ -32,8 +32,8 @@ def read(root):
 def test_videos_are_found_below_a_uri_too(root):
     write(root, line(), line(video="clips/none.mp4"))
     table = DATASETS["folder"](root, f"file://{root}")
-    assert table["path"].to_pylist() == [f"file://{root}/clips/a.mp4", None]
-    with pytest.raises(DatasetError, match=r"file:///no/such cannot be listed"):
+    assert table["path"].to_pylist() == [f"{root}/clips/a.mp4", None]
+    with pytest.raises(DatasetError, match=r"file:///no/such does not exist"):
         DATASETS["folder"](root, "file:///no/such")
 
 

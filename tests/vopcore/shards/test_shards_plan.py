@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
 
 from vopcore.shards import Entry, Moment, is_current, moments_in, rows_per_shard, shard_plan
 from vopcore.storage import SourceFacts, source_facts
@@ -86,8 +87,8 @@ def test_frames_stand_until_the_file_has_another_size_and_failures_until_it_chan
 def test_a_file_that_was_missing_is_tried_when_it_is_there(tmp_path):
     path = tmp_path / "a.mp4"
     entry = Entry(video="a", status="failed")
-    assert is_current(entry, MOMENT, source_facts(str(path)))
+    assert is_current(entry, MOMENT, source_facts(LocalFileSystem(), str(path)))
     path.write_bytes(b"now")
-    facts = source_facts(str(path))
+    facts = source_facts(LocalFileSystem(), str(path))
     assert facts == (3, pytest.approx(path.stat().st_mtime))
     assert not is_current(entry, MOMENT, facts)

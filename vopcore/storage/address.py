@@ -1,0 +1,91 @@
+"""Where a folder is: a local path, or `s3://bucket/folder?option=value`.
+
+The part after the bucket is taken as it is written, as `aws s3` does: `%20` is three characters and a space
+is a space, so a name found in a listing can be written down unchanged. Below a folder, names travel as a
+file system and a path in it, never as text to be parsed again.
+"""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from pyarrow import fs
+
+OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+OPTIONS = re.compile(r"\?([a-z_]+=[^&?]*(?:&[a-z_]+=[^&?]*)*)$", re.IGNORECASE)
+
+
+def is_uri(place: str) -> bool:
+    """Whether a folder was named with a scheme such as `s3://`; a path may hold `://` further on."""
+    return SCHEME.match(place) is not None
+
+
+def open_uri(place: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a folder or file, and its path there.
+
+    Raises ValueError naming the place if no such file system is known.
+    """
+    match = SCHEME.match(place)
+    if match is None:
+        return fs.LocalFileSystem(), os.path.abspath(place)  # noqa: PTH100 - Path.absolute() keeps the dots
+
+    scheme = match[1].lower()
+    if scheme == "file":
+        return fs.LocalFileSystem(), unquote(place[match.end() :])
+
+    try:
+        if scheme not in OBJECT_STORES:
+            return fs.FileSystem.from_uri(place)
+        return _open_bucket(scheme, place[match.end() :])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{display(place)}: {error}") from error
+
+
+def _open_bucket(scheme: str, rest: str) -> tuple[fs.FileSystem, str]:
+    """The bucket alone goes through pyarrow's parser, which would decode `%20` in the key and end it at a
+    `#`.
+    """
+    location, options = split_options(rest)
+    bucket, _, key = location.partition("/")
+    filesystem, root = fs.FileSystem.from_uri(f"{scheme}://{bucket}/{options}")
+    path = f"{root.rstrip('/')}/{key}" if key else root
+    return filesystem, path.rstrip("/")
+
+
+def split_options(place: str) -> tuple[str, str]:
+    """A place without the options of its file system, and those with their question mark.
+
+    A question mark that no `key=value` follows belongs to a name.
+    """
+    match = OPTIONS.search(place)
+    if match is None:
+        return place, ""
+    return place[: match.start()], match[0]
+
+
+def below(place: str, name: str) -> str:
+    """The path or URI of `name`, one of our own plain names, in the folder `place`; options stay last."""
+    location, options = split_options(place) if is_uri(place) else (place, "")
+    return f"{location.rstrip('/')}/{name}{options}"
+
+
+def display(place: str) -> str:
+    """A place as messages show it: without options and without what stands before an `@`, as both may hold
+    secrets.
+    """
+    if not is_uri(place):
+        return place
+    location, _ = split_options(place)
+    scheme, _, rest = location.partition("://")
+    bucket, slash, key = rest.partition("/")
+    return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}"
+
+
+def sqlite_uri(path: str | Path) -> str:
+    """SQLAlchemy's address of a SQLite file, whatever characters its path holds."""
+    text = str(Path(path).absolute())
+    # SQLAlchemy decodes the path, and reads what follows a question mark as options.
+    escaped = text.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+    return f"sqlite:///{escaped}"
