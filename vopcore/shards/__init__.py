@@ -2,6 +2,7 @@
 memory map.
 """
 
+from vopcore.shards.index import ShardFile, ShardIndex, read_index, save_index
 from vopcore.shards.plan import Moment, is_current, moments_in, rows_per_shard, shard_plan
 from vopcore.shards.read import Shards, Sidecar, sidecars, verify
 from vopcore.shards.schema import Entry, Layout, Storage, default_storage, folder_name
@@ -11,6 +12,8 @@ __all__ = [
     "Entry",
     "Layout",
     "Moment",
+    "ShardFile",
+    "ShardIndex",
     "Shards",
     "Sidecar",
     "Storage",
@@ -18,7 +21,9 @@ __all__ = [
     "folder_name",
     "is_current",
     "moments_in",
+    "read_index",
     "rows_per_shard",
+    "save_index",
     "shard_plan",
     "sidecars",
     "verify",

@@ -2,21 +2,22 @@
 
 import json
 import tempfile
-import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pyarrow import fs
 
+from vopcore.shards.index import Entries, read_index
+from vopcore.shards.readers import ArrowFiles, FileName
 from vopcore.shards.schema import Entry, Layout
 from vopcore.shards.write import arrow_name
-from vopcore.storage.cache import ShardCache
-from vopcore.storage.hashing import file_sha256
-from vopcore.storage.store import Store
+from vopcore.storage import ShardCache, Store, file_sha256
 
 
 class Sidecar(NamedTuple):
@@ -31,51 +32,60 @@ class Sidecar(NamedTuple):
 
 
 def sidecars(store: Store) -> list[Sidecar]:
-    """The committed shards, by number."""
+    """The committed shards, by number, read one by one; `Shards` has the same from the index."""
     names = [name for name in store.names() if name.endswith(".json") and name[:-5].isdigit()]
     with ThreadPoolExecutor(1 if store.is_local else 32) as pool:  # an object store answers late
-        said = pool.map(store.read, names)
-        return [_sidecar(int(name[:-5]), json.loads(text)) for name, text in zip(names, said, strict=True)]
+        contents = pool.map(store.read, names)
+        return [
+            _sidecar(int(name[:-5]), json.loads(content))
+            for name, content in zip(names, contents, strict=True)
+        ]
 
 
-def _sidecar(number: int, said: dict[str, Any]) -> Sidecar:
-    entries = [Entry(**video) for video in said["videos"]]
-    return Sidecar(number, said["rows"], said["bytes"], said["sha256"], Layout(**said["layout"]), entries)
+def _sidecar(number: int, content: dict[str, Any]) -> Sidecar:
+    entries = [Entry(**video) for video in content["videos"]]
+    layout = Layout(**content["layout"])
+    return Sidecar(number, content["rows"], content["bytes"], content["sha256"], layout, entries)
 
 
 class Shards:
     """The committed videos of a shard folder.
 
     `videos` maps a video's id to its entry; decoded twice (its file was replaced), the later shard
-    counts. Pickles, and may be used by several threads. Shards of an object store are copied once to
-    `cache`, on this machine; what has no room there is read from the store, video by video.
+    counts. Pickles, and is read by any number of threads at once. Shards of an object store are copied once
+    to `cache`, on this machine; what has no room there is read from the store, video by video.
     """
 
     def __init__(self, folder: str | Path, cache: ShardCache | None = None) -> None:
         self._store = Store(folder)
         self._cache = cache or ShardCache()
-        self._sidecars = {sidecar.number: sidecar for sidecar in sidecars(self._store)}
-        self._place = {
-            entry.video: (sidecar.number, row)
-            for sidecar in self._sidecars.values()
-            for row, entry in enumerate(sidecar.entries)
-        }
-        self.videos: dict[str, Entry] = {
-            video: self._sidecars[number].entries[row] for video, (number, row) in self._place.items()
-        }
-        self._readers: dict[int, pa.RecordBatchFileReader] = {}
-        self._held: dict[int, BinaryIO | None] = {}  # keeps them in the cache
-        self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        self._index = read_index(self._store, self._cache)
+        self._files = ArrowFiles(self._store, self._cache)
+        self.videos: Mapping[str, Entry] = Entries(self._index)
+
+    def decoded(self) -> pa.Array:
+        """The ids of all videos that have frames, sorted."""
+        table = self._index.table
+        return table.column("video").filter(pc.greater(table.column("num_frames"), 0)).combine_chunks()
+
+    def digest(self, videos: Sequence[str] | pa.Array | None = None) -> str:
+        """Sixteen characters that change when one of `videos` (None: all) gives other frames; see
+        `ShardIndex.digest`.
+        """
+        return self._index.digest(videos)
 
     def num_frames(self, video: str) -> int:
         """How many frames of a video are stored; 0 for a failed one."""
-        number, row = self._place[video]
-        return self._sidecars[number].entries[row].num_frames
+        return self._index.value("num_frames", self._position(video))
 
     def place(self, video: str) -> tuple[str, int]:
         """The SHA-256 of a video's shard and its row there: another one as soon as a pixel differs."""
-        number, row = self._place[video]
-        return self._sidecars[number].sha256, row
+        position = self._position(video)
+        shard = self._index.shards[self._index.value("shard", position)]
+        return shard.sha256, self._index.value("row", position)
 
     def frames(self, video: str, indices: list[int] | None = None) -> np.ndarray:
         """The stored frames of a video, uint8 [F, size, size, 3], or those at `indices`.
@@ -83,34 +93,42 @@ class Shards:
         All frames of a raw shard are a read-only view of the file. A failed video has none: [0, size,
         size, 3]. Raises KeyError for a video that is not committed.
         """
-        number, row = self._place[video]
-        sidecar = self._sidecars[number]
-        if sidecar.entries[row].num_frames == 0:
-            return np.zeros((0, sidecar.layout.size, sidecar.layout.size, 3), np.uint8)
-        with self._lock:
-            batch = self._reader(sidecar).get_batch(row)
-        return sidecar.layout.pixels(batch, indices)
+        position = self._position(video)
+        shard = self._index.shards[self._index.value("shard", position)]
+        if self._index.value("num_frames", position) == 0:
+            return np.zeros((0, shard.layout.size, shard.layout.size, 3), np.uint8)
+
+        file = FileName(arrow_name(shard.number), shard.sha256)
+        batch = self._files.batch(file, self._index.value("row", position))
+        return shard.layout.pixels(batch, indices)
+
+    def prefetch(self, videos: Iterable[str]) -> None:
+        """Begin to fetch the shards of videos that will be read soon; returns at once."""
+        if self._store.is_local:
+            return
+        files = []
+        for video in videos:
+            shard = self._index.shards[self._index.value("shard", self._position(video))]
+            files.append(FileName(arrow_name(shard.number), shard.sha256))
+        self._files.prefetch(files)
 
     @staticmethod
     def tensor(frames: np.ndarray) -> torch.Tensor:
         """Frames [..., size, size, 3] as the towers want them, uint8 [..., 3, size, size]."""
         return torch.from_numpy(frames).movedim(-1, -3)
 
-    def _reader(self, sidecar: Sidecar) -> pa.RecordBatchFileReader:
-        if sidecar.number not in self._readers:
-            self._readers[sidecar.number] = pa.ipc.open_file(self._file(sidecar))
-        return self._readers[sidecar.number]
-
-    def _file(self, sidecar: Sidecar) -> pa.NativeFile:
-        file, held = self._cache.open(self._store, arrow_name(sidecar.number), sidecar.sha256)
-        self._held[sidecar.number] = held
-        return file
+    def _position(self, video: str) -> int:
+        position = self._index.position(video)
+        if position is None:
+            raise KeyError(video)
+        return position
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}, "_held": {}, "_lock": None}
+        return {"_store": self._store, "_cache": self._cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = {**state, "_lock": threading.Lock()}
+        self.__dict__.update(state)
+        self._open()
 
 
 def verify(folder: str | Path) -> list[str]:

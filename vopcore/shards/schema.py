@@ -18,8 +18,9 @@ class Entry:
     """All that is known of one video except its frames. `start`, `end`, `times`, `duration` in seconds.
 
     `status`: "ok", "damaged" (frames are there, `error` says what is not) or "failed" (no frames, `error`
-    says why). `source_size` (bytes) and `source_mtime` (seconds since 1970) are those of the video file
-    when it was decoded.
+    says why). `source_size` (bytes), `source_mtime` (seconds since 1970) and `source_sha256` are those of the
+    video file when it was decoded; `content` is a hash of the stored frames. The two hashes stand in a
+    shard's sidecar alone, and are None where a shard was written before there were any.
     """
 
     video: str
@@ -36,6 +37,8 @@ class Entry:
     codec: str | None = None
     source_size: int | None = None
     source_mtime: float | None = None
+    source_sha256: str | None = None
+    content: str | None = None
 
 
 @dataclass(frozen=True)

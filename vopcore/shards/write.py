@@ -2,9 +2,10 @@
 same number.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ def write_shard(
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as writer:
             for entry, pixels in videos:
                 writer.write_batch(layout.batch(entry, pixels))
-                entries.append(entry)
+                entries.append(replace(entry, content=content_hash(pixels)))
         sidecar = {
             "rows": len(entries),
             "bytes": path.stat().st_size,
@@ -45,3 +46,13 @@ def write_shard(
         }
     store.write(sidecar_name(number), json.dumps(sidecar).encode())
     return entries
+
+
+def content_hash(pixels: np.ndarray | None) -> str | None:
+    """Sixteen characters for the frames of a video, uint8 [F, size, size, 3]; None for a failed one.
+
+    Of the frames before they become JPEGs, whose quality the folder's name tells.
+    """
+    if pixels is None:
+        return None
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()[:16]

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ class ShardCache:
         self.folder = Path(folder or Path(tempfile.gettempdir()) / "vopcore-shards")
         self.limit = int(gigabytes * 1e9)
         self._is_full = False
+        self._verified: dict[str, tuple[int, int, int]] = {}  # the state of a copy that was found whole
 
     def open(self, store: Store, name: str, sha256: str) -> tuple[pa.NativeFile, BinaryIO | None]:
         """A file of a store, to be read anywhere in it, and what has to be kept open as long as it is.
@@ -40,11 +42,11 @@ class ShardCache:
         Raises OSError where the file in the store is not what was written.
         """
         if store.is_local:
-            return pa.memory_map(store.path(name)), None
-        held = self._hold(store.filesystem, store.path(name), sha256)
+            return _mapped(store.path(name)), None
+        held = store.tried(lambda: self._hold(store.filesystem, store.path(name), sha256))
         if held is None:
-            return store.filesystem.open_input_file(store.path(name)), None
-        return pa.memory_map(held.name.removesuffix(".part")), held
+            return store.tried(lambda: store.filesystem.open_input_file(store.path(name))), None
+        return _mapped(held.name.removesuffix(".part")), held
 
     def _hold(self, filesystem: fs.FileSystem, source: str, sha256: str) -> BinaryIO | None:
         """The cached file, fetched if need be; locked until it is closed. None if there is no room for it."""
@@ -57,16 +59,27 @@ class ShardCache:
                     _drop(coming, part)
                     return None
             if coming:
-                return _fetch(coming, part, path, sha256, filesystem, source)
+                file = _fetch(coming, part, path, sha256, filesystem, source)
+                self._verified[sha256] = _state(path)
+                return file
             if cached is None:  # another process fetches it
                 _wait(part)
-            elif file_sha256(path) == sha256:
-                os.utime(path)
+            elif self._is_whole(path, sha256):
+                _mark_used(path)
                 return cached
             else:
                 log.warning("%s is damaged: fetched anew", path)
                 with self._alone():
                     _drop(cached, path)
+
+    def _is_whole(self, path: Path, sha256: str) -> bool:
+        """Whether a copy is what was written; read in full once per process, and again if it has changed."""
+        state = _state(path)
+        if self._verified.get(sha256) != state:
+            if file_sha256(path) != sha256:
+                return False
+            self._verified[sha256] = state
+        return True
 
     def _reserve(self, part: BinaryIO, num_bytes: int) -> bool:
         """Take `num_bytes` of the disk for `part` before another process counts what is free."""
@@ -83,7 +96,7 @@ class ShardCache:
 
     def _make_room(self, num_bytes: int) -> bool:
         """Delete what nobody reads, the longest unused first, until `num_bytes` fit."""
-        files = sorted(self.folder.glob("*.arrow*"), key=lambda path: path.stat().st_mtime)
+        files = sorted(self.folder.glob("*.arrow*"), key=lambda path: path.stat().st_atime)
         sizes = {path: path.stat().st_size for path in files}
         excess = sum(sizes.values()) + num_bytes - self.limit
         for path in files:
@@ -108,6 +121,22 @@ class ShardCache:
         with (self.folder / "lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _mark_used(path: Path) -> None:
+    """By its time of access; the time of change is left alone, as it tells whether the copy was changed."""
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def _mapped(path: str) -> pa.BufferReader:
+    """A file as a view of its pages. It holds no descriptor, of which a process has few."""
+    with pa.memory_map(path) as file:
+        return pa.BufferReader(file.read_buffer())
 
 
 def _fetch(

@@ -3,6 +3,8 @@
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +48,8 @@ def test_frames_and_facts_come_back_as_they_were(folder, storage, tolerance):
     layout = Layout(SIZE, storage)
     write_shard(Store(folder), 0, layout, [*written, (failed, None)])
     shards = pickle.loads(pickle.dumps(Shards(folder)))
-    assert shards.videos == {entry.video: entry for entry in [written[0][0], written[1][0], failed]}
+    stored = [replace(entry, content=sha256(pixels.tobytes()).hexdigest()[:16]) for entry, pixels in written]
+    assert shards.videos == {entry.video: entry for entry in [*stored, failed]}
     for entry, pixels in written:
         read = shards.frames(entry.video).astype(int)
         assert read.shape == pixels.shape

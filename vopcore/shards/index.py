@@ -1,0 +1,252 @@
+"""Which videos a shard folder holds, in columns: one Arrow file that all processes of a machine share.
+
+The sidecars of the shards are the truth, and the index is made from them: it names each sidecar it has read,
+with size and time, so what is new or changed is noticed by listing the folder. It lies in `index/` beside the
+shards, memory-mapped and sorted by video, so nothing is read but what is asked for.
+"""
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vopcore.shards.schema import ENTRY_COLUMNS, Entry, Layout
+from vopcore.storage import ShardCache, Store, file_sha256
+
+FOLDER = "index"
+CURRENT = "current.json"  # names the Arrow file that counts
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        *ENTRY_COLUMNS,
+        ("source_sha256", pa.string()),
+        ("content", pa.string()),
+    ]
+)
+ENTRY_NAMES = [field.name for field in fields(Entry)]
+
+
+class Stamp(NamedTuple):
+    """What tells one state of a sidecar from another: its bytes, and its change in nanoseconds since 1970."""
+
+    size: int
+    mtime: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    """A committed shard: rows, bytes and SHA-256 of its file, how frames are stored, its sidecar's stamp."""
+
+    number: int
+    rows: int
+    bytes: int
+    sha256: str
+    layout: Layout
+    stamp: Stamp
+
+
+class ShardIndex:
+    """The videos of a shard folder, each once; of one decoded twice, the later shard counts.
+
+    `table` has the columns of SCHEMA, sorted by video. `is_saved`: whether the folder's index file says the
+    same.
+    """
+
+    def __init__(self, table: pa.Table, shards: Mapping[int, ShardFile], is_saved: bool) -> None:
+        self.table = table
+        self.shards = dict(shards)
+        self.is_saved = is_saved
+        self._columns = {name: _one_chunk(table.column(name)) for name in table.column_names}
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def position(self, video: str) -> int | None:
+        """The row of a video in the table; None if it is not there."""
+        videos = self._columns["video"]
+        position = bisect_left(range(len(videos)), video, key=lambda row: videos[row].as_py())
+        if position < len(videos) and videos[position].as_py() == video:
+            return position
+        return None
+
+    def positions(self, videos: pa.Array) -> pa.Array:
+        """The rows of many videos, int32; null for those that are not there."""
+        return pc.index_in(videos, value_set=self._columns["video"])
+
+    def value(self, column: str, position: int) -> Any:  # noqa: ANN401 - as the column's type
+        """One cell of the table."""
+        return self._columns[column][position].as_py()
+
+    def entry(self, position: int) -> Entry:
+        """All that is known of one video."""
+        return Entry(**{name: self.value(name, position) for name in ENTRY_NAMES})
+
+    def digest(self, videos: Sequence[str] | pa.Array | None = None) -> str:
+        """Sixteen characters that change when one of `videos` (None: all) gives other frames.
+
+        They do not depend on which shard holds a video nor on where or when its file was copied. A video
+        that is not there counts as such.
+        """
+        rows = self.table
+        if videos is not None:
+            wanted = pc.unique(pa.array(videos, pa.string()))
+            positions = self.positions(wanted).drop_null()
+            in_order = positions.take(pc.array_sort_indices(positions))
+            rows = self.table.take(in_order)
+        digest = hashlib.sha256()
+        for name in ("video", "status", "num_frames", "start", "end", "content"):
+            digest.update(_bytes_of(rows.column(name)))
+        # Shards written before frames were hashed: the file that was decoded has to do.
+        unhashed = rows.filter(pc.is_null(rows.column("content")))
+        for name in ("video", "source_size", "source_mtime"):
+            digest.update(_bytes_of(unhashed.column(name)))
+        return digest.hexdigest()[:16]
+
+
+class Entries(Mapping[str, Entry]):
+    """The entries of an index by video, each made when it is asked for."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._index = index
+
+    def __getitem__(self, video: str) -> Entry:
+        position = self._index.position(video)
+        if position is None:
+            raise KeyError(video)
+        return self._index.entry(position)
+
+    def __contains__(self, video: object) -> bool:
+        return isinstance(video, str) and self._index.position(video) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        for video in self._index.table.column("video"):
+            yield video.as_py()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
+def read_index(store: Store, cache: ShardCache | None = None) -> ShardIndex:
+    """The index of a shard folder as its sidecars are now; reads those that its index file does not know."""
+    stamps = _stamps(store)
+    saved = _saved(store, cache or ShardCache())
+    if saved is not None and {number: shard.stamp for number, shard in saved.shards.items()} == stamps:
+        return saved
+
+    # A sidecar that is gone or another one may bring back a video that was decoded twice: begin anew.
+    if saved is None or any(stamps.get(number) != shard.stamp for number, shard in saved.shards.items()):
+        saved = ShardIndex(SCHEMA.empty_table(), {}, is_saved=False)
+    fresh = sorted(stamps.keys() - saved.shards.keys())
+    tables = [saved.table]
+    shards = dict(saved.shards)
+    with ThreadPoolExecutor(4 if store.is_local else 32) as pool:  # an object store answers late
+        contents = pool.map(store.read, [f"{number:06d}.json" for number in fresh])
+        for number, content in zip(fresh, contents, strict=True):
+            sidecar = json.loads(content)
+            shards[number] = _shard_file(number, sidecar, stamps[number])
+            tables.append(_rows(number, sidecar["videos"]))
+    return ShardIndex(_latest(pa.concat_tables(tables)), shards, is_saved=False)
+
+
+def save_index(store: Store, index: ShardIndex) -> None:
+    """Write the index file of a folder, whole or not at all, where it is not there already."""
+    if index.is_saved:
+        return
+    folder = store.child(FOLDER)
+    shards = [asdict(shard) for _, shard in sorted(index.shards.items())]
+    table = index.table.combine_chunks().replace_schema_metadata({"shards": json.dumps(shards)})
+    key = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
+    name = f"{key}-{hashlib.sha256(_bytes_of(table.column('source_mtime'))).hexdigest()[:8]}.arrow"
+    with folder.writing(name) as path:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        sha256 = file_sha256(path)
+    folder.write(CURRENT, json.dumps({"file": name, "sha256": sha256}).encode())
+    index.is_saved = True
+
+    # Who has the old one open keeps it; who is about to open it makes the index from the sidecars.
+    for other in folder.names():
+        if other.endswith(".arrow") and other != name:
+            folder.delete(other)
+
+
+def _stamps(store: Store) -> dict[int, Stamp]:
+    """The committed shards by number."""
+    stamps = {}
+    for info in store.files():
+        stem, _, suffix = info.base_name.rpartition(".")
+        if suffix == "json" and stem.isdigit():
+            stamps[int(stem)] = Stamp(info.size, info.mtime_ns)
+    return stamps
+
+
+def _saved(store: Store, cache: ShardCache) -> ShardIndex | None:
+    """What the index file says; None where there is none that can be read."""
+    folder = store.child(FOLDER)
+    with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        current = json.loads(folder.read(CURRENT))
+        file, held = cache.open(folder, current["file"], current["sha256"])
+        table = pa.ipc.open_file(file).read_all()
+        if held is not None:
+            held.close()  # what is mapped stays, even if the cache lets go of the file
+        if table.schema.remove_metadata() != SCHEMA:
+            return None
+        shards = {}
+        for fact in json.loads(table.schema.metadata[b"shards"]):
+            layout = Layout(**fact.pop("layout"))
+            stamp = Stamp(*fact.pop("stamp"))
+            shards[fact["number"]] = ShardFile(**fact, layout=layout, stamp=stamp)
+        return ShardIndex(table, shards, is_saved=True)
+    return None
+
+
+def _shard_file(number: int, sidecar: dict[str, Any], stamp: Stamp) -> ShardFile:
+    return ShardFile(
+        number=number,
+        rows=sidecar["rows"],
+        bytes=sidecar["bytes"],
+        sha256=sidecar["sha256"],
+        layout=Layout(**sidecar["layout"]),
+        stamp=stamp,
+    )
+
+
+def _rows(number: int, entries: Sequence[dict[str, Any]]) -> pa.Table:
+    """What a sidecar says of its videos; what it does not say, as one of an older version, is null."""
+    names = SCHEMA.names[2:]
+    columns = [pa.array([entry.get(name) for entry in entries], SCHEMA.field(name).type) for name in names]
+    shard = pa.array(np.full(len(entries), number, np.int32))
+    row = pa.array(np.arange(len(entries), dtype=np.int32))
+    return pa.table([shard, row, *columns], schema=SCHEMA)
+
+
+def _latest(table: pa.Table) -> pa.Table:
+    """Sorted by video, of each the row of the highest shard."""
+    order = pc.sort_indices(table, [("video", "ascending"), ("shard", "descending")])
+    table = table.take(order).combine_chunks()
+    if table.num_rows < 2:
+        return table
+    videos = _one_chunk(table.column("video"))
+    is_first = pc.not_equal(videos.slice(1), videos.slice(0, len(videos) - 1))
+    return table.filter(pa.concat_arrays([pa.array([True]), is_first])).combine_chunks()
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _bytes_of(column: pa.ChunkedArray) -> bytes:
+    """The values of a column, nulls too, as bytes that are equal only for equal columns."""
+    values = _one_chunk(column).cast(pa.string())
+    lengths = pc.fill_null(pc.binary_length(values), -1).to_numpy().astype(np.int32)
+    text = "".join(values.drop_null().to_pylist())
+    return lengths.tobytes() + text.encode()
