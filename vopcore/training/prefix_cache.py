@@ -5,7 +5,6 @@ vision tower: the whole sequence of each stored frame, or past the last block it
 """
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from vopcore.clip import first_tuned_layer, prefix_hash
 from vopcore.config import fingerprint
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
+from vopcore.shards.readers import ArrowFiles, FileName
 from vopcore.storage import ShardCache, Store, below, file_sha256
 
 Kept = Literal["bf16", "fp32"]
@@ -71,6 +71,7 @@ def write(
     total = sum(len(plan.groups[number]) for number in numbers)
     for number in numbers:
         videos = plan.groups[number]
+        store.sweep(f"{number:06d}.")  # what a killed attempt has left
         with store.writing(f"{number:06d}.arrow") as path:
             with pa.OSFile(str(path), "wb") as sink:
                 writer = None
@@ -115,15 +116,13 @@ class Prefix:
     """Reads what `write` has written, for several threads; stands where Shards do in `TrainingBatches`."""
 
     def __init__(self, plan: PrefixPlan, cache: ShardCache | None = None) -> None:
-        store, cache = Store(plan.folder), cache or ShardCache()
-        self._readers, self._held, self._lock = [], [], threading.Lock()
+        self._store = Store(plan.folder)
+        self._files = ArrowFiles(self._store, cache or ShardCache())
+        self._names: dict[int, FileName] = {}
         self._place = {}
         for number, videos in enumerate(plan.groups):
-            sha256 = json.loads(store.read(f"{number:06d}.json"))["sha256"]
-            file, held = cache.open(store, f"{number:06d}.arrow", sha256)
-            self._readers.append(pa.ipc.open_file(file))
-            self._held.append(held)
-            self._place |= {video: (number, row) for row, video in enumerate(videos)}
+            for row, video in enumerate(videos):
+                self._place[video] = (number, row)
 
     def num_frames(self, video: str) -> int:
         """How many frames of a video are kept: all that are stored."""
@@ -143,6 +142,11 @@ class Prefix:
 
     def _frames(self, video: str) -> pa.FixedShapeTensorArray:
         number, row = self._place[video]
-        with self._lock:
-            batch = self._readers[number].get_batch(row)
-        return batch.column("prefix").values
+        return self._files.batch(self._name(number), row).column("prefix").values
+
+    def _name(self, number: int) -> FileName:
+        """The file of a number, and what its sidecar says of it, which is read once."""
+        if number not in self._names:
+            sidecar = json.loads(self._store.read(f"{number:06d}.json"))
+            self._names[number] = FileName(f"{number:06d}.arrow", sidecar["sha256"])
+        return self._names[number]
