@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.command.secrets import hides_secrets
-from vopcore.clip import blank
+from vopcore.clip import blank, towers
 from vopcore.methods import METHODS, tune, tuned
 from vopcore.retriever import Retriever
 
@@ -125,7 +125,7 @@ def by_kind(clip: nn.Module) -> dict[str, int]:
 def flops(clip: nn.Module, frames: int) -> int:
     """Multiplications and additions of one video, forward. Freezes `clip`."""
     clip.requires_grad_(False)
-    height, width = clip.visual.image_size
+    height, width = towers(clip).vision.image_size
     pixels = torch.zeros(1, frames, 3, height, width, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter:
         Retriever(clip).video(pixels)

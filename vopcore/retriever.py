@@ -20,9 +20,12 @@ from vopcore.clip import (
     encode_video,
     first_tuned_layer,
     keep_in_bf16,
+    keep_in_eval,
     model_name,
     normalisation,
+    stop_dropping,
     thaw,
+    towers,
 )
 
 Pooling = Literal["mean", "query_aware"]
@@ -54,6 +57,8 @@ class Retriever(nn.Module):
         if self.pooling not in ("mean", "query_aware"):
             raise ValueError(f"pooling: {pooling} is neither mean nor query_aware")
         self.clip = clip
+        if tuning is None:  # else `tune` has done it, before the method brought dropout of its own
+            stop_dropping(clip)
         if learn_scale:
             thaw([clip.logit_scale])
         if precision == "bf16":
@@ -64,7 +69,7 @@ class Retriever(nn.Module):
     def train(self, mode: bool = True) -> "Retriever":
         """As ever, but nothing drops patches from the frozen CLIP."""
         super().train(mode)
-        self.clip.visual.patch_dropout.eval()
+        keep_in_eval(self.clip)
         return self
 
     def forward(self, frames: Tensor, mask: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +130,7 @@ class Retriever(nn.Module):
         return self.similarity(text, gallery, gallery.any(dim=-1))
 
     def _normalised(self, frames: Tensor) -> Tensor:
-        dtype = self.clip.visual.conv1.weight.dtype
+        dtype = towers(self.clip).vision.dtype
         if dtype != torch.bfloat16:
             return ((frames.to(self.mean.dtype) - self.mean) / self.std).to(dtype)
 
@@ -139,7 +144,7 @@ class Retriever(nn.Module):
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _check(self, frames: Tensor) -> None:
-        size = tuple(self.clip.visual.image_size)
+        size = towers(self.clip).vision.image_size
         if frames.dtype != torch.uint8 or frames.dim() != 5 or tuple(frames.shape[2:]) != (3, *size):
             raise ValueError(
                 f"frames are {frames.dtype} {list(frames.shape)}; "

@@ -77,7 +77,7 @@ def test_the_command_prints_json_and_a_table(capsys, tmp_path):
 
 
 def test_a_model_that_cannot_be_tuned_is_one_line_and_exit_code_2(capsys):
-    assert main(["--model", "RN50"]) == 2
+    assert main(["--model", "ViT-B32"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("RN50: its vision tower is a ModifiedResNet")
+    assert error.startswith("ViT-B32: open_clip has no such model")
     assert error.count("\n") == 1

@@ -1,6 +1,5 @@
 """The seams of open_clip: load a CLIP, find its towers, wrap their blocks, encode. Its only importer."""
 
-from vopcore.clip.block import LeanBlock, attend, lean, lean_norm
 from vopcore.clip.encode import (
     encode_from,
     encode_prefix,
@@ -8,23 +7,33 @@ from vopcore.clip.encode import (
     encode_video,
     first_tuned_layer,
     prefix_hash,
+    prefix_shape,
+    set_grad_checkpointing,
 )
-from vopcore.clip.frozen import Tuning, freeze, frozen_hash, keep_in_bf16, share, thaw
+from vopcore.clip.frozen import (
+    Tuning,
+    freeze,
+    frozen_hash,
+    keep_in_bf16,
+    keep_in_eval,
+    share,
+    stop_dropping,
+    thaw,
+)
 from vopcore.clip.load import activation, blank, load, normalisation, tokenizer
-from vopcore.clip.towers import Tower, model_name, towers
-from vopcore.clip.wrap import Block, PerFrame, Prompted, Prompts, VideoBlock, with_prompts, wrap
+from vopcore.clip.tokens import Block, Tokens
+from vopcore.clip.towers import CLIP, Tower, model_name, towers
+from vopcore.clip.wrap import Prompted, Prompts, with_prompts, wrap
 
 __all__ = [
+    "CLIP",
     "Block",
-    "LeanBlock",
-    "PerFrame",
     "Prompted",
     "Prompts",
+    "Tokens",
     "Tower",
     "Tuning",
-    "VideoBlock",
     "activation",
-    "attend",
     "blank",
     "encode_from",
     "encode_prefix",
@@ -34,13 +43,15 @@ __all__ = [
     "freeze",
     "frozen_hash",
     "keep_in_bf16",
-    "lean",
-    "lean_norm",
+    "keep_in_eval",
     "load",
     "model_name",
     "normalisation",
     "prefix_hash",
+    "prefix_shape",
+    "set_grad_checkpointing",
     "share",
+    "stop_dropping",
     "thaw",
     "tokenizer",
     "towers",

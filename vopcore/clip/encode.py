@@ -1,73 +1,56 @@
-"""From pixels and token ids to features, through towers that may be wrapped; also in two parts, through the
-blocks that nothing tunes and from there.
+"""From pixels and token ids to features, through towers whose blocks may be a method's; for frames also in
+two parts: through the blocks that nothing tunes, and from there.
 """
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
 
-import torch
-from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vopcore.clip.autocast import autocast_dtype
 from vopcore.clip.frozen import update
-from vopcore.clip.towers import pool_type, text_module
-from vopcore.clip.wrap import PerFrame, VideoBlock
-
-AFTER = ("transformer.", "ln_post.", "proj")  # parameters of the vision tower behind its embedding
+from vopcore.clip.tokens import Block, Tokens
+from vopcore.clip.towers import VisionTower, text_tower, vision_tower
 
 
 def encode_text(clip: nn.Module, tokens: Tensor) -> Tensor:
-    """tokens Int [N, L], L <= context length -> features [N, D] at the end token, not normalised.
+    """tokens Int [N, L], L <= context length -> features [N, D], not normalised.
 
-    open_clip adds all 77 positions whatever the length; here a text of 32 words costs 32 words, and in
-    training mode a batch costs its longest text: the tower is causal, so what follows an end is not seen.
+    A text of 32 words costs 32 words, where open_clip computes the whole context.
     """
-    tower = text_module(clip)
     if tokens.shape[1] > clip.context_length:
         raise ValueError(f"tokens {list(tokens.shape)} are longer than the context of {clip.context_length}")
-    eos = getattr(clip, "text_eos_id", None) or getattr(tower, "eos_id", None)
-    if clip.training and not tokens.is_meta:
-        ends = tokens if pool_type(clip) == "argmax" else (tokens == eos).int()
-        tokens = tokens[:, : int(ends.argmax(dim=-1).max()) + 1]
-    length = tokens.shape[1]
-    x = tower.token_embedding(tokens)
-    x = x + tower.positional_embedding[:length].to(x.dtype)
-    x = x.to(
-        autocast_dtype(x) or x.dtype
-    )  # under autocast the residual stream is bf16, as that of the frames
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    x = text_global_pool(tower.ln_final(x), tokens, pool_type(clip), eos_token_id=eos)
-    match tower.text_projection:
-        case None:
-            return x
-        case nn.Linear() as project:
-            return project(x)
-        case weight:
-            return x @ weight
+    return text_tower(clip).encode(tokens)
 
 
 def encode_video(clip: nn.Module, frames: Tensor, mask: Tensor | None) -> Tensor:
     """frames Float [B, F, 3, H, W], normalised; mask Bool [B, F] of real frames -> features [B, F, D]."""
-    x = clip.visual._embeds(frames.flatten(0, 1))
-    return _features(clip, x, frames.shape[:2], mask, 0)
+    x = vision_tower(clip).embed(frames.flatten(0, 1))
+    return _encode_from(clip, x, frames.shape[1], mask, 0)
 
 
 def encode_prefix(clip: nn.Module, frames: Tensor, layer: int) -> Tensor:
     """frames Float [N, 3, H, W], normalised -> what enters vision block `layer`: [N, L, width].
 
-    Past the last block, the class token alone: L = 1.
+    Past the last block of a tower that reads its class token, this token alone: L = 1.
     """
-    x = clip.visual._embeds(frames)
-    blocks = clip.visual.transformer.resblocks
-    for block in blocks[:layer]:
-        x = block(x)
-    return x[:, :1] if layer == len(blocks) else x
+    vision = vision_tower(clip)
+    tokens = vision.tokens(vision.embed(frames), 1, None)
+    if layer:
+        tokens = run_blocks(tokens, vision.blocks[:layer])
+    return tokens.x[:, :1] if _class_token_alone(vision, layer) else tokens.x
 
 
 def encode_from(clip: nn.Module, x: Tensor, mask: Tensor | None, layer: int) -> Tensor:
     """x [B, F, L, width], what `encode_prefix` gave -> features [B, F, D], as of `encode_video`."""
-    return _features(clip, x.flatten(0, 1), x.shape[:2], mask, layer)
+    return _encode_from(clip, x.flatten(0, 1), x.shape[1], mask, layer)
+
+
+def prefix_shape(clip: nn.Module, layer: int) -> tuple[int, int]:
+    """[L, width] of what `encode_prefix` gives for one frame."""
+    vision = vision_tower(clip)
+    return (1 if _class_token_alone(vision, layer) else vision.length), vision.width
 
 
 def first_tuned_layer(clip: nn.Module) -> int:
@@ -75,46 +58,67 @@ def first_tuned_layer(clip: nn.Module) -> int:
 
     Blocks before it, and the embedding of patches, are frozen and see each frame on its own.
     """
-    visual = clip.visual
-    if any(parameter.requires_grad for parameter in _embedding(visual).values()):
+    vision = vision_tower(clip)
+    if not vision.has_blocks or any(p.requires_grad for p in vision.embedding().values()):
         return 0
-    blocks = visual.transformer.resblocks
-    return next((i for i, block in enumerate(blocks) if _changes(block)), len(blocks))
+    for layer, block in enumerate(vision.blocks):
+        across_frames = isinstance(block, Block) and block.across_frames
+        if across_frames or any(parameter.requires_grad for parameter in block.parameters()):
+            return layer
+    return vision.layers
 
 
 def prefix_hash(clip: nn.Module, layer: int) -> str:
     """SHA-256 over the frozen weights before vision block `layer`."""
+    vision = vision_tower(clip)
     digest = hashlib.sha256()
-    for name, parameter in sorted(_embedding(clip.visual).items()):
+    for name, parameter in sorted(vision.embedding().items()):
         update(digest, name, parameter)
-    for i, block in enumerate(clip.visual.transformer.resblocks[:layer]):
+    for i, block in enumerate(vision.blocks[:layer]):
         for name, parameter in sorted(block.named_parameters()):
             update(digest, f"{i}.{name}", parameter)
     return digest.hexdigest()
 
 
-def _embedding(visual: nn.Module) -> dict[str, nn.Parameter]:
-    """What comes before the first block, by name."""
-    return {name: p for name, p in visual.named_parameters() if not name.startswith(AFTER)}
+def set_grad_checkpointing(clip: nn.Module, enabled: bool) -> None:
+    """Recompute the activations of blocks in the backward pass instead of holding them, or not.
+    (open_clip's own method of this name cannot switch it off in a text tower of Hugging Face.)
+    """
+    vision_tower(clip).set_grad_checkpointing(enabled)
+    text_tower(clip).set_grad_checkpointing(enabled)
 
 
-def _changes(block: nn.Module) -> bool:
-    across_frames = isinstance(block, VideoBlock) and not isinstance(block, PerFrame)
-    return across_frames or any(parameter.requires_grad for parameter in block.parameters())
-
-
-def _features(clip: nn.Module, x: Tensor, shape: torch.Size, mask: Tensor | None, layer: int) -> Tensor:
-    """The vision tower from block `layer` on; x [B * F, L, width], shape [B, F]."""
-    visual, transformer = clip.visual, clip.visual.transformer
-    if not isinstance(transformer.resblocks[0], VideoBlock):
-        mask = None  # no block looks across frames
-    elif mask is None and clip.tuning.frames != shape[1]:
-        mask = torch.ones(shape, dtype=torch.bool, device=x.device)
-    for block in transformer.resblocks[layer:]:
-        if transformer.grad_checkpointing:
-            x = checkpoint(block, x, None, None, mask, use_reentrant=False)
+def run_blocks(tokens: Tokens, blocks: Iterable[nn.Module], grad_checkpointing: bool = False) -> Tokens:
+    """Through `blocks`, one after the other; recomputed in the backward pass if `grad_checkpointing`."""
+    for block in blocks:
+        if grad_checkpointing:
+            # x is an argument of its own: checkpoint looks there for the device whose random state it keeps
+            tokens = checkpoint(_run, tokens.x, tokens, block, use_reentrant=False)
         else:
-            x = block(x, attn_mask=mask)
-    x = visual._pool(x)[0]
-    features = x if visual.proj is None else x @ visual.proj
-    return features.unflatten(0, shape)
+            tokens = tokens.run(block)
+    return tokens
+
+
+def _run(x: Tensor, tokens: Tokens, block: nn.Module) -> Tokens:
+    return tokens.with_x(x).run(block)
+
+
+def _class_token_alone(vision: VisionTower, layer: int) -> bool:
+    """Whether nothing but the class token is read of what enters block `layer`: past the last one."""
+    return vision.reads_class_token and layer == vision.layers
+
+
+def _encode_from(clip: nn.Module, x: Tensor, frames: int, mask: Tensor | None, layer: int) -> Tensor:
+    """The vision tower from block `layer` on; x [B * F, L, width] -> features [B, F, D]."""
+    vision = vision_tower(clip)
+    tokens = vision.tokens(x, frames, mask)
+    if vision.has_blocks and layer < vision.layers:
+        before_the_last = vision.blocks[layer:-1]
+        tokens = run_blocks(tokens, before_the_last, vision.grad_checkpointing)
+        tokens = replace(tokens, read=1 if vision.reads_class_token else None)
+        tokens = run_blocks(tokens, vision.blocks[-1:], vision.grad_checkpointing)
+
+    features = vision.pool(tokens).unflatten(0, (-1, tokens.frames))
+    if tokens.frames < frames:  # each of the frames that a method has merged is given their feature
+        features = features.repeat_interleave(frames // tokens.frames, dim=1)
+    return features

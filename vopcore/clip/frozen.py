@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+DROP_RATES = ("p", "prob", "drop_prob", "dropout", "attention_dropout", "activation_dropout", "layerdrop")
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -29,6 +31,25 @@ class Tuning:
 def freeze(clip: nn.Module) -> None:
     """Nothing of `clip` requires a gradient, and nothing drops out."""
     clip.eval().requires_grad_(False)
+    stop_dropping(clip)
+
+
+def stop_dropping(clip: nn.Module) -> None:
+    """Let no module of `clip` drop anything, in training mode either: patches, paths, layers or activations.
+
+    open_clip, timm and transformers keep the rates in attributes of these names; a rate of 0 is the identity.
+    """
+    for module in clip.modules():
+        for name in DROP_RATES:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def keep_in_eval(clip: nn.Module) -> None:
+    """Batch norms use the statistics they were trained with, and do not change them, in training mode too."""
+    for module in clip.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def thaw(parameters: Iterable[nn.Parameter]) -> None:

@@ -46,15 +46,13 @@ def blank(model: str) -> nn.Module:
     """The architecture alone, on torch's current default device (`with torch.device("meta")`: no memory)."""
     config = _config(model)
     preprocess = config.pop("preprocess_cfg", {})
-    custom = config.pop("custom_text", False)
-    if "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
-        raise ValueError(
-            f"{model}: its text tower is not an open_clip transformer; choose ViT-B-32-quickgelu"
-        )
-    if "timm_model_name" in config["vision_cfg"]:
-        raise ValueError(f"{model}: its vision tower is a timm model; choose ViT-B-32-quickgelu")
+    custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    if "multimodal_cfg" in config:
+        kind = open_clip.CoCa
+    config["text_cfg"]["hf_model_pretrained"] = False  # weights come later, whole
     try:
-        clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        clip = kind(**config)
     except TypeError as error:
         raise ValueError(f"{model}: not a model config of open_clip: {error}") from None
     return _finish(clip, model, preprocess)

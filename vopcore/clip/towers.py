@@ -1,64 +1,222 @@
-"""The two towers of a CLIP, as lists of blocks; which CLIPs we can tune, and why not the others."""
+"""What a tower of a CLIP is to the methods, whoever built it: its blocks, and the places inside a block.
 
-from dataclasses import dataclass
-from typing import NamedTuple
+Each family of towers is a subclass in a file of its own: open_clip's transformers, timm's vision
+transformers, the text transformers of Hugging Face, and towers without blocks (convolutions). Methods know
+none of them.
+"""
 
-import open_clip
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple, Protocol
+
 import torch
-from open_clip.transformer import CustomResidualAttentionBlock, TextTransformer, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
+
+from vopcore.clip.tokens import Tokens
+
+Branch = Literal["attn", "mlp"]  # the two residual branches of a block
 
 
-@dataclass(frozen=True)
-class Tower:
-    """One transformer of a CLIP. `blocks[i]`: [N, L, width] -> [N, L, width], batch first."""
+class CLIP(Protocol):
+    """What vopcore asks of a CLIP: the two classes of open_clip, and its CoCa."""
 
+    visual: Any
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
+    context_length: int
+    training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def eval(self) -> nn.Module: ...
+    def encode_image(self, image: Tensor) -> Tensor: ...
+    def encode_text(self, text: Tensor) -> Tensor: ...
+
+
+class Projection(NamedTuple):
+    """A square part of a weight of the self-attention: rows `part * D` to `(part + 1) * D` of
+    `module.name`.
+    """
+
+    module: nn.Module
     name: str
-    transformer: nn.Module
+    part: int
+
+
+class Tower(ABC):
+    """One tower of a CLIP; the blocks and weights are those of the CLIP itself.
+
+    `reads_class_token`: the feature is read from the first token alone. `has_blocks`: whether it is a row of
+    blocks over tokens at all; where it is not, whatever asks for them raises ValueError.
+    """
+
+    name: Literal["vision", "text"]
+    reads_class_token = False
+    has_blocks = True
+
+    def __init__(self, clip: nn.Module) -> None:
+        self.clip = clip
 
     @property
+    @abstractmethod
     def blocks(self) -> nn.ModuleList:
-        """The blocks in order; assign to an index to wrap one."""
-        return self.transformer.resblocks
+        """The blocks in order, each over tokens [N, L, width]; assign to an index to wrap one."""
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Channels of a token."""
-        return self.transformer.width
 
     @property
     def layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
 
-    def new(self, *shape: int) -> torch.Tensor:
+    def new(self, *shape: int) -> Tensor:
         """An uninitialised tensor with the dtype and device of this tower's weights."""
-        weight = next(self.transformer.parameters())
+        weight = next(self.blocks.parameters())
         return torch.empty(shape, dtype=weight.dtype, device=weight.device)
+
+    # What passes through
+
+    @abstractmethod
+    def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
+        """A block that the tower was built with -> [N, L, D], or in training the part that is read."""
+
+    def attend(self, block: nn.Module, tokens: Tokens, prompts: Tensor) -> Tensor:
+        """A block that the tower was built with, over `tokens` and prompts [N, p, D] of which no output is
+        wanted. As `run_block` with the prompts behind the prefix; a family may compute less.
+        """
+        longer = tokens.insert(prompts)
+        output = longer.with_x(self.run_block(block, longer))
+        return output.remove(prompts.shape[1]).x
+
+    # The places inside a block where methods add something
+
+    @abstractmethod
+    def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+        """Let `module` read what the attention or the MLP of a block reads, and add its output to theirs."""
+
+    @abstractmethod
+    def add_behind(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+        """Let what the attention or the MLP of a block adds to the tokens go through `module` first."""
+
+    @abstractmethod
+    def projections(self, block: nn.Module) -> dict[str, Projection]:
+        """Where the weights of the attention are: `q`, `k`, `v`, and `o`, the output."""
+
+    # The parameters of the tower by their place
+
+    @abstractmethod
+    def output_projection(self) -> list[nn.Parameter]:
+        """The linear map into the joint space; empty if the tower ends without one."""
+
+    @abstractmethod
+    def set_grad_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of a block in the backward pass instead of holding them, or not."""
+
+    def prepare_for_training(self) -> None:
+        """Once the CLIP is frozen: let its blocks compute the same with less work, where the family can."""
+        return
+
+
+class VisionTower(Tower):
+    """A tower that reads frames."""
+
+    name = "vision"
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a frame, in pixels."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which it takes pixels."""
+        return next(self.clip.visual.parameters()).dtype
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens of a frame."""
+
+    @property
+    @abstractmethod
+    def grad_checkpointing(self) -> bool:
+        """Whether `clip.set_grad_checkpointing` has asked for it."""
+
+    @abstractmethod
+    def embed(self, frames: Tensor) -> Tensor:
+        """frames Float [N, 3, H, W], normalised -> what enters the first block, [N, L, width]."""
+
+    @abstractmethod
+    def tokens(self, x: Tensor, frames: int, real: Tensor | None) -> Tokens:
+        """x [B * F, L, width] as `Tokens`, with the positions that blocks ask for; `real` Bool [B, F]."""
+
+    @abstractmethod
+    def pool(self, tokens: Tokens) -> Tensor:
+        """What the last block hands on -> features [N, D], not normalised."""
+
+    @abstractmethod
+    def embedding(self) -> dict[str, nn.Parameter]:
+        """The parameters before the first block, by name."""
+
+
+class TextTower(Tower):
+    """A tower that reads token ids."""
+
+    name = "text"
+
+    @abstractmethod
+    def encode(self, ids: Tensor) -> Tensor:
+        """ids Int [N, L], L <= context length -> features [N, D], not normalised."""
 
 
 class Towers(NamedTuple):
     """Both towers of one CLIP, and the longest text it reads (tokens, start and end included)."""
 
-    vision: Tower
-    text: Tower
+    vision: VisionTower
+    text: TextTower
     context_length: int
 
 
 def towers(clip: nn.Module) -> Towers:
-    """The vision and the text tower of an open_clip `CLIP` or `CustomTextCLIP`.
+    """The vision and the text tower of an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`.
 
-    Raises ValueError, naming the model and the reason, if a tower is not an open_clip transformer read at its
-    class token (vision) or at its end token under a causal mask (text).
+    Raises ValueError, naming the model and the reason, for anything else. A tower without blocks raises it
+    when its blocks are asked for.
     """
-    if reason := _refusal(clip):
-        message = f"{model_name(clip)}: {reason}"
-        raise ValueError(f"{message}; choose a model with transformer towers, such as ViT-B-32-quickgelu")
-    return Towers(
-        Tower("vision", clip.visual.transformer),
-        Tower("text", text_module(clip).transformer),
-        clip.context_length,
-    )
+    return Towers(vision_tower(clip), text_tower(clip), clip.context_length)
+
+
+def vision_tower(clip: nn.Module) -> VisionTower:
+    """The vision tower of a CLIP."""
+    from vopcore.clip.open_clip_tower import OpenClipVision  # the families import this file
+    from vopcore.clip.timm_tower import TimmVision
+    from vopcore.clip.whole_tower import WholeVision
+
+    _check(clip)
+    for family in (OpenClipVision, TimmVision):
+        if family.builds(clip.visual):
+            return family(clip)
+    return WholeVision(clip)
+
+
+def text_tower(clip: nn.Module) -> TextTower:
+    """The text tower of a CLIP."""
+    from vopcore.clip.huggingface_tower import HuggingFaceText
+    from vopcore.clip.open_clip_tower import OpenClipText
+    from vopcore.clip.whole_tower import WholeText
+
+    _check(clip)
+    text = text_module(clip)
+    for family in (OpenClipText, HuggingFaceText):
+        if family.builds(text):
+            return family(clip)
+    return WholeText(clip)
 
 
 def model_name(clip: nn.Module) -> str:
@@ -71,25 +229,24 @@ def text_module(clip: nn.Module) -> nn.Module:
     return getattr(clip, "text", clip)
 
 
-def pool_type(clip: nn.Module) -> str:
-    """Where the text feature is read: `argmax` or `eos` in the towers we accept."""
-    return getattr(clip, "text_pool_type", None) or text_module(clip).pool_type
+def parameters_of(modules: Iterable[nn.Module | nn.Parameter | None]) -> list[nn.Parameter]:
+    """All parameters of these modules, parameters and Nones, in order."""
+    parameters: list[nn.Parameter] = []
+    for module in modules:
+        if isinstance(module, nn.Parameter):
+            parameters.append(module)
+        elif module is not None:
+            parameters += module.parameters()
+    return parameters
 
 
-def _refusal(clip: nn.Module) -> str | None:
-    if not isinstance(clip, open_clip.CLIP | open_clip.CustomTextCLIP):
-        return f"a {type(clip).__name__} is not an open_clip CLIP"
-    visual, text = clip.visual, text_module(clip)
-    if not isinstance(visual, VisionTransformer):
-        return f"its vision tower is a {type(visual).__name__}, not a transformer of open_clip"
-    if visual.attn_pool is not None or visual.pool_type != "tok":
-        return "its vision tower is not read at the class token"
-    if text is not clip and not isinstance(text, TextTransformer):
-        return f"its text tower is a {type(text).__name__}, not a transformer of open_clip"
-    if text.attn_mask is None or getattr(text, "cls_emb", None) is not None:
-        return "its text tower is not causal"
-    if pool_type(clip) not in ("argmax", "eos"):
-        return "its text tower is not read at the end token"
-    if any(isinstance(module, CustomResidualAttentionBlock) for module in clip.modules()):
-        return "its blocks are open_clip's custom blocks"
-    return None
+def _check(clip: nn.Module) -> None:
+    import open_clip
+
+    known = (open_clip.CLIP, open_clip.CustomTextCLIP, open_clip.CoCa)
+    if not isinstance(clip, known):
+        name = type(clip).__name__
+        raise ValueError(
+            f"{model_name(clip)}: a {name} is not an open_clip CLIP; "
+            "choose a model of open_clip, such as ViT-B-32-quickgelu"
+        )

@@ -30,39 +30,6 @@ class Bottleneck(nn.Module):
         return self.scale * F.linear(hidden, self.up_weight, self.up_bias)
 
 
-class ParallelAttention(nn.Module):
-    """A self-attention and a bottleneck over the same input."""
-
-    def __init__(self, attn: nn.Module, adapter: nn.Module) -> None:
-        super().__init__()
-        self.attn, self.adapter = attn, adapter
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, **options: object
-    ) -> tuple[Tensor, Tensor | None]:
-        """What nn.MultiheadAttention takes and gives."""
-        out, weights = self.attn(query, key, value, **options)
-        return out + self.adapter(query).to(out.dtype), weights
-
-
-class ParallelMLP(nn.Module):
-    """An MLP and a bottleneck over the same input."""
-
-    def __init__(self, mlp: nn.Module, adapter: nn.Module) -> None:
-        super().__init__()
-        self.mlp, self.adapter = mlp, adapter
-
-    @property
-    def c_fc(self) -> nn.Module:
-        """What open_clip asks of a block's MLP to learn its dtype."""
-        return self.mlp.c_fc
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, L, D] -> [N, L, D]"""
-        out = self.mlp(x)
-        return out + self.adapter(x).to(out.dtype)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AdapterFFN:
     """A bottleneck in parallel to each MLP of both towers (VoP 4.1, "Adapter-FFN").
@@ -80,7 +47,7 @@ class AdapterFFN:
         """Put a bottleneck beside each MLP."""
         for tower in towers(clip)[:2]:
             for block in tower.blocks:
-                block.mlp = ParallelMLP(block.mlp, Bottleneck(tower, self.hidden, self.scale))
+                tower.add_beside(block, "mlp", Bottleneck(tower, self.hidden, self.scale))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,4 +58,4 @@ class AdapterAttn(AdapterFFN):
         """Put a bottleneck beside each self-attention."""
         for tower in towers(clip)[:2]:
             for block in tower.blocks:
-                block.attn = ParallelAttention(block.attn, Bottleneck(tower, self.hidden, self.scale))
+                tower.add_beside(block, "attn", Bottleneck(tower, self.hidden, self.scale))

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from vopcore.clip import Tuning, freeze, lean, lean_norm, towers
+from vopcore.clip import Tuning, freeze, towers
 from vopcore.methods.base import Method
 
 
@@ -21,11 +21,8 @@ def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
         raise ValueError(f"frames: {frames} must be at least 1")
     vision, text, _ = towers(clip)
     freeze(clip)
-    for block in (*vision.blocks, *text.blocks):
-        lean(block)
-    lean(vision.blocks[-1], read=1)
-    for module in clip.modules():  # those outside the blocks too
-        lean_norm(module)
+    for tower in (vision, text):
+        tower.prepare_for_training()
     method.attach(clip, frames)
     clip.tuning = Tuning(method_name(method), method, frames, getattr(method, "fixed_frames", False))
     return clip

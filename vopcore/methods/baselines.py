@@ -45,8 +45,8 @@ class Proj:
 
     def attach(self, clip: nn.Module, frames: int) -> None:
         """Thaw `visual.proj` and the text projection."""
-        names = ("visual.proj", "text_projection", "text_projection.weight", "text_projection.bias")
-        thaw(p for name, p in clip.named_parameters() if name.removeprefix("text.") in names)
+        vision, text, _ = towers(clip)
+        thaw([*vision.output_projection(), *text.output_projection()])
 
 
 @dataclass(frozen=True, kw_only=True)

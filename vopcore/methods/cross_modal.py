@@ -97,15 +97,14 @@ class CrossModalAdapter:
         )
         for i in range(max(vision.layers, text.layers)):
             here = [tower for tower in (vision, text) if i < tower.layers]
-            for site in ("ls_1", "ls_2"):
+            for branch in ("attn", "mlp"):
                 shared = (
                     UpProjection(text, self.shared, self.reduction)
                     if len(here) == 2 and self.shared
                     else None
                 )
                 for tower in here:
-                    branch = getattr(tower.blocks[i], site)
-                    setattr(tower.blocks[i], site, nn.Sequential(branch, self._adapter(tower, shared)))
+                    tower.add_behind(tower.blocks[i], branch, self._adapter(tower, shared))
 
     def _adapter(self, tower: Tower, shared: UpProjection | None) -> SharedAdapter:
         own = tower.width - (self.shared if shared else 0)

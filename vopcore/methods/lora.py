@@ -14,23 +14,24 @@ from vopcore.methods.base import require
 
 
 class LowRank(nn.Module):
-    """Adds `scale * B_k A_k` to some square `parts` of a weight: 0, 1, 2 are query, key and value."""
+    """Adds `scale * B_k A_k` to some square `parts` of a weight, numbered from its first rows."""
 
     def __init__(self, tower: Tower, parts: list[int], rank: int, scale: float) -> None:
         super().__init__()
-        self.parts, self.scale, width = parts, scale, tower.width
-        self.a = nn.Parameter(tower.new(len(parts), rank, width))
-        self.b = nn.Parameter(nn.init.zeros_(tower.new(len(parts), width, rank)))
+        self.parts = parts
+        self.scale = scale
+        self.a = nn.Parameter(tower.new(len(parts), rank, tower.width))
+        self.b = nn.Parameter(nn.init.zeros_(tower.new(len(parts), tower.width, rank)))
         for a in self.a.data:
             nn.init.kaiming_uniform_(a, a=5**0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
         """weight [k * D, D] -> the same, updated"""
-        update = self.scale * self.b @ self.a
-        parts = list(weight.split(weight.shape[1]))
-        for part, change in zip(self.parts, update, strict=True):
-            parts[part] = parts[part] + change
-        return torch.cat(parts)
+        changes = self.scale * self.b @ self.a
+        squares = list(weight.split(weight.shape[1]))
+        for part, change in zip(self.parts, changes, strict=True):
+            squares[part] = squares[part] + change
+        return torch.cat(squares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +54,22 @@ class LoRA:
 
     def attach(self, clip: nn.Module, frames: int) -> None:
         """Parametrize the projections."""
-        scale = self.alpha / self.rank
-        parts = ["qkv".index(letter) for letter in self.targets if letter != "o"]
         for tower in towers(clip)[:2]:
-            require(
-                "rank", self.rank, self.rank <= tower.width, f"at most {tower.width}, the {tower.name} width"
-            )
+            limit = f"at most {tower.width}, the {tower.name} width"
+            require("rank", self.rank, self.rank <= tower.width, limit)
             for block in tower.blocks:
-                if parts:
-                    update(block.attn, "in_proj_weight", LowRank(tower, parts, self.rank, scale))
-                if "o" in self.targets:
-                    update(block.attn.out_proj, "weight", LowRank(tower, [0], self.rank, scale))
+                self._attach_block(tower, block)
+
+    def _attach_block(self, tower: Tower, block: nn.Module) -> None:
+        """One update for each matrix, of the parts that are targets."""
+        parts_of: dict[tuple[nn.Module, str], list[int]] = {}
+        places = tower.projections(block)
+        for letter in sorted(self.targets, key="o".__eq__):  # the output last
+            module, name, part = places[letter]
+            parts_of.setdefault((module, name), []).append(part)
+
+        for (module, name), parts in parts_of.items():
+            update(module, name, LowRank(tower, parts, self.rank, self.alpha / self.rank))
 
 
 def update(module: nn.Module, name: str, low_rank: LowRank) -> None:

@@ -4,10 +4,12 @@ VoP, https://arxiv.org/abs/2211.12764, 3.3. In the vision tower the frames of a 
 other: x is [B * F, L, D].
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from vopcore.clip import Prompts, Tower, VideoBlock, attend, lean, with_prompts
+from vopcore.clip import Block, Prompts, Tokens, Tower, with_prompts
 
 
 class FramePrompts(nn.Module):
@@ -93,22 +95,21 @@ def _heads(width: int) -> int:
     return width // 64 if width % 64 == 0 else 1
 
 
-class ContextPrompted(VideoBlock):
-    """A block with generic prompts, and prompts made from the CLS tokens that arrive at it."""
+class ContextPrompted(Block):
+    """A block with generic prompts, and prompts made from the summaries of the frames that arrive at it."""
 
-    def __init__(self, block: nn.Module, prompts: Prompts, model: ContextModel, frames: int) -> None:
+    across_frames = True
+
+    def __init__(self, block: nn.Module, prompts: Prompts, model: ContextModel) -> None:
         super().__init__(block)
-        self.prompts, self.model, self.frames = prompts, model, frames
+        self.prompts = prompts
+        self.model = model
 
-    def forward(
-        self, x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
-    ) -> Tensor:
-        """x [B * F, L, D], `attn_mask` the mask of real frames -> the same shape"""
-        num_frames = self.frames if attn_mask is None else attn_mask.shape[1]
-        cls = x[:, 0].unflatten(0, (-1, num_frames))
-        specific = self.model(cls, attn_mask).flatten(0, 1)
-        generic = self.prompts(x).to(specific.dtype)
-        return with_prompts(self.block, x, torch.cat([generic, specific], dim=1))
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Frames of a video share nothing but what the model makes of their summaries."""
+        specific = self.model(tokens.frame_summaries(), tokens.real).flatten(0, 1)
+        generic = self.prompts(tokens.x).to(specific.dtype)
+        return with_prompts(self.block, tokens, torch.cat([generic, specific], dim=1))
 
 
 class FramePositions(nn.Module):
@@ -123,57 +124,50 @@ class FramePositions(nn.Module):
         return x + self.table.unsqueeze(1).to(x.dtype)
 
 
-class KeyMasked(nn.Module):
-    """A self-attention whose `attn_mask` [B, L] is one of keys: not written out per head and query."""
+class Joint(Block):
+    """A block that reads a video as one sequence (VoP^F): `[class tokens, prompts, patches of each frame]`.
 
-    def __init__(self, attn: nn.Module) -> None:
-        super().__init__()
-        self.attn = attn
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What nn.MultiheadAttention takes and gives; the mask is additive."""
-        return self.attn(query, key, value, need_weights=need_weights, key_padding_mask=attn_mask)
-
-
-class Joint(VideoBlock):
-    """A block that reads a video as one sequence (VoP^F): `[CLS tokens, patches of each frame]`, and
-    prompts beside it.
-
-    Padding frames are seen by nobody.
+    Padding frames are seen by nobody. Rotary positions say where in its frame a patch is, so they repeat for
+    each frame.
     """
 
-    def __init__(
-        self, block: nn.Module, prompts: Prompts, frames: int, positions: FramePositions | None
-    ) -> None:
-        super().__init__(block)
-        block.attn = KeyMasked(block.attn)
-        if block.read is not None:
-            lean(block, read=frames)
-        self.prompts, self.frames, self.positions = prompts, frames, positions
+    across_frames = True
 
-    def forward(
-        self, x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
-    ) -> Tensor:
-        """x [B * F, L, D], `attn_mask` the mask of real frames -> the same shape"""
-        x = x.unflatten(0, (-1, self.frames))
+    def __init__(self, block: nn.Module, prompts: Prompts, positions: FramePositions | None) -> None:
+        super().__init__(block)
+        self.prompts = prompts
+        self.positions = positions
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Frames go in and come out one after the other, as for any block."""
+        frames = tokens.frames
+        x = tokens.x.unflatten(0, (-1, frames))
         if self.positions is not None:
             x = self.positions(x)
-        cls, patches = x[:, :, 0], x[:, :, 1:]
-        prompts = self.prompts(x).to(x.dtype)
-        hidden = None if attn_mask is None else self._hidden(attn_mask, prompts, patches)
-        sequence = attend(self.block, torch.cat([cls, patches.flatten(1, 2)], dim=1), prompts, hidden)
-        tokens = sequence.shape[1] // self.frames  # of a frame: its CLS, and its patches if they are read
-        cls, patches = sequence[:, : self.frames], sequence[:, self.frames :]
-        patches = patches.unflatten(1, (self.frames, tokens - 1))
-        return torch.cat([cls.unsqueeze(2), patches], dim=2).flatten(0, 1)
+        prefix = x[:, :, : tokens.prefix]
+        patches = x[:, :, tokens.prefix :]
 
-    @staticmethod
-    def _hidden(mask: Tensor, prompts: Tensor, patches: Tensor) -> Tensor:
-        """The additive mask [B, P + F + F * M] of keys: -inf at the tokens of padding frames."""
-        shown = mask.new_ones(prompts.shape[:2])
-        real = torch.cat([shown, mask, mask.repeat_interleave(patches.shape[2], dim=1)], dim=1)
-        return torch.zeros(real.shape, dtype=patches.dtype, device=mask.device).masked_fill(
-            ~real, float("-inf")
+        video = replace(
+            tokens,
+            x=torch.cat([prefix.flatten(1, 2), patches.flatten(1, 2)], dim=1),
+            prefix=tokens.prefix * frames,
+            frames=1,
+            hidden=None if tokens.real is None else _padding(tokens.real, prefix.shape[2], patches.shape[2]),
+            rope=None if tokens.rope is None else tokens.rope.repeat(frames, 1),
+            read=None if tokens.read is None else tokens.read * frames,
         )
+        video = with_prompts(self.block, video, self.prompts(x))
+
+        # Of the last block nothing but the class tokens may have come out.
+        prefix = video.x[:, : video.prefix].unflatten(1, (frames, -1))
+        patches = video.x[:, video.prefix :].unflatten(1, (frames, -1))
+        return tokens.with_x(torch.cat([prefix, patches], dim=2).flatten(0, 1))
+
+
+def _padding(real: Tensor, prefix: int, patches: int) -> Tensor:
+    """real Bool [B, F] -> Bool [B, F * (prefix + patches)]: the tokens of padding frames in a joint
+    sequence.
+    """
+    of_prefixes = real.repeat_interleave(prefix, dim=1)
+    of_patches = real.repeat_interleave(patches, dim=1)
+    return ~torch.cat([of_prefixes, of_patches], dim=1)

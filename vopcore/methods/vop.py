@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from vopcore.clip import PerFrame, Prompted, Prompts, Tower, towers, wrap
+from vopcore.clip import Prompted, Prompts, Tower, towers, wrap
 from vopcore.methods.base import first_layers, fits_context, require
 from vopcore.methods.prompt import prompt
 from vopcore.methods.video_prompts import ContextModel, ContextPrompted, FramePositions, FramePrompts, Joint
@@ -119,9 +119,9 @@ class VoPC(SpecificPrompts):
         """How one layer is prompted."""
         generic = self.vision_prompts - self.specific
         if not self.specific:
-            return lambda i, block: PerFrame(Prompted(block, Prompts(vision, generic)))
+            return lambda i, block: Prompted(block, Prompts(vision, generic))
         model = ContextModel(vision, self.context, self.specific, frames)
-        return lambda i, block: ContextPrompted(block, Prompts(vision, generic), model, frames)
+        return lambda i, block: ContextPrompted(block, Prompts(vision, generic), model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +153,14 @@ class VoPF(DeepPrompts):
 
     def early(self, vision: Tower, frames: int) -> Make:
         """How a layer up to K_s is prompted."""
-        return lambda i, block: PerFrame(Prompted(block, Prompts(vision, self.vision_prompts)))
+        return lambda i, block: Prompted(block, Prompts(vision, self.vision_prompts))
 
     def joint(self, vision: Tower, frames: int) -> Make:
         """How a layer after K_s is prompted."""
 
         def make(i: int, block: nn.Module) -> Joint:
             positions = FramePositions(vision, frames) if i == self.spatial_layers else None
-            return Joint(block, Prompts(vision, self.vision_prompts), frames, positions)
+            return Joint(block, Prompts(vision, self.vision_prompts), positions)
 
         return make
 
@@ -171,8 +171,7 @@ class VoPFP(VoPF, VoPP):
 
     def early(self, vision: Tower, frames: int) -> Make:
         """How a layer up to K_s is prompted."""
-        prompted = self.prompted(vision, frames)
-        return lambda i, block: PerFrame(prompted(i, block))
+        return self.prompted(vision, frames)
 
 
 @dataclass(frozen=True, kw_only=True)

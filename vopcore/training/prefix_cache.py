@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from vopcore.clip import first_tuned_layer, prefix_hash
+from vopcore.clip import first_tuned_layer, prefix_hash, prefix_shape
 from vopcore.config import fingerprint
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
@@ -49,9 +49,9 @@ def plan(
     layer = first_tuned_layer(retriever.clip)
     if layer == 0:
         return None
-    visual, stored = retriever.clip.visual, max(map(shards.num_frames, videos))
-    tokens = 1 if layer == len(visual.transformer.resblocks) else len(visual.positional_embedding)
-    size = stored * tokens * visual.transformer.width * STORED[kept].itemsize
+    tokens, width = prefix_shape(retriever.clip, layer)
+    stored = max(map(shards.num_frames, videos))
+    size = stored * tokens * width * STORED[kept].itemsize
     per_file = max(1, BYTES // size)
     groups = [videos[i : i + per_file] for i in range(0, len(videos), per_file)]
     places = [[shards.place(video) for video in group] for group in groups]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vopcore.clip import set_grad_checkpointing
 from vopcore.config import Train
 from vopcore.retriever import Retriever
 from vopcore.training import optim
@@ -55,7 +56,7 @@ class Tuner:
         model: nn.Module | None = None,
     ) -> None:
         self.retriever, self.model, self._settings, self._seed = retriever, model or retriever, settings, seed
-        retriever.clip.set_grad_checkpointing(settings.grad_checkpointing)
+        set_grad_checkpointing(retriever.clip, settings.grad_checkpointing)
         self.tuned = {n: p for n, p in retriever.named_parameters() if p.requires_grad}
         self._optimizer = optim.build(
             self.tuned.items(),

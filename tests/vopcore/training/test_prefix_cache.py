@@ -8,7 +8,7 @@ import torch
 from support.methods import method, tiny_clip, tuned_clip
 from support.tuning import CAPTIONS, make_shards, tokenize
 
-from vopcore.clip import PerFrame, Prompted, Prompts, first_tuned_layer, towers, wrap
+from vopcore.clip import Prompted, Prompts, first_tuned_layer, towers, wrap
 from vopcore.config import Train
 from vopcore.methods import METHODS, tune
 from vopcore.retriever import Retriever
@@ -48,7 +48,7 @@ def test_a_block_that_looks_across_frames_ends_the_prefix_though_it_is_frozen():
     clip = tuned_clip("vop_f", spatial_layers=2)
     clip.requires_grad_(False)
     assert first_tuned_layer(clip) == 2
-    assert isinstance(towers(clip).vision.blocks[1], PerFrame)
+    assert not towers(clip).vision.blocks[1].across_frames
 
 
 def written(folder, retriever, shards, kept, videos=None):
@@ -175,7 +175,8 @@ def test_nothing_below_the_first_tuned_block_is_kept_for_the_backward_pass(tmp_p
     pixels, _ = stack_frames(shards, ["v000", "v001"], FRAMES, [None, None])
     seen = {}
     for i, block in enumerate(towers(clip).vision.blocks):
-        block.register_forward_hook(lambda _m, _x, y, i=i: seen.update({i: y.requires_grad}))
+        end = next(module for name, module in block.named_modules() if name.endswith("ls_2"))
+        end.register_forward_hook(lambda _m, _x, y, i=i: seen.update({i: y.requires_grad}))
     Retriever(clip).train().video(pixels)
     first = first_tuned_layer(clip)
     assert seen == {i: i >= first for i in range(3)}

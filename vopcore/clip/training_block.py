@@ -1,4 +1,4 @@
-"""A block of a tower in training: the same numbers as open_clip's with less work.
+"""A block of open_clip in training: the same numbers as open_clip's with less work.
 
 Prompts are only looked at, so they are keys and values without queries or an MLP; of the vision tower's last
 block only the class tokens go on; projections read x as it lies in memory, where nn.MultiheadAttention, given
@@ -17,24 +17,14 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vopcore.clip.autocast import SLOPE, FrozenMLP, FrozenProjection, autocast_dtype, is_frozen
-from vopcore.clip.linear import LeanLinear, linear
+from vopcore.clip.onednn_linear import OneDNNLinear, linear
 
 
-class LeanBlock(ResidualAttentionBlock):
-    """Takes a block's place in training; `read`: how many of its first tokens are read, None for all."""
-
-    read: int | None = None
-
-    def forward(
-        self, q_x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
-    ) -> Tensor:
-        """q_x [N, L, D] -> [N, L, D], or [N, read, D] in training"""
-        if not self.training:
-            return super().forward(q_x, attn_mask=attn_mask)
-        return attend(self, q_x, q_x[:, :0], attn_mask)
+class TrainingBlock(ResidualAttentionBlock):
+    """A block that `attend` computes in training."""
 
 
-class LeanAttention(nn.MultiheadAttention):
+class BatchFirstAttention(nn.MultiheadAttention):
     """Self-attention over keys that are values too; weights and names are those it had."""
 
     def forward(
@@ -46,7 +36,9 @@ class LeanAttention(nn.MultiheadAttention):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """query [N, L, D], key = value [N, K, D], additive masks [N, K] or [L, K] -> [N, L, D]"""
+        """query [N, L, D], key = value [N, K, D] -> [N, L, D]; additive masks, `key_padding_mask` [N, K],
+        `attn_mask` [L, K] or [N * heads, L, K].
+        """
         if not self.training:
             masks = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
             return super().forward(query, key, value, need_weights=False, **masks)
@@ -57,6 +49,8 @@ class LeanAttention(nn.MultiheadAttention):
         q, k, v = heads
 
         mask = attn_mask if key_padding_mask is None else key_padding_mask[:, None, None]
+        if mask is not None and mask.dim() == 3:
+            mask = mask.unflatten(0, (-1, self.num_heads))
         if mask is not None:
             mask = mask.to(q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, mask)
@@ -81,7 +75,7 @@ class LeanAttention(nn.MultiheadAttention):
         return queries, keys, values
 
 
-class _QuickGELU(torch.autograd.Function):
+class _QuickGELUFunction(torch.autograd.Function):
     """x sigmoid(1.702 x) = silu(u) / 1.702 with u = 1.702 x, whose derivative by x is silu'(u)."""
 
     @staticmethod
@@ -95,15 +89,15 @@ class _QuickGELU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
 
 
-class LeanQuickGELU(QuickGELU):
+class OneTensorQuickGELU(QuickGELU):
     """Keeps one tensor for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return _QuickGELU.apply(x) if self.training else super().forward(x)
+        return _QuickGELUFunction.apply(x) if self.training else super().forward(x)
 
 
-class LeanMLP(nn.Sequential):
+class OneFunctionMLP(nn.Sequential):
     """`c_fc`, quick-GELU and `c_proj`; under autocast, where they are frozen, as one function."""
 
     _scaled_bias: Tensor | None = None  # what FrozenMLP adds first, in the dtype of the product
@@ -112,7 +106,7 @@ class LeanMLP(nn.Sequential):
         """x [..., D] -> [..., D]"""
         dtype = autocast_dtype(x)
         into, out = self.c_fc, self.c_proj
-        plain = type(into) is LeanLinear and type(out) is LeanLinear
+        plain = type(into) is OneDNNLinear and type(out) is OneDNNLinear
         if not self.training or dtype is None or not plain or not is_frozen(*self.parameters()):
             return super().forward(x)
 
@@ -122,7 +116,7 @@ class LeanMLP(nn.Sequential):
         return FrozenMLP.apply(x.to(dtype), *weights)
 
 
-class LeanLayerNorm(LayerNorm):
+class AutocastLayerNorm(LayerNorm):
     """Under autocast reads and writes x in its own dtype, without a copy in fp32 and one back."""
 
     _rounded: tuple[Tensor, Tensor] | None = None  # frozen weight and bias in the dtype of x
@@ -144,45 +138,61 @@ class LeanLayerNorm(LayerNorm):
         return self._rounded
 
 
-def lean(block: nn.Module, read: int | None = None) -> None:
-    """Make `block` one of these, in place: names, weights and the module itself stay.
+def for_training(block: nn.Module) -> None:
+    """Make `block` and its parts the classes of this file, in place: names, weights and the modules stay.
 
     Blocks of other classes are left as they are. The class is changed as torch's parametrize does.
     """
     if not isinstance(block, ResidualAttentionBlock):
         return
-    block.__class__, block.read = LeanBlock, read
+    block.__class__ = TrainingBlock
     for module in block.modules():
         if isinstance(module, QuickGELU):
-            module.__class__ = LeanQuickGELU
+            module.__class__ = OneTensorQuickGELU
         if type(module) is nn.MultiheadAttention:
-            module.__class__ = LeanAttention
+            module.__class__ = BatchFirstAttention
         if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):  # that is an attention's last
-            module.__class__ = LeanLinear
+            module.__class__ = OneDNNLinear
     if type(block.mlp) is nn.Sequential and isinstance(block.mlp.gelu, QuickGELU):
-        block.mlp.__class__ = LeanMLP
+        block.mlp.__class__ = OneFunctionMLP
 
 
-def lean_norm(module: nn.Module) -> None:
-    """Make an open_clip LayerNorm a LeanLayerNorm, in place; others are left as they are."""
+def norm_for_training(module: nn.Module) -> None:
+    """Make an open_clip LayerNorm a AutocastLayerNorm, in place; others are left as they are."""
     if type(module) is LayerNorm:
-        module.__class__ = LeanLayerNorm
+        module.__class__ = AutocastLayerNorm
 
 
-def attend(block: ResidualAttentionBlock, x: Tensor, prompts: Tensor, mask: Tensor | None = None) -> Tensor:
-    """x [N, L, D] -> the block's output for x, or in training for what is read of it.
+def attend(
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    prompts: Tensor,
+    attn_mask: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    read: int | None = None,
+) -> Tensor:
+    """x [N, L, D] -> the block's output for x, or in training for its first `read` tokens.
 
-    Its keys are `prompts` [N, p, D], or [1, p, D] where all sequences have the same, and then x; `mask` is an
-    additive one over those keys, [L, p + L] or, the same for all queries, [N, p + L]. The same numbers as of
-    a block over `[prompts, x]`.
+    The keys are `prompts` [N, p, D], or [1, p, D] where all sequences have the same, and then x. Additive
+    masks over those keys: `attn_mask` [L, p + L], or `key_padding_mask` [N, p + L], the same for all
+    queries. The same numbers as of a block over `[prompts, x]`.
     """
-    count = getattr(block, "read", None) if block.training else None
     normed = block.ln_1(x)
     keys = normed
     if prompts.shape[1]:
         normed_prompts = block.ln_1(prompts).to(normed.dtype)
         keys = torch.cat([normed_prompts.expand(len(x), -1, -1), normed], dim=1)
 
-    queries = normed if count is None else normed[:, :count]
-    x = x[:, :count] + block.ls_1(block.attention(queries, keys, keys, attn_mask=mask))
+    queries = normed
+    if block.training and read is not None:
+        queries = normed[:, :read]
+        x = x[:, :read]
+
+    masks = {}
+    if attn_mask is not None:
+        masks["attn_mask"] = attn_mask.to(normed.dtype)
+    if key_padding_mask is not None:
+        masks["key_padding_mask"] = key_padding_mask.to(normed.dtype)
+    attended, _ = block.attn(queries, keys, keys, need_weights=False, **masks)
+    x = x + block.ls_1(attended)
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class LeanLinear(nn.Linear):
+class OneDNNLinear(nn.Linear):
     """In training a product with a frozen matrix; else, or with a tuned one, nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vopcore.clip.linear import LeanLinear, linear
+from vopcore.clip.onednn_linear import OneDNNLinear, linear
 
 SIZES = st.integers(1, 9)
 
@@ -35,7 +35,7 @@ def test_a_slice_that_is_not_contiguous_is_read_as_it_lies():
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_what_is_tuned_gets_its_gradient(part):
-    layer = LeanLinear(5, 3).requires_grad_(False)
+    layer = OneDNNLinear(5, 3).requires_grad_(False)
     tuned = getattr(layer, part).requires_grad_(True)
     x = leaf(7, 5)
     (mine,) = torch.autograd.grad(layer(x).square().sum(), tuned)
@@ -44,7 +44,7 @@ def test_what_is_tuned_gets_its_gradient(part):
 
 
 def test_autocast_and_eval_mode_are_left_to_torch():
-    layer = LeanLinear(8, 8).requires_grad_(False)
+    layer = OneDNNLinear(8, 8).requires_grad_(False)
     x = leaf(2, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16

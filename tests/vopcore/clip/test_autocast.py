@@ -6,10 +6,9 @@ from open_clip.transformer import LayerNorm, ResidualAttentionBlock
 from support.methods import tuned_clip
 from torch import nn
 
-from vopcore.clip import attend, lean
 from vopcore.clip.autocast import FrozenMLP, FrozenProjection
-from vopcore.clip.block import QuickGELU
-from vopcore.clip.wrap import causal_mask
+from vopcore.clip.open_clip_tower import causal_mask
+from vopcore.clip.training_block import QuickGELU, attend, for_training
 
 WIDTH, TOKENS, SEQUENCES = 32, 5, 3
 
@@ -20,7 +19,7 @@ def make_block(seed=0):
     for name, parameter in block.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.3)
-    lean(block)
+    for_training(block)
     return block.requires_grad_(False)
 
 

@@ -1,0 +1,333 @@
+"""Towers of open_clip's own transformer: ViT, CLIPA and CoCa for frames; for texts the causal and others."""
+
+from functools import lru_cache
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer, text_global_pool
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vopcore.clip.autocast import autocast_dtype
+from vopcore.clip.tokens import Block, Tokens
+from vopcore.clip.towers import Branch, Projection, TextTower, Tower, VisionTower, text_module
+from vopcore.clip.training_block import TrainingBlock, attend, for_training, norm_for_training
+
+AFTER_EMBEDDING = (
+    "transformer.",
+    "ln_post.",
+    "proj",
+    "attn_pool",
+)  # parameters behind the first block's input
+
+
+class ParallelAttention(nn.Module):
+    """A self-attention and a module over the same input."""
+
+    def __init__(self, attn: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.attn = attn
+        self.adapter = adapter
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, **options: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """What nn.MultiheadAttention takes and gives."""
+        output, weights = self.attn(query, key, value, **options)
+        return output + self.adapter(query).to(output.dtype), weights
+
+
+class ParallelMLP(nn.Module):
+    """An MLP and a module over the same input."""
+
+    def __init__(self, mlp: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.adapter = adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, L, D] -> [N, L, D]"""
+        output = self.mlp(x)
+        return output + self.adapter(x).to(output.dtype)
+
+
+class OpenClipTower(Tower):
+    """What both towers have in common: `ResidualAttentionBlock`s."""
+
+    @property
+    def transformer(self) -> Transformer:
+        """The module that holds the blocks."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """`resblocks`, [N, L, D] -> [N, L, D]."""
+        return self.transformer.resblocks
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.transformer.width
+
+    def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
+        """open_clip's own forward, to the bit, but in training once `prepare_for_training` was called."""
+        if block.training and isinstance(block, TrainingBlock) and not masks_pairs_of_each(tokens):
+            return attend(block, tokens.x, tokens.x[:, :0], **key_masks(tokens, 0), read=tokens.read)
+        return block(tokens.x, attn_mask=attention_mask(tokens, block))
+
+    def attend(self, block: nn.Module, tokens: Tokens, prompts: Tensor) -> Tensor:
+        """Prompts are only looked at: keys and values without queries or an MLP."""
+        if masks_pairs_of_each(tokens):
+            return super().attend(block, tokens, prompts)
+        masks = key_masks(tokens, prompts.shape[1])
+        return attend(block, tokens.x, prompts, **masks, read=tokens.read)
+
+    def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+        """Around `attn` or `mlp`."""
+        parallel = {"attn": ParallelAttention, "mlp": ParallelMLP}[branch]
+        setattr(block, branch, parallel(getattr(block, branch), module))
+
+    def add_behind(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+        """Behind the layer scale, which is the last of each residual branch."""
+        site = {"attn": "ls_1", "mlp": "ls_2"}[branch]
+        setattr(block, site, nn.Sequential(getattr(block, site), module))
+
+    def projections(self, block: nn.Module) -> dict[str, Projection]:
+        """Query, key and value are rows of one matrix."""
+        places = {letter: Projection(block.attn, "in_proj_weight", i) for i, letter in enumerate("qkv")}
+        return places | {"o": Projection(block.attn.out_proj, "weight", 0)}
+
+    def set_grad_checkpointing(self, enabled: bool) -> None:
+        """As open_clip keeps it."""
+        self.transformer.grad_checkpointing = enabled
+
+    def prepare_for_training(self) -> None:
+        """See `training_block`."""
+        for block in self.blocks:
+            for_training(block)
+        for module in self.clip.modules():  # those outside the blocks too
+            norm_for_training(module)
+
+
+class OpenClipVision(OpenClipTower, VisionTower):
+    """open_clip's `VisionTransformer`."""
+
+    @staticmethod
+    def builds(visual: nn.Module) -> bool:
+        """Whether `visual` is of this family."""
+        if not isinstance(visual, VisionTransformer):
+            return False
+        return all(
+            isinstance(block, Block | ResidualAttentionBlock) for block in visual.transformer.resblocks
+        )
+
+    @property
+    def transformer(self) -> Transformer:
+        """The module that holds the blocks."""
+        return self.clip.visual.transformer
+
+    @property
+    def reads_class_token(self) -> bool:
+        """Not with CLIPA's average or CoCa's attention pooling."""
+        visual = self.clip.visual
+        return visual.attn_pool is None and visual.pool_type == "tok"
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a frame, in pixels."""
+        return tuple(self.clip.visual.image_size)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a frame, the class token included."""
+        return len(self.clip.visual.positional_embedding)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which it takes pixels."""
+        return self.clip.visual.conv1.weight.dtype
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """As open_clip keeps it."""
+        return self.transformer.grad_checkpointing
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """frames Float [N, 3, H, W], normalised -> [N, L, width]: the class token, then the patches."""
+        return self.clip.visual._embeds(frames)
+
+    def tokens(self, x: Tensor, frames: int, real: Tensor | None) -> Tokens:
+        """The class token is the prefix."""
+        return Tokens(x=x, tower=self, prefix=1, frames=frames, real=real)
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """-> features [N, D]"""
+        visual = self.clip.visual
+        pooled = visual._pool(tokens.x)[0]
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    def embedding(self) -> dict[str, nn.Parameter]:
+        """The parameters before the first block, by name."""
+        named = self.clip.visual.named_parameters()
+        return {name: parameter for name, parameter in named if not name.startswith(AFTER_EMBEDDING)}
+
+    def output_projection(self) -> list[nn.Parameter]:
+        """`visual.proj`"""
+        projection = self.clip.visual.proj
+        return [] if projection is None else [projection]
+
+
+class OpenClipText(OpenClipTower, TextTower):
+    """open_clip's `TextTransformer`, or its parts in a `CLIP`."""
+
+    @staticmethod
+    def builds(text: nn.Module) -> bool:
+        """Whether `text` is of this family."""
+        transformer = getattr(text, "transformer", None)
+        if not isinstance(transformer, Transformer):
+            return False
+        return all(isinstance(block, Block | ResidualAttentionBlock) for block in transformer.resblocks)
+
+    @property
+    def text(self) -> nn.Module:
+        """What holds the embedding, the transformer and the projection."""
+        return text_module(self.clip)
+
+    @property
+    def transformer(self) -> Transformer:
+        """The module that holds the blocks."""
+        return self.text.transformer
+
+    @property
+    def pool_type(self) -> str:
+        """Where the feature is read: `argmax` or `eos` (the end token), `last`, `first`."""
+        return getattr(self.clip, "text_pool_type", None) or self.text.pool_type
+
+    @property
+    def eos_id(self) -> int | None:
+        """The end token where `pool_type` is `eos`."""
+        return getattr(self.clip, "text_eos_id", None) or getattr(self.text, "eos_id", None)
+
+    @property
+    def class_embedding(self) -> nn.Parameter | None:
+        """CoCa's class token, which stands behind the text."""
+        return getattr(self.text, "cls_emb", None)
+
+    @property
+    def can_be_trimmed(self) -> bool:
+        """Whether what stands behind the end token is never seen: the tower is causal and read at that
+        token.
+        """
+        causal = self.text.attn_mask is not None
+        return causal and self.class_embedding is None and self.pool_type in ("argmax", "eos")
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """ids Int [N, L] -> features [N, D]. Where what follows the end token is not seen, a batch costs in
+        training its longest text; a tower that reads its padding gets all of it.
+        """
+        if self.clip.training and self.can_be_trimmed and not ids.is_meta:
+            ids = self._trimmed(ids)
+
+        tokens = self._embed(ids)
+        for block in self.blocks:
+            if self.transformer.grad_checkpointing:
+                tokens = checkpoint(_run, tokens.x, tokens, block, use_reentrant=False)
+            else:
+                tokens = tokens.run(block)
+        return self._project(self._pool(tokens.x, ids))
+
+    def output_projection(self) -> list[nn.Parameter]:
+        """`text_projection`, a matrix or a linear layer."""
+        projection = self.text.text_projection
+        if projection is None:
+            return []
+        return [projection] if isinstance(projection, nn.Parameter) else list(projection.parameters())
+
+    def _trimmed(self, ids: Tensor) -> Tensor:
+        """Without the columns behind the last end token."""
+        is_end = ids if self.pool_type == "argmax" else (ids == self.eos_id).int()
+        longest = int(is_end.argmax(dim=-1).max()) + 1
+        return ids[:, :longest]
+
+    def _embed(self, ids: Tensor) -> Tokens:
+        text = self.text
+        x = text.token_embedding(ids)
+        hidden = None
+        if self.class_embedding is not None:
+            # CoCa's published weights know a mask that is one place off: padding hides what stands behind it.
+            x = torch.cat([x, self.class_embedding.to(x.dtype).expand(len(x), 1, -1)], dim=1)
+            hidden = nn.functional.pad(ids == text.pad_id, (1, 0), value=False)
+        x = x + text.positional_embedding[: x.shape[1]].to(x.dtype)
+        # Under autocast the residual stream is bf16, as that of the frames.
+        x = x.to(autocast_dtype(x) or x.dtype)
+        return Tokens(x=x, tower=self, prefix=1, causal=text.attn_mask is not None, hidden=hidden)
+
+    def _pool(self, x: Tensor, ids: Tensor) -> Tensor:
+        text = self.text
+        if self.class_embedding is not None:
+            return text.ln_final(x[:, -1])
+        return text_global_pool(text.ln_final(x), ids, self.pool_type, eos_token_id=self.eos_id)
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        projection = self.text.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def _run(x: Tensor, tokens: Tokens, block: nn.Module) -> Tokens:
+    return tokens.with_x(x).run(block)
+
+
+def masks_pairs_of_each(tokens: Tokens) -> bool:
+    """Whether each sequence has a mask of pairs of its own, as in CoCa's text tower: causal, and with
+    padding.
+    """
+    return tokens.causal and tokens.hidden is not None
+
+
+def attention_mask(tokens: Tokens, block: nn.Module) -> Tensor | None:
+    """The additive mask of open_clip's blocks: [L, L], or [N * heads, L, L] where tokens are hidden."""
+    mask = causal_mask(tokens.x) if tokens.causal else None
+    if tokens.hidden is None:
+        return mask
+
+    length = tokens.x.shape[1]
+    hidden = torch.zeros(tokens.hidden.shape, dtype=tokens.x.dtype, device=tokens.x.device)
+    hidden = hidden.masked_fill(tokens.hidden, float("-inf"))
+    pairs = hidden.unsqueeze(1).expand(-1, length, -1)
+    if mask is not None:
+        pairs = pairs + mask
+    attention = next(module for module in block.modules() if isinstance(module, nn.MultiheadAttention))
+    return pairs.repeat_interleave(attention.num_heads, 0)
+
+
+def key_masks(tokens: Tokens, prompts: int) -> dict[str, Tensor]:
+    """The mask that `attend` takes over `prompts` prompts and the tokens, if one is needed."""
+    if tokens.causal:
+        return {"attn_mask": causal_mask(tokens.x, prompts)}
+    if tokens.hidden is None:
+        return {}
+    hidden = nn.functional.pad(tokens.hidden, (prompts, 0), value=False)
+    mask = torch.zeros(hidden.shape, dtype=tokens.x.dtype, device=tokens.x.device)
+    return {"key_padding_mask": mask.masked_fill(hidden, float("-inf"))}
+
+
+def causal_mask(x: Tensor, prompts: int = 0) -> Tensor:
+    """The additive mask [L, prompts + L] under which a token of x [N, L, D] sees itself and those before it,
+    and all but the first see the prompts, which come first among the keys.
+
+    Every block of a tower asks for the same one, so the last few are kept.
+    """
+    return kept_causal_mask(x.shape[1], prompts, x.dtype, x.device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # autograd may not keep what inference mode has made
+def kept_causal_mask(length: int, prompts: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The mask of `causal_mask`; not to be written to."""
+    mask = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
+    if not prompts:
+        return mask
+    seen = mask.new_zeros(length, prompts)
+    seen[0] = float("-inf")
+    return torch.cat([seen, mask], dim=1)
