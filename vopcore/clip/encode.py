@@ -62,10 +62,16 @@ def first_tuned_layer(clip: nn.Module) -> int:
     if not vision.has_blocks or any(p.requires_grad for p in vision.embedding().values()):
         return 0
     for layer, block in enumerate(vision.blocks):
-        across_frames = isinstance(block, Block) and block.across_frames
-        if across_frames or any(parameter.requires_grad for parameter in block.parameters()):
+        if looks_across_frames(block) or any(parameter.requires_grad for parameter in block.parameters()):
             return layer
     return vision.layers
+
+
+def looks_across_frames(module: nn.Module) -> bool:
+    """Whether the tokens of a frame depend on the other frames of its video, in a CLIP or in one of its
+    blocks.
+    """
+    return any(isinstance(inner, Block) and inner.across_frames for inner in module.modules())
 
 
 def prefix_hash(clip: nn.Module, layer: int) -> str:

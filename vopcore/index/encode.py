@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vopcore.clip import VideoBlock, blank, frozen_hash, share, tokenizer
+from vopcore.clip import blank, frozen_hash, looks_across_frames, share, tokenizer
 from vopcore.index.header import BadIndexError
 from vopcore.index.moments import Span
 from vopcore.index.table import MomentRows
@@ -240,7 +240,7 @@ def _sees_frames_alone(clip: nn.Module) -> bool:
     """Whether the features of a frame are the same whichever frames stand beside it."""
     if clip.tuning.fixed_frames:
         return False
-    return not any(isinstance(module, VideoBlock) for module in clip.modules())
+    return not looks_across_frames(clip)
 
 
 def _file_in(folder: Path, name: str) -> str:
