@@ -7,7 +7,6 @@
 Exit codes: 0 all is delivered, 2 there is nothing to deliver, or MLflow is still out of reach.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -16,52 +15,43 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-from pipelines import track
-from pipelines.command.secrets import hides_secrets, without_secrets
+from pipelines.command.arguments import CommandLine
+from pipelines.command.exit_codes import DONE, REFUSED, ended, exit_code_of
+from pipelines.command.secrets import without_secrets
 
-CLI = argparse.ArgumentParser(
-    prog="pipelines/deliver.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
-)
+CLI = CommandLine("deliver", __doc__)
 CLI.add_argument("folder", type=Path, help="mlflow_waiting in the output folder of the run")
 CLI.add_argument("--uri", help="another store than the one it was meant for")
 
 
-@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    args = CLI.parse_args(argv)
-    folder = args.folder.absolute()
+    return exit_code_of(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    arguments = CLI.parse_args(argv)
+    folder = arguments.folder.absolute()
+
+    # after the arguments: --help should not wait for mlflow
+    from pipelines import track
+
     runs = track.waiting(str(folder))
     if not runs:
-        print(f"error: {folder}: nothing is waiting there", file=sys.stderr)
-        return 2
-    meant = json.loads((folder / track.ADDRESS).read_text())
-    try:
-        uri = args.uri or _with_its_password(meant["uri"])
-        store = track.RunStore(uri, None, meant["experiment"], str(folder))
-        track.deliver(store)
-    except track.StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ended(REFUSED, f"{folder}: nothing is waiting there")
+
+    address = json.loads((folder / track.ADDRESS).read_text())
+    uri = arguments.uri or _with_its_password(address["uri"])
+    store = track.RunStore(uri, None, address["experiment"], str(folder))
+    track.deliver(store)
     print(f"delivered to {store.uri}: {', '.join(runs)}")
-    return 0
+    return DONE
 
 
 def _with_its_password(uri: str) -> str:
     """The store's URI is kept without its password; MLFLOW_TRACKING_URI may name the same store with it."""
     named = os.environ.get("MLFLOW_TRACKING_URI", "")
     return named if without_secrets(named) == uri else uri
-
-
-def try_to_deliver(store: track.RunStore) -> None:
-    """At the end of a run: hand over what is kept, else say how to do it later."""
-    if not track.waiting(store.journal):
-        return
-    try:
-        track.deliver(store)
-    except track.StoreError as error:
-        print(f"\n{error}\nWhat it has not got is kept; when it is back:")
-        print(f"  python pipelines/deliver.py {store.journal}")
 
 
 if __name__ == "__main__":

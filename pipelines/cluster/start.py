@@ -3,28 +3,121 @@
 import logging
 import os
 import signal
+import socket
+import sys
+import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import ray
+from ray._private import ray_constants
 
-from vopcore.config import RunConfig
+from vopcore.config import ConfigError, RunConfig
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 30.0  # seconds for the Ray at RAY_ADDRESS to answer
+LONGEST_SOCKET = (
+    "/ray/session_2026-11-27_10-46-15_123456_4194304/sockets/plasma_store"  # what Ray adds to its folder
+)
+MAX_FOLDER = 107 - len(LONGEST_SOCKET)  # characters: Linux allows 107 for the path of a socket
+QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def start_ray(config: RunConfig) -> None:
-    """Join the cluster this runs on, or start a Ray on this machine; nothing listens beyond it."""
+    """Join the cluster that RAY_ADDRESS names, or start a Ray on this machine that listens on it alone.
+
+    Raises ConfigError where nothing answers at RAY_ADDRESS.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    workers = {"env_vars": {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}}
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(runtime_env=workers, **quiet)
+    environment = {"env_vars": {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        wait_for(address)
+        try:
+            ray.init(runtime_env=environment, **QUIET)
+        except ConnectionError as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise ConfigError(f"RAY_ADDRESS: cannot join the Ray at {address}: {first_line}") from None
     else:
-        needed = config.resources.workers * config.resources.cpus_per_worker
-        cpus = max(os.cpu_count() or 1, needed)
-        ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env=workers, **quiet)
+        _start_local(config, environment)
+
     if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM and prints a stack
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def wait_for(address: str, patience: float = PATIENCE) -> None:
+    """Wait until something listens at the `host:port` or URI `address`.
+
+    Left alone, Ray itself waits for minutes without a word. Raises ConfigError after `patience` seconds.
+    """
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:  # `auto`, or something for Ray to judge
+        return
+
+    deadline = time.monotonic() + patience
+    has_told = False
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"RAY_ADDRESS: nothing answers at {address} ({reason}); start that Ray, or unset RAY_ADDRESS"
+                " to start one on this machine"
+            )
+        if not has_told:
+            print(f"waiting for the Ray at {address} ({reason})", file=sys.stderr, flush=True)
+            has_told = True
+        time.sleep(1)
+
+
+def _start_local(config: RunConfig, environment: dict[str, object]) -> None:
+    # Ray listens on every interface unless it knows this machine as 127.0.0.1. Its own switch for that is
+    # meant for other systems; child processes read it from the environment.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+    resources = config.resources
+    needed = resources.workers * resources.cpus_per_worker
+    ray.init(
+        "local",
+        num_cpus=max(os.cpu_count() or 1, needed),
+        include_dashboard=False,
+        runtime_env=environment,
+        _temp_dir=short_folder(),
+        **QUIET,
+    )
+    _hide_token()
+
+
+def _hide_token() -> None:
+    """Ray writes the token that opens it so that everybody on this machine can read it."""
+    with suppress(OSError, RuntimeError):  # no home folder, or nothing in it that is ours
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
+def short_folder() -> str | None:
+    """A folder for Ray's sockets where TMPDIR is too long for them; None: Ray's own choice is fine.
+
+    Raises ConfigError where RAY_TMPDIR itself is too long.
+    """
+    chosen = os.environ.get("RAY_TMPDIR")
+    if chosen and len(chosen) > MAX_FOLDER:
+        raise ConfigError(
+            f"RAY_TMPDIR: {chosen} has {len(chosen)} characters, more than the {MAX_FOLDER} that leave room"
+            " for the names of Ray's sockets; set a shorter one, such as /tmp/ray"
+        )
+    if chosen or len(tempfile.gettempdir()) <= MAX_FOLDER:
+        return None
+    return f"/tmp/ray-{os.getuid()}"

@@ -1,18 +1,51 @@
-"""The last line of a command: its exit code and why, as `ray job submit` itself knows only 0 and 1."""
+"""How every command ends: one last line that says its exit code and why.
 
-import argparse
+`ray job submit` itself knows only 0 and 1, so the line is what a log is read for.
+"""
+
+import errno
+import io
+import os
 import sys
-from typing import NoReturn
+import traceback
+from collections.abc import Callable, Iterator
 
-from vopcore.config import ConfigError
+from pipelines.command.secrets import hides_secrets
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
-class Arguments(argparse.ArgumentParser):
-    """A command line whose mistakes end like those in the config."""
+class CommandFailedError(RuntimeError):
+    """Something failed, and the message says all there is to say: no stack is printed."""
 
-    def error(self, message: str) -> NoReturn:
-        """argparse calls this with what is wrong. Raises ConfigError."""
-        raise ConfigError(f"{message}; {' '.join(self.format_usage().split())}")
+    exit_code = FAILED
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Run `command` to its exit code; whatever it raises becomes its last line.
+
+    ValueError (ConfigError, DatasetError, ...) is a mistake in the config or the data, CommandFailedError a
+    failure that explains itself, a full disk is named as such. Anything else is a mistake of ours and comes
+    with its stack. Nothing that it prints holds a password.
+    """
+    survive_closed_output()
+    return hides_secrets(_exit_code_of)(command)
+
+
+def _exit_code_of(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except KeyboardInterrupt:
+        return ended(INTERRUPTED, "the same command goes on from here", "interrupted")
+    except CommandFailedError as error:
+        return ended(error.exit_code, error)
+    except ValueError as error:
+        return ended(REFUSED, error)
+    except Exception as error:
+        if full_disk := full_disk_of(error):
+            return ended(FAILED, full_disk)
+        traceback.print_exc()
+        return ended(FAILED, f"{type(error).__name__}: {error}")
 
 
 def ended(code: int, reason: object, what: str = "error") -> int:
@@ -22,3 +55,75 @@ def ended(code: int, reason: object, what: str = "error") -> int:
     for line in [*details, f"{what} (exit code {code}): {first}"]:
         print(line, file=sys.stderr, flush=True)
     return code
+
+
+def full_disk_of(error: BaseException) -> str | None:
+    """The line about a full disk, if that is what `error` or something that led to it says."""
+    for cause in _causes(error):
+        is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        # SQLite, torch and Arrow hide the number of the error in their words
+        says_full = "disk is full" in str(cause) or os.strerror(errno.ENOSPC) in str(cause)
+        if is_full or says_full:
+            place = getattr(cause, "filename", None)
+            where = f": {place}" if place else ""
+            return f"the disk is full{where}; make room, and the same command goes on from here"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on; each once."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def survive_closed_output() -> None:
+    """Let a command work on when nobody reads its output any more, as after `| head`."""
+    sys.stdout = _survivor(sys.stdout, 1)
+    sys.stderr = _survivor(sys.stderr, 2)
+
+
+def _survivor(stream: io.TextIOBase | None, descriptor: int) -> io.TextIOBase:
+    if stream is None:  # started with its output closed: `>&-`
+        return open(os.devnull, "w")  # noqa: PTH123 - stays open as long as the process
+    return stream if isinstance(stream, _Survivor) else _Survivor(stream, descriptor)
+
+
+class _Survivor(io.TextIOBase):
+    """A stream whose broken pipe is replaced by nothing, once."""
+
+    def __init__(self, stream: io.TextIOBase, descriptor: int) -> None:
+        self._stream = stream
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        # what is still in the buffer goes there too when Python ends and flushes
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._descriptor)
+        os.close(nowhere)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._stream.encoding

@@ -3,8 +3,6 @@
 import argparse
 from typing import Any
 
-from vopcore.config import settings_text
-
 
 class PrintSettings(argparse.Action):
     """Print the settings, then exit as `--help` does."""
@@ -13,5 +11,7 @@ class PrintSettings(argparse.Action):
         super().__init__(nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vopcore.config import settings_text  # here, as --help should not wait for it
+
         print(settings_text())
         parser.exit()

@@ -1,77 +1,109 @@
-"""Progress of long steps: a bar on a terminal, a line every few seconds in a log."""
+"""Progress of long steps: a bar on a terminal, a line every few seconds in a log. Nothing here ends work."""
 
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Self
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Self
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+LOOK_EVERY = 0.5  # seconds between looks at what workers have told
 
 
 class Bar:
     """How many of `total`, how many a second, time left and a few words; on stderr."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
-        self._what, self._unit, self._total = what, unit, total
-        self._said = time.monotonic()
-        self._done, self._first = 0, -1
-        self._bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._title = title
+        self._unit = unit
+        self._total = total
+        self._count = 0
+        self._last_line = time.monotonic()
+        # what was there when it was first shown does not count for the speed
+        self._first_count = -1
+        self._first_shown = 0.0
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}") if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more will be shown."""
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, done: int, words: str = "") -> None:
-        """Set how far it is. What was done when it is first called, or when it goes back as after a restart,
+    def show(self, count: int, words: str = "") -> None:
+        """Set how far it is. What was there when it is first called, or when it goes back as after a restart,
         does not count for the speed.
         """
-        if self._first < 0 or done < self._done:
-            self._start_from(done)
+        if self._first_count < 0 or count < self._count:
+            self._start_from(count)
+
         if self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif done != self._done and (done == self._total or time.monotonic() - self._said >= LINE_EVERY):
-            self._said = time.monotonic()
-            print(f"{self._what}: {self._line(done, words)}", file=sys.stderr, flush=True)
-        self._done = done
+            self._bar.update(count - self._bar.n)
+        elif self._line_is_due(count):
+            self._last_line = time.monotonic()
+            print(f"{self._title}: {self._line(count, words)}", file=sys.stderr, flush=True)
+        self._count = count
 
-    def _start_from(self, done: int) -> None:
-        self._first, self._began = done, time.monotonic()
+    def _line_is_due(self, count: int) -> bool:
+        if count == self._count:
+            return False
+        return count == self._total or time.monotonic() - self._last_line >= LINE_EVERY
+
+    def _start_from(self, count: int) -> None:
+        self._first_count = count
+        self._first_shown = time.monotonic()
         if self._bar is not None:
             self._bar.initial = 0  # else reset draws a negative speed
             self._bar.reset()
-            self._bar.initial = self._bar.n = self._bar.last_print_n = done
+            self._bar.initial = self._bar.n = self._bar.last_print_n = count
 
-    def _line(self, done: int, words: str) -> str:
-        parts, seconds = [f"{done:,}/{self._total:,} {self._unit}"], time.monotonic() - self._began
-        speed = (done - self._first) / seconds if seconds > 1 else 0
+    def _line(self, count: int, words: str) -> str:
+        parts = [f"{count:,}/{self._total:,} {self._unit}"]
+        seconds = time.monotonic() - self._first_shown
+        speed = (count - self._first_count) / seconds if seconds > 1 else 0
         if speed:
-            left = tqdm.format_interval((self._total - done) / speed)
-            parts += [f"{speed:.1f}/s"] + [f"{left} left"] * (done < self._total)
-        return ", ".join([*parts, words] if words else parts)
+            parts.append(f"{speed:.1f}/s")
+        if speed and count < self._total:
+            left = tqdm.format_interval((self._total - count) / speed)
+            parts.append(f"{left} left")
+        if words:
+            parts.append(words)
+        return ", ".join(parts)
+
+
+class Progress(NamedTuple):
+    """How far a worker is with `title`."""
+
+    title: str
+    unit: str
+    count: int
+    total: int
+    words: str
 
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Where a worker leaves how far it is: (what, unit, done, total, words)."""
+    """Where a worker leaves how far it is."""
 
     def __init__(self) -> None:
-        self._news: tuple[str, str, int, int, str] | None = None
+        self._progress: Progress | None = None
 
-    def put(self, what: str, unit: str, done: int, total: int, words: str) -> None:
-        self._news = (what, unit, done, total, words)
+    def put(self, title: str, unit: str, count: int, total: int, words: str) -> None:
+        self._progress = Progress(title, unit, count, total, words)
 
-    def get(self) -> tuple[str, str, int, int, str] | None:
-        return self._news
+    def get(self) -> Progress | None:
+        return self._progress
 
 
 def beside_driver(kind: ray.actor.ActorClass) -> ray.actor.ActorHandle:
@@ -82,32 +114,40 @@ def beside_driver(kind: ray.actor.ActorClass) -> ray.actor.ActorHandle:
 
 @contextmanager
 def remote_bars(name: str) -> Iterator[ray.actor.ActorHandle]:
-    """Bars that follow the Mailbox it yields, a new one for each `what`."""
-    mailbox, stop = beside_driver(Mailbox), threading.Event()
+    """Bars that follow the Mailbox it yields, a new one for each title.
 
-    def follow() -> None:
-        showing, bar = None, None
-        while not stop.wait(0.5):
-            try:
-                news = ray.get(mailbox.get.remote())
-            except ray.exceptions.RayError:  # Ray is going down: nothing left to show
-                break
-            if news is None:
-                continue
-            what, unit, done, total, words = news
-            if what != showing:
-                if bar is not None:
-                    bar.__exit__()
-                showing, bar = what, Bar(f"{name}: {what}", total, unit)
-            bar.show(done, words)
-        if bar is not None:
-            bar.__exit__()
-
-    thread = threading.Thread(target=follow, daemon=True)
+    A mailbox that dies, as under the memory monitor, ends the bars and nothing else.
+    """
+    mailbox = beside_driver(Mailbox)
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(name, mailbox, stop), daemon=True)
     thread.start()
     try:
         yield mailbox
     finally:
         stop.set()
         thread.join()
-        ray.kill(mailbox)
+        with suppress(Exception):  # it is gone already, or Ray is
+            ray.kill(mailbox)
+
+
+def _follow(name: str, mailbox: Any, stop: threading.Event) -> None:  # noqa: ANN401 - a handle of Ray's
+    """Show what the mailbox gets until `stop`."""
+    title = ""
+    bar: Bar | None = None
+    while not stop.wait(LOOK_EVERY):
+        try:
+            progress = ray.get(mailbox.get.remote())
+        except Exception:  # nothing left to show; the work goes on
+            break
+        if progress is None:
+            continue
+        if progress.title != title:
+            if bar is not None:
+                bar.close()
+            title = progress.title
+            bar = Bar(f"{name}: {title}", progress.total, progress.unit)
+        bar.show(progress.count, progress.words)
+
+    if bar is not None:
+        bar.close()

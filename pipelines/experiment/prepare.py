@@ -1,90 +1,164 @@
-"""Before any work: the output folder is ours, the annotations are read, the quickstart's world exists."""
+"""From a config to decoded videos, the same for `run.py` and for each group of cells of a benchmark.
+
+check(config)          refuses what the config alone tells; nothing is written
+prepared(config)       videos and small CLIP of a quickstart, annotations, the claimed output folder
+decoded(preparation)   all videos in shards, and what may be tuned on them; wants a Ray
+"""
 
 import json
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import save_file
 
 from pipelines import track
-from pipelines.command.progress import Bar
+from pipelines.cluster import machines
+from pipelines.command.exit_codes import CommandFailedError
 from pipelines.command.secrets import without_secrets
+from pipelines.experiment import quickstart
+from pipelines.experiment.annotations import annotations, usable
+from pipelines.experiment.identity import data_hash, decode_hash, shared_settings
+from pipelines.ingest.driver import ingest
 from vopcore import clip as clips
-from vopcore.config import ConfigError, RunConfig, backbone, fingerprint
-from vopcore.datasets import DATASETS, layout, problems, shapes
+from vopcore.config import ConfigError, MethodRun, RunConfig
 from vopcore.methods import tune
-from vopcore.shards import Shards
-from vopcore.training.pretrain import train_on_stills
+from vopcore.shards import Shards, verify
+from vopcore.storage import Store, below
 
-MADE = ("shards", "runs", "results")  # what a benchmark leaves in `output`
+RESULTS = ("shards", "runs", "results")  # what an experiment leaves in `output`
 BENCHMARK = "benchmark.json"  # in `output`: what its runs share
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """A config that can be run. config: with the weights of the small CLIP, where it has one."""
+
+    config: RunConfig
+    annotations: pa.Table
+
+
+@dataclass(frozen=True)
+class DecodedData:
+    """What there is to tune on.
+
+    annotations: the rows to tune and measure with; shards: their folder, a path or URI; the hashes of both
+    read every row, so they are taken once.
+    """
+
+    config: RunConfig
+    annotations: pa.Table
+    shards: str
+    data_hash: str
+    decode_hash: str
+
+
+class DamagedShardsError(CommandFailedError):
+    """Shards differ from their manifest; the message names each."""
+
+
+def check(config: RunConfig) -> None:
+    """Refuse, before anything is written, what the config alone tells. Raises ConfigError."""
+    check_model(config)
+    machines.check_places(config)
+    check_output(config)
+
+
+def prepared(config: RunConfig) -> Preparation:
+    """Make or read what must be there before anything is decoded, and claim the output folder."""
+    quickstart.render_videos(config)
+    table = annotations(config)
+    claim_output(config, table)
+    check_store(config)
+    return Preparation(quickstart.with_small_clip(config), table)
+
+
+def decoded(preparation: Preparation) -> DecodedData:
+    """Decode what is not in the shards yet, and verify them where the config says so."""
+    config = preparation.config
+    folder = _decode(config, preparation.annotations)
+    if "verify" in config.stages:
+        _verify(folder)
+
+    shards = Shards(folder)
+    with_frames = [video for video, entry in shards.videos.items() if entry.num_frames]
+    table = preparation.annotations
+    if "tune" in config.stages:
+        table = usable(config, table, with_frames)
+
+    videos = table["video"].unique().to_pylist()
+    return DecodedData(config, table, folder, data_hash(table), decode_hash(shards, videos))
+
+
 def check_model(config: RunConfig) -> None:
-    """Refuse, before anything is written, what does not fit the model; builds it without weights."""
+    """Refuse what does not fit the model; builds it without weights."""
     model = config.clip.model
     with torch.device("meta"):
         size = clips.blank(model).visual.image_size[0]
     if config.video.size != size:
         raise ConfigError(f"video.size: {config.video.size}, but {model} sees {size} x {size} pixels")
+
     try:
         clips.tokenizer(model, config.clip.words)
     except ValueError as error:
         raise ConfigError(f"clip.{error}") from None
+
     if config.clip.pretrained is None and config.shapes is None:
         print(f"  clip.pretrained is null: {model} has random weights", file=sys.stderr)
     for run in config.methods:
-        try:
-            with torch.device("meta"):
-                clip = tune(clips.blank(model), run.method, config.video.frames)
-        except ValueError as error:
-            raise ConfigError(f"methods.{run.name}.{error}") from None
-        if run.train.prefix_cache and clips.first_tuned_layer(clip) == 0:
-            print(
-                f"  {run.name} tunes the first vision block: train.prefix_cache has no use", file=sys.stderr
-            )
+        _check_method(config, run)
+
+
+def _check_method(config: RunConfig, run: MethodRun) -> None:
+    try:
+        with torch.device("meta"):
+            clip = tune(clips.blank(config.clip.model), run.method, config.video.frames)
+    except ValueError as error:
+        raise ConfigError(f"methods.{run.name}.{error}") from None
+
+    if run.train.prefix_cache and clips.first_tuned_layer(clip) == 0:
+        print(f"  {run.name} tunes the first vision block: train.prefix_cache has no use", file=sys.stderr)
 
 
 def check_output(config: RunConfig) -> None:
-    """Refuse an output folder that holds something of another benchmark.
+    """Refuse an output folder that holds results of another comparison.
 
-    What every row of a comparison shares decides: data, frames and backbone. Methods, training settings
-    and seeds may differ; each of those has a run of its own.
+    What every row of a comparison shares decides: frames and backbone. Methods, training settings and seeds
+    may differ; each of those has a run of its own. The data is compared once it is read, by `claim_output`.
     """
-    folder = Path(config.output)
-    said = folder / BENCHMARK
-    if not said.is_file():
-        return
-    before = json.loads(said.read_text())
-    makes_more = "storage" in before or config.shapes is not None  # elsewhere, or clips and a CLIP
-    if not makes_more and not any((folder / made).exists() for made in MADE):
-        return
-    for key, now in shared(config).items():
-        if before.get(key) != now:
-            raise ConfigError(
-                f"output: {config.output} belongs to another config ({key} is {_short(before.get(key))}, now"
-                f" {_short(now)}); set output=... to a new folder, or delete that one"
-            )
+    before = _results_in(config)
+    for key, now in shared_settings(config).items():
+        if before and before.get(key) != now:
+            raise _taken(config, key, before.get(key), now)
 
 
 def claim_output(config: RunConfig, annotations: pa.Table) -> None:
-    """Make `output` this benchmark's folder, and list there the videos that have no file."""
+    """Make `output` this comparison's folder, and list there the videos that have no file.
+
+    Raises ConfigError where it holds results of other data: other annotations at another place. The same
+    ones at another place were moved, and others at the same place were edited; neither is refused.
+    """
     folder = Path(config.output)
+    data = {"data.root": config.data.root, "data_hash": data_hash(annotations)}
+    before = _results_in(config)
+    if before and not any(before.get(key) == value for key, value in data.items()):
+        raise _taken(config, "data.root", before.get("data.root"), config.data.root)
+
+    elsewhere = {"storage": without_secrets(config.storage)} if config.storage else {}
+    settings = shared_settings(config) | data | elsewhere
+    without_file = annotations.filter(pc.is_null(annotations["path"]))
+    missing = sorted(without_file["video"].unique().to_pylist())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        elsewhere = {"storage": without_secrets(config.storage)} if config.storage else {}
-        (folder / BENCHMARK).write_text(json.dumps(shared(config) | elsewhere, indent=1))
+        store = Store(folder)
+        store.write(BENCHMARK, json.dumps(settings, indent=1).encode())
+        store.write("missing.txt", "".join(f"{video}\n" for video in missing).encode())
     except OSError as error:
         raise ConfigError(f"output: cannot write to {folder}: {error.strerror}") from None
-    missing = sorted(set(annotations.filter(pc.is_null(annotations["path"]))["video"].to_pylist()))
-    (folder / "missing.txt").write_text("".join(f"{video}\n" for video in missing))
     if missing:
         print(f"  {len(missing)} videos of the annotations have no file: listed in {folder}/missing.txt")
 
@@ -96,128 +170,66 @@ def check_store(config: RunConfig) -> None:
             track.open_store(config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output))
 
 
-def shared(config: RunConfig) -> dict[str, Any]:
-    """What decides the frames and the backbone of a run, flat."""
-    video = {"frames", "stored_frames", "size", "sampler", "storage", "quality"}
-    include = {"name": True, "shapes": True, "data": True, "video": video}
-    said = config.model_dump(mode="json", include=include, exclude_none=True)
-    return without_secrets(track.flat(said | {"clip": backbone(config.clip)}))
+def _results_in(config: RunConfig) -> Mapping[str, Any]:
+    """What the runs share whose results are in the output folder; empty where there is nothing to lose."""
+    folder = Path(config.output)
+    file = folder / BENCHMARK
+    if not file.is_file():
+        return {}
+    try:
+        before = json.loads(file.read_text())
+    except ValueError:
+        raise ConfigError(
+            f"output: {file} is damaged, so nobody can say what {folder} belongs to; set output=... to a new"
+            " folder, or delete that file if it is this config's"
+        ) from None
+
+    # shards lie elsewhere, or the folder holds a small CLIP
+    makes_more = "storage" in before or config.shapes is not None
+    has_results = any((folder / name).exists() for name in RESULTS)
+    return before if makes_more or has_results else {}
+
+
+def _taken(config: RunConfig, key: str, before: object, now: object) -> ConfigError:
+    return ConfigError(
+        f"output: {config.output} belongs to another config ({key} is {_short(before)}, now {_short(now)});"
+        " set output=... to a new folder, or delete that one"
+    )
 
 
 def _short(section: object) -> str:
     return json.dumps(section).replace('"', "")[:150]
 
 
-def quickstart_world(config: RunConfig) -> None:
-    """Render the clips that `shapes` describes, unless they are there or the config has no `shapes`."""
-    world, root = config.shapes, Path(config.data.root)
-    if world is not None and not (root / "captions.jsonl").is_file():
-        with Bar("render", world.clips + 2 * world.twins, "clips") as bar:
-            for done, _ in enumerate(shapes.render(root, world.clips, world.twins, world.seed), 1):
-                bar.show(done)
-
-
-def with_upstream(config: RunConfig) -> RunConfig:
-    """With `shapes`: train its small CLIP on stills, unless it is there, and name its weights."""
-    if config.shapes is None:
-        return config
-    settings = config.shapes.upstream
-    key = fingerprint([settings.model_dump(), config.shapes.seed, backbone(config.clip)])
-    weights = Path(config.output) / f"tiny_clip-{key}.safetensors"
-    if not weights.is_file():
-        _train_upstream(config, weights)
-    return config.model_copy(update={"clip": config.clip.model_copy(update={"pretrained": str(weights)})})
-
-
-def _train_upstream(config: RunConfig, weights: Path) -> None:
-    settings = config.shapes.upstream
-    torch.manual_seed(config.shapes.seed)
-    clip = clips.load(config.clip.model, None)
-    size = clip.visual.image_size[0]
-    tokenize = clips.tokenizer(clip, config.clip.words)
-    with Bar("train the small CLIP on stills", settings.steps, "steps") as bar:
-        losses = train_on_stills(
-            clip,
-            lambda rng, count: shapes.stills(rng, count, size),
-            tokenize,
-            **settings.model_dump(),
-            seed=config.shapes.seed,
-        )
-        for done, loss in enumerate(losses, 1):
-            bar.show(done, f"loss {loss:.3f}")
-    partial = weights.with_suffix(".part")
-    save_file(clip.state_dict(), partial)
-    partial.rename(weights)
-
-
-def annotations(config: RunConfig) -> pa.Table:
-    """Read the data set, say what was found, and refuse what cannot be run."""
-    root = Path(config.data.root)
-    table = hold_out(DATASETS[config.data.dataset](root, config.data.videos or root), config.data.holdout)
-    videos = {split: set() for split in ("train", "val", "test")}
-    captions = Counter(table["split"].to_pylist())
-    missing = set()
-    for split, video, path in zip(*(table[c].to_pylist() for c in ("split", "video", "path")), strict=True):
-        videos[split].add(video)
-        if path is None:
-            missing.add(video)
-    counts = ", ".join(
-        f"{split} {len(videos[split]):,} videos / {captions[split]:,} captions"
-        for split in videos
-        if videos[split]
+def _decode(config: RunConfig, annotations: pa.Table) -> str:
+    """Decode what is not in the shards yet; returns their folder."""
+    video = config.video
+    ingested = ingest(
+        annotations,
+        below(config.storage or config.output, "shards"),
+        stored_frames=video.kept,
+        size=video.size,
+        sampler=video.sampler,
+        storage=None if video.storage == "auto" else video.storage,
+        quality=video.quality,
+        max_failed=video.max_failed,
+        shard_megabytes=video.shard_megabytes,
+        time_limit=video.time_limit,
+        videos=config.data.videos,
     )
-    print(f"{config.data.dataset} ({layout(table)}): {counts}")
-    for problem in problems(table)[:5]:
-        print(f"  {problem}")
-    if len(problems(table)) > 5:
-        print(f"  and {len(problems(table)) - 5} more problems")
-    if not videos["test"]:
-        raise ConfigError(f"{config.data.root}: no caption of the test split, so nothing can be measured")
-    if not videos["val"] and any(not isinstance(run.train.lr, float) for run in config.methods):
-        raise ConfigError(
-            "train.lr: a search over learning rates needs a val split, and there is none; data.holdout=5%"
-            " keeps a share of the training videos apart"
-        )
-    if len(missing) == sum(map(len, videos.values())):
-        raise ConfigError(
-            f"{config.data.videos or root}: none of the {len(missing)} videos of the annotations is there"
-        )
-    if "tune" in config.stages:
-        _check_batch_sizes(config, len(videos["train"]))
-    return table
+    counts = f"{ingested.ok:,} ok, {ingested.damaged} damaged, {ingested.failed} failed"
+    cost = f"{ingested.decoded_now:,} decoded now, in {ingested.seconds:.0f} s"
+    print(f"{ingested.videos:,} videos: {counts} ({cost}); shards in {ingested.folder}")
+    if ingested.failed:
+        print(f"  why they failed: {ingested.folder}/failed.csv")
+    return ingested.folder
 
 
-def check_decoded(config: RunConfig, annotations: pa.Table, shards: Shards) -> None:
-    """Refuse to start what would only fail at its end: a test split without a video, a batch too large."""
-    decoded = [video for video, entry in shards.videos.items() if entry.num_frames]
-    left = annotations.filter(pc.is_in(annotations["video"], pa.array(decoded, pa.string())))
-    videos = {split: set() for split in ("train", "test")}
-    for split, video in zip(left["split"].to_pylist(), left["video"].to_pylist(), strict=True):
-        videos.setdefault(split, set()).add(video)
-    if not videos["test"]:
-        raise ConfigError(f"{config.data.root}: no video of the test split can be decoded")
-    _check_batch_sizes(config, len(videos["train"]))
-
-
-def _check_batch_sizes(config: RunConfig, num_videos: int) -> None:
-    for run in config.methods:
-        trains = run.train.epochs and run.name != "zero_shot" and not run.train.repeat_videos
-        if trains and num_videos < run.train.batch_size:
-            raise ConfigError(
-                f"methods.{run.name}.train.batch_size: {run.train.batch_size} is more than the {num_videos}"
-                " videos there are to train on"
-            )
-
-
-def hold_out(table: pa.Table, share: float) -> pa.Table:
-    """Call a fixed `share` of the training videos `val`; refuses a data set that has a val split."""
-    if not share:
-        return table
-    splits, videos = table["split"].to_pylist(), table["video"].to_pylist()
-    if "val" in splits:
-        raise ConfigError("data.holdout: the data set has a val split of its own; leave this out")
-    train = sorted({video for split, video in zip(splits, videos, strict=True) if split == "train"})
-    held = set(np.random.default_rng(0).permutation(train)[: round(share * len(train))].tolist())
-    changed = ["val" if s == "train" and v in held else s for s, v in zip(splits, videos, strict=True)]
-    column = table.schema.get_field_index("split")
-    return table.set_column(column, table.schema.field(column), pa.array(changed))
+def _verify(folder: str) -> None:
+    """Read every shard in full and compare it with what was committed."""
+    faults = verify(folder)
+    if faults:
+        hint = "delete each with its .json, and stages=[ingest] decodes it anew"
+        lines = [f"{len(faults)} shards are not what was written; {hint}", *faults]
+        raise DamagedShardsError("\n  ".join(lines))
+    print(f"every shard in {folder} is what was written")

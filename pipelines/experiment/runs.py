@@ -1,188 +1,211 @@
 """Tune the methods of a config one after the other, each an MLflow run, and print how they compare."""
 
-import json
+import logging
 import platform
 import shlex
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from pipelines import track
-from pipelines.deliver import try_to_deliver
+from pipelines.cluster import machines
+from pipelines.cluster.start import start_ray
+from pipelines.experiment import prepare
+from pipelines.experiment.identity import run_key
+from pipelines.experiment.prepare import DecodedData
 from pipelines.experiment.provenance import code_hash, code_version
-from pipelines.tune.driver import RunFailedError, data_hash, run_key, tune
-from pipelines.tune.worker import WEIGHTS, Task
+from pipelines.experiment.results import (
+    ResultFiles,
+    RunResult,
+    clear_unlogged,
+    log_result,
+)
+from pipelines.tune.driver import RunFailedError, tune
+from pipelines.tune.worker import Task
 from vopcore.config import MethodRun, RunConfig
-from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
 
 COLUMNS = ("method", "trainable", "% of total", "t2v R@1", "v2t R@1", "seconds")
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Comparison:
-    """What the methods of one config share: data, frames, and where their numbers go."""
+class Experiment:
+    """What the runs of one config share: data, frames, and where their numbers go.
 
-    config: RunConfig
-    annotations: pa.Table
-    data_hash: str  # of the annotations; reads every caption, so it is taken once
-    shards: str
-    source: Path  # the YAML file
+    source: the YAML file; store: MLflow's.
+    """
+
+    data: DecodedData
+    source: Path
     store: track.RunStore
 
+    @property
+    def config(self) -> RunConfig:
+        return self.data.config
 
-def compare(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> list[dict[str, Any]]:
-    """Tune and measure each method of `config` that is not finished; print the table; returns the results."""
-    shared = comparison(config, annotations, shards, source)
-    store = shared.store
+
+def run_experiment(config: RunConfig, source: Path) -> None:
+    """Ingest, tune and measure what `config` says; `source` is the file it was read from."""
+    prepare.check(config)
+    preparation = prepare.prepared(config)
+
+    start_ray(config)
+    machines.check_machines(config)
+    machines.check_shared(config)
+    data = prepare.decoded(preparation)
+
+    if "tune" in config.stages:
+        machines.wait_for_machines(config.resources)
+        run_methods(open_experiment(data, source))
+
+
+def open_experiment(data: DecodedData, source: Path) -> Experiment:
+    """The experiment of a config's decoded data; opens its MLflow store."""
+    config = data.config
+    experiment = config.mlflow.experiment or config.name
+    store = track.open_or_wait(config.mlflow.uri, experiment, Path(config.output))
+    return Experiment(data, source, store)
+
+
+def run_methods(experiment: Experiment) -> list[RunResult]:
+    """Tune and measure each method that is not finished, and print the table."""
+    store = experiment.store
     try:
-        results = [best(shared, run) for run in config.methods]
+        results = [run_method(experiment, run) for run in experiment.config.methods]
     finally:
         try_to_deliver(store)
+
     print("\n" + table(results))
     print("\n  ".join(["\nCompare them in a browser:", *track.browse(store.uri, store.experiment_id)]))
-    print(f"or on one page:\n  python pipelines/report.py {store.experiment} --uri {shlex.quote(store.uri)}")
+    print(f"or on one page:\n  {report_command([store.experiment], store.uri)}")
     return results
 
 
-def comparison(config: RunConfig, annotations: pa.Table, shards: str, source: Path) -> Comparison:
-    """What the runs of `config` share; opens the MLflow store."""
-    store = track.open_or_wait(
-        config.mlflow.uri, config.mlflow.experiment or config.name, Path(config.output)
-    )
-    return Comparison(config, annotations, data_hash(annotations), shards, source, store)
+def finished(experiment: Experiment, run: MethodRun) -> RunResult | None:
+    """What the run found, if nothing is left to do; of several learning rates, the best one's."""
+    results = []
+    for single in _single_rates(run):
+        files = result_files(experiment, single)
+        if not files.numbers.is_file() or files.unlogged.is_dir():
+            return None
+        results.append(RunResult.read(files.numbers))
+    return max(results, key=_val_recall)
 
 
-def finished(shared: Comparison, run: MethodRun) -> dict[str, Any] | None:
-    """What the run found, if it was finished before; of several learning rates, that of the best."""
+def run_method(experiment: Experiment, run: MethodRun) -> RunResult:
+    """Tune and measure a method; of several learning rates the one is kept that finds most on the val split
+    (t2v R@1).
+    """
+    single_rates = _single_rates(run)
+    results = []
+    for single in single_rates:
+        result = _run_single(experiment, single)
+        results.append(result)
+        if len(single_rates) > 1:
+            print(f"{run.name}: learning rate {single.train.lr:g}: val t2v R@1 {_val_recall(result):.1f}")
+
+    best = max(range(len(results)), key=lambda number: _val_recall(results[number]))
+    if len(single_rates) > 1:
+        print(f"{run.name}: learning rate {single_rates[best].train.lr:g} is kept")
+    return results[best]
+
+
+def result_files(experiment: Experiment, run: MethodRun) -> ResultFiles:
+    """Where the results of a run with one learning rate are, once it is finished."""
+    data = experiment.data
+    key = run_key(data.config, run, data.data_hash, data.shards, data.decode_hash)
+    return ResultFiles(Path(data.config.output) / "results", key)
+
+
+def _single_rates(run: MethodRun) -> list[MethodRun]:
+    """The run once for each learning rate it is to be tried with."""
     rates = run.train.lr if isinstance(run.train.lr, tuple) else (run.train.lr,)
-    tried = [_result(shared, _with_rate(run, lr)) for lr in rates]
-    found = [json.loads(file.read_text()) for file in tried if file.is_file()]
-    return max(found, key=_on_val) if len(found) == len(rates) else None
+    trains = [run.train.model_copy(update={"lr": rate}) for rate in rates]
+    return [run.model_copy(update={"train": train}) for train in trains]
 
 
-def best(shared: Comparison, run: MethodRun) -> dict[str, Any]:
-    """The run; where several learning rates are given, the one that finds most on the val split (t2v R@1)."""
-    if isinstance(run.train.lr, float):
-        return _one(shared, run)
-    tried = []
-    for lr in run.train.lr:
-        tried.append(_one(shared, _with_rate(run, lr)))
-        print(f"{run.name}: learning rate {lr:g}: val t2v R@1 {_on_val(tried[-1]):.1f}")
-    kept = max(range(len(tried)), key=lambda number: _on_val(tried[number]))
-    print(f"{run.name}: learning rate {run.train.lr[kept]:g} is kept")
-    return tried[kept]
+def _val_recall(result: RunResult) -> float:
+    return result.metrics.get("val/t2v/R1", 0.0)
 
 
-def _with_rate(run: MethodRun, lr: float) -> MethodRun:
-    return run.model_copy(update={"train": run.train.model_copy(update={"lr": lr})})
+def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
+    config = experiment.config
+    files = result_files(experiment, run)
+    if files.numbers.is_file():
+        print(f"{run.name}: finished before ({files.key}); run=NAME tunes it anew")
+        result = RunResult.read(files.numbers)
+        _log(experiment, run, files, result)
+        return result
 
-
-def _on_val(result: dict[str, Any]) -> float:
-    return result["metrics"].get("val/t2v/R1", 0.0)
-
-
-def _result(shared: Comparison, run: MethodRun) -> Path:
-    """The file of a run's numbers, there once it is finished; its predictions stand beside it."""
-    key = run_key(shared.config, run, shared.data_hash, shared.shards)
-    return Path(shared.config.output) / "results" / f"{key}.json"
-
-
-def _one(shared: Comparison, run: MethodRun) -> dict[str, Any]:
-    config, store = shared.config, shared.store
-    file = _result(shared, run)
-    key = file.stem
-    if file.is_file():
-        print(f"{run.name}: finished before ({key}); run=NAME tunes it anew")
-        return json.loads(file.read_text())
-    run_id = track.start_run(
-        store, key, f"{run.name} seed {config.seed}", settings(config, run), tags(shared, run, key)
-    )
-    track.log_config(store, run_id, shared.source)
-    log_data(shared, run_id)
-    task = Task(config, run, shared.annotations, shared.shards)
+    run_id = _start_run(experiment, run, files.key)
+    task = Task(config, run, experiment.data.annotations, experiment.data.shards)
     try:
-        with track.watch_machine(store, run_id):
-            done = tune(config, run, task, key, store, run_id)
+        with track.watch_machine(experiment.store, run_id):
+            outcome = tune(config, run, task, files.key, experiment.store, run_id)
     except RunFailedError as error:
-        track.end_run(store, run_id, "FAILED", {"error": str(error)})
+        track.end_run(experiment.store, run_id, "FAILED", {"error": str(error)})
         raise
     except KeyboardInterrupt:
-        track.end_run(store, run_id, "KILLED")
+        track.end_run(experiment.store, run_id, "KILLED")
         raise
-    track.log_metrics(store, run_id, done["metrics"], done["steps"])  # the curves end here
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(done["predictions"], file.with_suffix(".parquet"))
-    _log_predictions(store, run_id, done["predictions"])
-    with done["checkpoint"].as_directory() as folder:
-        track.log_files(store, run_id, [Path(folder) / WEIGHTS], "tuned")
-        track.end_run(store, run_id, tags=done["tags"])
-        if config.mlflow.model != "none":  # last: a server that takes no models has the whole run
-            _log_model(shared, run, run_id, Path(folder) / WEIGHTS, done.get("gallery"))
-    result = {
-        "method": run.name,
-        "seed": config.seed,
-        "key": key,
-        "run_id": run_id,
-        "metrics": done["metrics"],
-    }
-    partial = file.with_suffix(".part")
-    partial.write_text(json.dumps(result, indent=1))
-    partial.rename(file)
+
+    # the results first: nothing that follows can lose them
+    result = RunResult(run.name, config.seed, files.key, run_id, outcome["metrics"])
+    files.write(result, outcome)
+    _log(experiment, run, files, result)
     return result
 
 
-def _log_predictions(store: track.RunStore, run_id: str, predictions: pa.Table) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / track.PREDICTIONS
-        pq.write_table(predictions, file)
-        track.log_files(store, run_id, [file])
+def _start_run(experiment: Experiment, run: MethodRun, key: str) -> str:
+    """Begin or go on with the MLflow run of `key`; returns its id."""
+    store = experiment.store
+    name = f"{run.name} seed {experiment.config.seed}"
+    run_id = track.start_run(store, key, name, settings(experiment.config, run), tags(experiment, run, key))
+    track.log_config(store, run_id, experiment.source)
+    log_data(experiment, run_id)
+    return run_id
 
 
-def _log_model(
-    shared: Comparison, run: MethodRun, run_id: str, tuned: Path, gallery: VideoVectors | None
-) -> None:
-    """The tuned method, ready to be loaded anywhere."""
-    config = shared.config
-    model_settings = ModelSettings(
-        **config.clip.model_dump(),
-        **config.video.model_dump(include={"frames", "size", "sampler"}),
-        stored_frames=config.video.kept,
-        seed=config.seed,
-        precision=run.train.precision,
-    )
-    caption = shared.annotations.filter(pc.equal(shared.annotations["split"], "test"))["caption"][0].as_py()
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder) / "search", model_settings, tuned, gallery)
-        params = settings(config, run)
-        track.log_model(shared.store, run_id, run.name, Path(folder) / "search", {"caption": caption}, params)
+def _log(experiment: Experiment, run: MethodRun, files: ResultFiles, result: RunResult) -> None:
+    """Bring to MLflow what of a finished run is not there yet; what fails is a warning, and can be tried
+    again.
+    """
+    if not files.unlogged.is_dir():
+        return
+    try:
+        log_result(experiment.data, experiment.store, run, files, result, settings(experiment.config, run))
+    except Exception as error:  # whatever it is: the run is finished, and its numbers are safe
+        reason = str(error).strip().splitlines() or [""]
+        log.warning(
+            "%s: its numbers are in %s, but not all of it is in MLflow (%s: %s); run it again to complete it",
+            run.name,
+            files.numbers,
+            type(error).__name__,
+            reason[0],
+        )
+        return
+    clear_unlogged(files)
 
 
-def log_data(shared: Comparison, run_id: str) -> None:
+def log_data(experiment: Experiment, run_id: str) -> None:
     """Which data went in, split by split."""
-    data, rows = shared.config.data, shared.annotations
+    data = experiment.config.data
+    rows = experiment.data.annotations
     counts = rows.group_by("split").aggregate([("caption", "count"), ("video", "count_distinct")])
-    track.log_data(
-        shared.store,
-        run_id,
-        shared.config.name if data.dataset == "folder" else data.dataset,
-        shared.data_hash,
-        data.root,
-        {
-            row["split"]: {"captions": row["caption_count"], "videos": row["video_count_distinct"]}
-            for row in counts.to_pylist()
-        },
-    )
+    splits = {
+        row["split"]: {"captions": row["caption_count"], "videos": row["video_count_distinct"]}
+        for row in counts.to_pylist()
+    }
+    name = experiment.config.name if data.dataset == "folder" else data.dataset
+    track.log_data(experiment.store, run_id, name, experiment.data.data_hash, data.root, splits)
 
 
-def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
+def tags(experiment: Experiment, run: MethodRun, key: str) -> dict[str, str]:
     """What runs are grouped and filtered by."""
-    config, model = shared.config, shared.config.clip.model
+    config = experiment.config
+    model = config.clip.model
     return {
         "benchmark": config.name,
         "dataset": config.data.dataset,
@@ -192,8 +215,8 @@ def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
         "backbone": Path(model).stem if model.endswith(".json") else model,
         "checkpoint": "last epoch",
         "config_hash": key.rsplit("-", 1)[-1],
-        "data_hash": shared.data_hash,
-        "shards": shared.shards,
+        "data_hash": experiment.data.data_hash,
+        "shards": experiment.data.shards,
         "code_version": code_version(),
         "code_hash": code_hash(),
         "machine": platform.node(),
@@ -203,34 +226,45 @@ def tags(shared: Comparison, run: MethodRun, key: str) -> dict[str, str]:
 def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:
     """Everything that was set, flat: `method.name`, `train.lr`, `video.frames`, ..."""
     shared = config.model_dump(mode="json", exclude={"methods", "stages"}, exclude_none=True)
-    own = {
-        "method": {"name": run.name, "pooling": run.pooling, **asdict(run.method)},
-        "train": run.train.model_dump(),
-    }
-    return track.flat(shared | own)
+    method = {"name": run.name, "pooling": run.pooling, **asdict(run.method)}
+    return track.flat(shared | {"method": method, "train": run.train.model_dump()})
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def table(results: Sequence[RunResult]) -> str:
     """The comparison, a line per method."""
     rows = [COLUMNS]
     for result in results:
-        m = result["metrics"]
+        metrics = result.metrics
         rows.append(
             (
-                result["method"],
-                f"{m['params/trainable']:,.0f}",
-                f"{m['params/percent']:.3g}",
-                f"{m['t2v/R1']:.1f}",
-                f"{m['v2t/R1']:.1f}",
-                f"{m['seconds/tune']:.0f}",
+                result.method,
+                f"{metrics['params/trainable']:,.0f}",
+                f"{metrics['params/percent']:.3g}",
+                f"{metrics['t2v/R1']:.1f}",
+                f"{metrics['v2t/R1']:.1f}",
+                f"{metrics['seconds/tune']:.0f}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *numbers in rows:
+        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def report_command(experiments: Sequence[str], uri: str) -> str:
+    """What to type for one page about `experiments`, for a shell."""
+    return shlex.join(["python", "pipelines/report.py", *experiments, "--uri", uri])
+
+
+def try_to_deliver(store: track.RunStore) -> None:
+    """Hand over to MLflow what it did not take during a run, else say how to do it later."""
+    if not track.waiting(store.journal):
+        return
+    try:
+        track.deliver(store)
+    except track.StoreError as error:
+        command = shlex.join(["python", "pipelines/deliver.py", store.journal])
+        print(f"\n{error}\nWhat it has not got is kept; when it is back:\n  {command}")

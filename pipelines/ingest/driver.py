@@ -20,6 +20,7 @@ import ray.data
 from pyarrow import fs
 
 from pipelines.cluster.machines import num_cpus
+from pipelines.command.exit_codes import CommandFailedError
 from pipelines.ingest.progress import followed
 from pipelines.ingest.task import DiskFullError, IngestSettings, decode_shard
 from vopcore.shards import (
@@ -57,8 +58,10 @@ class Ingested:
     seconds: float
 
 
-class TooManyFailedError(RuntimeError):
+class TooManyFailedError(CommandFailedError):
     """More videos failed than the run allows; the message is a summary for people."""
+
+    exit_code = 3
 
 
 def ingest(

@@ -1,18 +1,21 @@
-"""Cells that share data, frames and backbone stand in one world: read once, decoded once, one folder."""
+"""Cells that share data, frames and backbone are one group: read once, decoded once, one output folder."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines import track
-from pipelines.cluster import machines
 from pipelines.experiment import prepare
+from pipelines.experiment.annotations import annotations, read_annotations
+from pipelines.experiment.identity import data_hash, shared_settings
 from vopcore.config import Cell, ConfigError, Matrix, RunConfig, fingerprint
+from vopcore.config.sections import Data
 
 
 @dataclass(frozen=True)
-class World:
-    """config: with the methods of all its cells, for what is checked and decoded once."""
+class CellGroup:
+    """config: with the methods of all its cells, for what is checked and decoded once; file: its YAML."""
 
     name: str
     config: RunConfig
@@ -20,45 +23,67 @@ class World:
     cells: Sequence[Cell]
 
 
-def worlds(matrix: Matrix, cells: Sequence[Cell], label: str) -> list[World]:
-    """Every cell once, in its world, as the run `label`.
+def grouped(matrix: Matrix, cells: Sequence[Cell], label: str) -> list[CellGroup]:
+    """Every cell once, in its group, as the run `label`.
 
-    Shards and checkpoints of all worlds of a config lie in one place.
+    Shards and checkpoints of all groups of a config lie in one place.
     """
     uri = track.store_uri(matrix.mlflow.uri, Path(matrix.output))
-    together: dict[str, dict[str, Cell]] = {}
+    by_folder: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         home = cell.config.output
-        place = {
+        key = fingerprint([shared_settings(cell.config), _data_key(cell.config)])
+        places = {
             "run": label,
-            "output": f"{home}/{fingerprint(prepare.shared(cell.config))}",
+            "output": f"{home}/{key}",
             "storage": cell.config.storage or home,
             "mlflow": cell.config.mlflow.model_copy(update={"uri": uri}),
         }
-        placed = replace(cell, config=cell.config.model_copy(update=place))
-        together.setdefault(placed.config.output, {}).setdefault(cell.identity, placed)
-    return [_world(list(own.values())) for own in together.values()]
+        placed = replace(cell, config=cell.config.model_copy(update=places))
+
+        # a cell that stands in two tables is there once
+        same_folder = by_folder.setdefault(placed.config.output, {})
+        same_folder.setdefault(cell.identity, placed)
+    return [_group(list(same_folder.values())) for same_folder in by_folder.values()]
 
 
-def _world(cells: Sequence[Cell]) -> World:
+def _group(cells: Sequence[Cell]) -> CellGroup:
     first = cells[0]
-    runs = {fingerprint(run.model_dump()): run for cell in cells for run in cell.config.methods}
+    runs = {}
+    for cell in cells:
+        for run in cell.config.methods:
+            runs[fingerprint(run.model_dump())] = run
+
     config = first.config.model_copy(update={"methods": tuple(runs.values())})
-    return World(f"{config.name} ({Path(config.output).name})", config, first.file, cells)
+    name = f"{config.name} ({Path(config.output).name})"
+    return CellGroup(name, config, first.file, cells)
 
 
-def check(world: World) -> None:
-    """Refuse what can be refused before any work. Raises ValueError."""
-    if world.config.resources.max_workers is not None:
-        raise ConfigError(
-            f"{world.file}: resources.max_workers: a benchmark's cells differ in nothing but what is"
-            " compared; leave it out"
-        )
+def _data_key(config: RunConfig) -> str:
+    """The content of the annotations, so that data may be moved; where they are, if they cannot be read."""
+    if config.shapes is not None:
+        return "rendered"  # from settings that the key holds anyway
     try:
-        prepare.check_model(world.config)
-        machines.check_places(world.config)
-        prepare.check_output(world.config)
-        if world.config.shapes is None:  # else its files are only made later
-            prepare.annotations(world.config)
+        return _content(config.data)
+    except ValueError:
+        return config.data.root  # `check` says what is wrong
+
+
+@functools.cache
+def _content(data: Data) -> str:
+    return data_hash(read_annotations(data))
+
+
+def check(group: CellGroup) -> None:
+    """Refuse what can be refused before any work. Raises ConfigError."""
+    try:
+        if group.config.resources.max_workers is not None:
+            raise ConfigError(
+                "resources.max_workers: a benchmark's cells differ in nothing but what is compared; leave it"
+                " out"
+            )
+        prepare.check(group.config)
+        if group.config.shapes is None:  # else its files are only made later
+            annotations(group.config)
     except ConfigError as error:
-        raise ConfigError(f"{world.file}: {error}") from None
+        raise ConfigError(f"{group.file}: {error}") from None

@@ -6,21 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.matrix.rounds import Row
+from pipelines.matrix.rounds import CellRecord, RoundRecord
 from vopcore.metrics.verdict import Change, Evidence, hits, judge, paired, unpaired
 
 DECIDES = "t2v/R1"
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One row of the matrix, the seeds that both rounds finished taken together."""
+class RowChange:
+    """One row of the matrix, the seeds that both rounds finished taken together.
+
+    word: worse, better, no change, identical; or why nothing can be said: new, failed, other data.
+    baseline: the round it was compared with; before, now: R@1 in percent.
+    """
 
     row: str
-    word: str  # worse, better, no change, identical; or why nothing can be said: new, failed, other data
-    against: str = ""  # the round it was compared with
+    word: str
+    baseline: str = ""
     seeds: int = 0
     before: float | None = None
     now: float | None = None
@@ -28,69 +33,97 @@ class Compared:
 
 
 def compare_rounds(
-    output: Path, now: Row, earlier: Sequence[Row], false_alarms: float, seed_std: float
-) -> list[Compared]:
+    output: Path, now: RoundRecord, earlier: Sequence[RoundRecord], false_alarms: float, seed_std: float
+) -> list[RowChange]:
     """Each row against the latest round that has it; rows that are one run (in two tables) count once."""
-    rows: dict[str, dict[int, Row]] = {}
+    rows: dict[str, dict[int, CellRecord]] = {}
     for cell in now["cells"]:
         rows.setdefault(cell["row"], {})[cell["seed"]] = cell
-    known: dict[tuple[str, ...], tuple[Compared, Evidence | None]] = {}
+
+    by_runs: dict[tuple[str, ...], tuple[RowChange, Evidence | None]] = {}
     for name, seeds in rows.items():
         runs = tuple(cell.get("key", name) for cell in seeds.values())
-        if runs not in known:
-            known[runs] = _row(output, name, seeds, earlier)
-    changes = iter(judge([evidence for _, evidence in known.values() if evidence], false_alarms, seed_std))
-    return [_judged(one, next(changes)) if evidence else one for one, evidence in known.values()]
+        if runs not in by_runs:
+            by_runs[runs] = _row(output, name, seeds, earlier)
 
-
-def _judged(row: Compared, change: Change) -> Compared:
-    return replace(row, word=change.word, change=change)
+    # judged together: the more rows there are, the more evidence each needs
+    evidence = [found for _, found in by_runs.values() if found]
+    judged = iter(judge(evidence, false_alarms, seed_std))
+    changes = []
+    for row, found in by_runs.values():
+        if found is None:
+            changes.append(row)
+            continue
+        change = next(judged)
+        changes.append(replace(row, word=change.word, change=change))
+    return changes
 
 
 def _row(
-    output: Path, name: str, seeds: dict[int, Row], earlier: Sequence[Row]
-) -> tuple[Compared, Evidence | None]:
+    output: Path, name: str, seeds: dict[int, CellRecord], earlier: Sequence[RoundRecord]
+) -> tuple[RowChange, Evidence | None]:
     finished = {seed: cell for seed, cell in seeds.items() if "metrics" in cell}
     if not finished:
-        return Compared(name, "failed"), None
+        return RowChange(name, "failed"), None
+
     for record in reversed(earlier):
-        old = {c["seed"]: c for c in record["cells"] if c["row"] == name and "metrics" in c}
+        old = {}
+        for cell in record["cells"]:
+            if cell["row"] == name and "metrics" in cell:
+                old[cell["seed"]] = cell
+
         both = sorted(old.keys() & finished.keys())
         if both:
-            return _beside(output, name, record["id"], [old[s] for s in both], [finished[s] for s in both])
-    return Compared(name, "new", seeds=len(finished), now=_recall(list(finished.values()))), None
+            before = [old[seed] for seed in both]
+            now = [finished[seed] for seed in both]
+            return _compare(output, name, record["id"], before, now)
+
+    return RowChange(name, "new", seeds=len(finished), now=_recall(list(finished.values()))), None
 
 
-def _beside(
-    output: Path, name: str, against: str, old: Sequence[Row], new: Sequence[Row]
-) -> tuple[Compared, Evidence | None]:
-    row = Compared(name, "other data", against, len(old), _recall(old), _recall(new))
-    if any(a["data_hash"] != b["data_hash"] for a, b in zip(old, new, strict=True)):
-        return row, None
-    evidence = _by_query(output, old, new) or unpaired(
-        [_recall([cell]) for cell in old],
-        [_recall([cell]) for cell in new],
-        [_reach(cell) for cell in (*old, *new) if f"{DECIDES}_low" in cell["metrics"]],
-    )
+def _compare(
+    output: Path, name: str, baseline: str, before: Sequence[CellRecord], now: Sequence[CellRecord]
+) -> tuple[RowChange, Evidence | None]:
+    row = RowChange(name, "other data", baseline, len(before), _recall(before), _recall(now))
+    for old, new in zip(before, now, strict=True):
+        if old["data_hash"] != new["data_hash"]:
+            return row, None
+
+    evidence = _by_query(output, before, now)
+    if evidence is None:
+        with_interval = [cell for cell in (*before, *now) if f"{DECIDES}_low" in cell["metrics"]]
+        evidence = unpaired(
+            [_recall([cell]) for cell in before],
+            [_recall([cell]) for cell in now],
+            [_half_interval(cell) for cell in with_interval],
+        )
     return row, evidence
 
 
-def _by_query(output: Path, old: Sequence[Row], new: Sequence[Row]) -> Evidence | None:
+def _by_query(output: Path, before: Sequence[CellRecord], now: Sequence[CellRecord]) -> Evidence | None:
     """Where the predictions of all runs are still there, on the same queries."""
-    files = [output / cell["predictions"] for cell in (*old, *new)]
+    files = [output / cell["predictions"] for cell in (*before, *now)]
     if not all(file.is_file() for file in files):
         return None
+
     tables = [pq.read_table(file, columns=["caption", "video", "rank"]) for file in files]
-    if any(not table.drop_columns("rank").equals(tables[0].drop_columns("rank")) for table in tables):
+    queries = _queries(tables[0])
+    if not all(_queries(table).equals(queries) for table in tables):
         return None
+
     found = [hits(table["rank"].to_numpy()) for table in tables]
-    video = np.unique(tables[0]["video"].to_pylist(), return_inverse=True)[1]
-    return paired(found[: len(old)], found[len(old) :], video)
+    _, video = np.unique(queries["video"].to_pylist(), return_inverse=True)
+    return paired(found[: len(before)], found[len(before) :], video)
 
 
-def _recall(cells: Sequence[Row]) -> float:
+def _queries(predictions: pa.Table) -> pa.Table:
+    return predictions.drop_columns("rank")
+
+
+def _recall(cells: Sequence[CellRecord]) -> float:
     return statistics.mean(cell["metrics"][DECIDES] for cell in cells)
 
 
-def _reach(cell: Row) -> float:
-    return (cell["metrics"][f"{DECIDES}_high"] - cell["metrics"][f"{DECIDES}_low"]) / 2
+def _half_interval(cell: CellRecord) -> float:
+    metrics = cell["metrics"]
+    return (metrics[f"{DECIDES}_high"] - metrics[f"{DECIDES}_low"]) / 2

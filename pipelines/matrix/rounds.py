@@ -17,8 +17,10 @@ from typing import Any
 
 from pipelines.matrix.scheduler import Outcome
 from vopcore.config import Cell, ConfigError, fingerprint
+from vopcore.storage import Store
 
-Row = dict[str, Any]
+RoundRecord = dict[str, Any]  # what a round found, as its file in history/ says it
+CellRecord = dict[str, Any]  # one of its `cells`
 
 
 @dataclass(frozen=True)
@@ -54,57 +56,69 @@ def alone(output: Path) -> Iterator[None]:
 
 def begin(output: Path, code: str, cells: Sequence[Cell], rerun: bool) -> Round:
     """The round to run now: the one that was interrupted, or the same again, or a new one."""
-    said = output / "round.json"
-    last = Round(**json.loads(said.read_text())) if said.is_file() else None
+    file = output / "round.json"
+    last = Round(**_read(file)) if file.is_file() else None
     matrix = fingerprint(sorted(cell.identity for cell in cells))
-    going_on = last is not None and not last.ended and (last.code, last.cells) == (code, matrix)
-    if going_on and last.forced >= rerun:
+
+    was_interrupted = last is not None and not last.ended and (last.code, last.cells) == (code, matrix)
+    if was_interrupted and last.forced >= rerun:
         return last
-    label = last.label if last is not None and last.code == code else code
+
+    label = code
     if rerun:
         label = f"{code}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    elif last is not None and last.code == code:
+        label = last.label
     now = Round(label, code, matrix, forced=rerun)
-    _write(said, asdict(now))
+    _write(file, asdict(now))
     return now
 
 
-def end(output: Path, now: Round, version: str, cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> Row:
+def end(
+    output: Path, now: Round, version: str, cells: Sequence[Cell], outcomes: Sequence[Outcome]
+) -> RoundRecord:
     """Keep what the round found; returns it as later rounds read it."""
-    found = {outcome.cell.identity: outcome for outcome in outcomes}
+    by_identity = {outcome.cell.identity: outcome for outcome in outcomes}
     record = {
         "id": now.id,
         "code_hash": now.code,
         "code_version": version,
         "ended": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "cells": [_row(output, cell, found[cell.identity]) for cell in cells],
+        "cells": [_cell_record(output, cell, by_identity[cell.identity]) for cell in cells],
     }
-    (output / "history").mkdir(exist_ok=True)
     _write(output / "history" / f"{now.id}.json", record)
     _write(output / "round.json", asdict(replace(now, ended=True)))
     return record
 
 
-def history(output: Path) -> list[Row]:
+def history(output: Path) -> list[RoundRecord]:
     """What the rounds found, oldest first."""
-    records = [json.loads(file.read_text()) for file in (output / "history").glob("*.json")]
+    records = [_read(file) for file in (output / "history").glob("*.json")]
     return sorted(records, key=lambda record: record["ended"])
 
 
-def _row(output: Path, cell: Cell, outcome: Outcome) -> Row:
-    row = {"row": cell.row, "seed": cell.seed, "data_hash": outcome.data_hash}
-    if outcome.result is None:
-        return row | {"state": "failed", "reason": outcome.failure}
+def _cell_record(output: Path, cell: Cell, outcome: Outcome) -> CellRecord:
+    record = {"row": cell.row, "seed": cell.seed, "data_hash": outcome.data_hash}
+    result = outcome.result
+    if result is None:
+        return record | {"state": "failed", "reason": outcome.failure}
+
     folder = Path(outcome.cell.config.output).relative_to(output)
-    return row | {
-        "state": "before" if outcome.before else "finished",
-        "key": outcome.result["key"],
-        "run_id": outcome.result["run_id"],
-        "predictions": f"{folder}/results/{outcome.result['key']}.parquet",
-        "metrics": outcome.result["metrics"],
+    return record | {
+        "state": "before" if outcome.shown_again else "finished",
+        "key": result.key,
+        "run_id": result.run_id,
+        "predictions": f"{folder}/results/{result.key}.parquet",
+        "metrics": dict(result.metrics),
     }
 
 
-def _write(file: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can say
-    partial = file.with_name(f"{file.name}.part")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.rename(file)
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        raise ConfigError(f"output: {file} is damaged; delete it to go on without what it says") from None
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    Store(file.parent).write(file.name, json.dumps(value, indent=1).encode())

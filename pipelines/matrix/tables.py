@@ -1,84 +1,103 @@
 """What a benchmark prints at its end and writes beside its results: the cells, and what has changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pipelines.matrix.regressions import Compared
-from pipelines.matrix.rounds import Row
+from pipelines.matrix.regressions import RowChange
+from pipelines.matrix.rounds import RoundRecord
 
 Lines = list[tuple[str, ...]]
-WORDS = {"finished": "finished", "before": "finished before", "failed": "FAILED"}
+STATES = {"finished": "finished", "before": "finished before", "failed": "FAILED"}
+VERDICTS = ("worse", "better", "no change", "identical", "new", "failed")
 
 
-def cell_rows(record: Row) -> Lines:
+def cell_rows(record: RoundRecord) -> Lines:
     """A line per cell, its first the header."""
     lines: Lines = [("cell", "seed", "state", "t2v R@1", "v2t R@1", "seconds", "MB", "reason")]
     for cell in record["cells"]:
-        numbers = ("", "", "", "")
-        if m := cell.get("metrics"):
-            numbers = (
-                f"{m['t2v/R1']:.1f}",
-                f"{m['v2t/R1']:.1f}",
-                f"{m['seconds/total']:.0f}",
-                f"{m['memory/peak_mb']:.0f}",
-            )
-        lines.append((cell["row"], str(cell["seed"]), WORDS[cell["state"]], *numbers, cell.get("reason", "")))
+        numbers = _numbers(cell.get("metrics"))
+        reason = cell.get("reason", "")
+        lines.append((cell["row"], str(cell["seed"]), STATES[cell["state"]], *numbers, reason))
     return lines
 
 
-def change_rows(compared: Sequence[Compared]) -> Lines:
+def _numbers(metrics: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
+    """Recall both ways, seconds and megabytes; empty for a cell that failed."""
+    if not metrics:
+        return ("", "", "", "")
+    return (
+        f"{metrics['t2v/R1']:.1f}",
+        f"{metrics['v2t/R1']:.1f}",
+        f"{metrics['seconds/total']:.0f}",
+        f"{metrics['memory/peak_mb']:.0f}",
+    )
+
+
+def change_rows(changes: Sequence[RowChange]) -> Lines:
     """A line per row of the matrix, its first the header."""
     lines: Lines = [("t2v R@1 of", "seeds", "before", "now", "change", "95% interval", "verdict")]
-    for one in compared:
-        change = one.change
-        lines.append(
-            (
-                one.row,
-                str(one.seeds or ""),
-                "" if one.before is None else f"{one.before:.1f}",
-                "" if one.now is None else f"{one.now:.1f}",
-                f"{change.change:+.1f}" if change else "",
-                f"{change.low:+.1f} .. {change.high:+.1f}" if change and one.word != "identical" else "",
-                one.word.upper() if one.word == "worse" else one.word,
-            )
-        )
+    for row in changes:
+        difference = interval = ""
+        if row.change:
+            difference = f"{row.change.change:+.1f}"
+        if row.change and row.word != "identical":
+            interval = f"{row.change.low:+.1f} .. {row.change.high:+.1f}"
+
+        verdict = row.word.upper() if row.word == "worse" else row.word
+        seeds = str(row.seeds or "")
+        lines.append((row.row, seeds, _recall(row.before), _recall(row.now), difference, interval, verdict))
     return lines
+
+
+def _recall(number: float | None) -> str:
+    return "" if number is None else f"{number:.1f}"
 
 
 def aligned(lines: Lines) -> str:
     """For a terminal: numbers to the right, words to the left; a column that is empty is left out."""
-    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    padded = [_padded(column) for column in columns]
+    columns = list(zip(*lines, strict=True))
+    padded = [_padded(column) for column in columns if any(column[1:])]
     rows = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
-    return "\n".join([rows[0], "-" * max(map(len, rows)), *rows[1:]])
+    rule = "-" * max(map(len, rows))
+    return "\n".join([rows[0], rule, *rows[1:]])
 
 
 def _padded(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
-    is_words = any(cell[:1].isalpha() for cell in column[1:])
-    return [cell.ljust(width) if is_words else cell.rjust(width) for cell in column]
+    has_words = any(cell[:1].isalpha() for cell in column[1:])
+    return [cell.ljust(width) if has_words else cell.rjust(width) for cell in column]
 
 
 def markdown(lines: Lines) -> str:
     """The same as Markdown."""
-    rows = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
-    return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
+    rows = []
+    for line in lines:
+        cells = " | ".join(cell.replace("|", "/") for cell in line)
+        rows.append(f"| {cells} |")
+    rule = "|" + "---|" * len(lines[0])
+    return "\n".join([rows[0], rule, *rows[1:]])
 
 
-def summary(record: Row) -> str:
+def summary(record: RoundRecord) -> str:
     """`12 cells: 9 finished now, 3 before, 0 failed`."""
     states = [cell["state"] for cell in record["cells"]]
-    now, before, failed = (states.count(state) for state in ("finished", "before", "failed"))
-    return f"{len(states)} cells: {now} finished now, {before} before, {failed} failed"
+    return (
+        f"{len(states)} cells: {states.count('finished')} finished now, {states.count('before')} before,"
+        f" {states.count('failed')} failed"
+    )
 
 
-def means(compared: Sequence[Compared]) -> dict[str, float]:
+def mlflow_metrics(changes: Sequence[RowChange]) -> dict[str, float]:
     """For MLflow: each row's R@1 by its name, and how many rows are what."""
-    found = {f"t2v/R1/{_name(one.row)}": one.now for one in compared if one.now is not None}
-    for word in ("worse", "better", "no change", "identical", "new", "failed"):
-        found[f"rows/{word.replace(' ', '_')}"] = sum(one.word == word for one in compared)
-    return found
+    metrics: dict[str, float] = {}
+    for row in changes:
+        if row.now is not None:
+            metrics[f"t2v/R1/{_metric_name(row.row)}"] = row.now
+    for verdict in VERDICTS:
+        metrics[f"rows/{verdict.replace(' ', '_')}"] = sum(row.word == verdict for row in changes)
+    return metrics
 
 
-def _name(row: str) -> str:
+def _metric_name(row: str) -> str:
     """MLflow takes letters, digits and a few signs."""
-    return "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in row)
+    return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in row)

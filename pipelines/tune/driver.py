@@ -1,10 +1,7 @@
 """Ray Train, seen from the driver: tune one method over the workers, from the last checkpoint if any."""
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -12,37 +9,17 @@ from ray.train.torch import TorchTrainer
 from pipelines import track
 from pipelines.cluster.machines import say_what_is_missing
 from pipelines.cluster.network import OverRaysNetwork
+from pipelines.command.exit_codes import CommandFailedError
 from pipelines.command.progress import remote_bars
 from pipelines.tune.worker import Task, work
-from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
+from vopcore.config import MethodRun, RunConfig
 from vopcore.storage import below
 
 TIMEOUT = 300  # seconds until a worker whose peers are gone gives up
 
 
-class RunFailedError(RuntimeError):
+class RunFailedError(CommandFailedError):
     """A tuning run ended without a result; one line says why."""
-
-
-def run_key(config: RunConfig, run: MethodRun, data: str, shards: str) -> str:
-    """Names a run by what decides its numbers: the same settings and data continue it."""
-    decides = {
-        "method": asdict(run.method),
-        "run": run.model_dump(exclude={"method"}),
-        "frames": config.video.frames,
-        "clip": backbone(config.clip),
-        "evaluate": config.evaluate.model_dump(exclude={"each_epoch"}),
-        "workers": (config.resources.workers, config.resources.max_workers),
-        "shards": Path(shards.partition("?")[0]).name,  # without the options of a URI
-        "data": data,
-    }
-    label = f"-{config.run}" if config.run else ""
-    return f"{run.name}-s{config.seed}{label}-{fingerprint(decides)}"
-
-
-def data_hash(annotations: pa.Table) -> str:
-    """Eight characters that change with any caption, split or clip, not with where the files are."""
-    return fingerprint(annotations.drop_columns("path").to_pydict())
 
 
 def tune(

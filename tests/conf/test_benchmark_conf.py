@@ -8,7 +8,7 @@ from support import ROOT
 
 from pipelines.experiment import prepare
 from pipelines.experiment.runs import settings
-from pipelines.matrix.groups import check, worlds
+from pipelines.matrix.groups import check, grouped
 from pipelines.reports.published import beside, is_same_experiment, published
 from pipelines.track import TrackedRun
 from vopcore.clip import blank
@@ -38,9 +38,9 @@ def test_every_cell_of_a_benchmark_that_ships_is_read_and_fits_its_model(path):
     matrix, found = read(path.stem)
     assert matrix.name == path.stem
     assert len({cell.name for cell in found}) == len(found)
-    for world in worlds(matrix, found, "label"):
-        if world.config.data.dataset in ("folder", "msrvtt_9k") or world.config.video.frames > 12:
-            prepare.check_model(world.config)  # the others have the same methods and frames
+    for group in grouped(matrix, found, "label"):
+        if group.config.data.dataset in ("folder", "msrvtt_9k") or group.config.video.frames > 12:
+            prepare.check_model(group.config)  # the others have the same methods and frames
 
 
 def as_run(config: RunConfig) -> TrackedRun:
@@ -109,4 +109,4 @@ def test_a_number_of_workers_that_may_change_is_refused():
     path = ROOT / "conf/benchmarks/quick.yaml"
     matrix = read_matrix(path, ["set.resources.max_workers=4"])
     with pytest.raises(ValueError, match=r"quick.*yaml: resources.max_workers: a benchmark's cells differ"):
-        check(worlds(matrix, cells(matrix), "label")[0])
+        check(grouped(matrix, cells(matrix), "label")[0])

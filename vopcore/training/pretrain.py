@@ -6,6 +6,8 @@ included, runs where nothing can be downloaded.
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,34 +20,76 @@ from vopcore.training.loss import contrastive
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, list[str]]]
 
 
-def train_on_stills(
-    clip: nn.Module,
-    draw: Draw,
-    tokenize: Callable[[list[str]], torch.Tensor],
-    *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-) -> Iterator[float]:
-    """Train all of `clip` in place for `steps` steps on freshly drawn stills, yielding the loss of each.
+class Pretraining:
+    """Training of all of `clip`, in place, on freshly drawn stills; iterating it trains to the last step.
 
-    AdamW, 5 % warm-up, cosine to zero, as CLIP itself was trained (Radford et al. 2021, section 2.5).
+    AdamW, 5 % warm-up, cosine to zero, as CLIP itself was trained (Radford et al. 2021, section 2.5). The
+    stills of a step depend on `seed` and the step alone, so one that goes on after an interruption sees what
+    an undisturbed one would have seen.
     """
-    rng = np.random.default_rng(seed)
-    retriever = Retriever(clip)
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, weight_decay=0.05)
-    warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * s / steps)))
-    )
-    for _ in range(steps):
-        images, captions = draw(rng, batch_size)
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        draw: Draw,
+        tokenize: Callable[[list[str]], torch.Tensor],
+        *,
+        steps: int,
+        batch_size: int,
+        lr: float,
+        seed: int,
+    ) -> None:
+        self._clip = clip
+        self._draw = draw
+        self._tokenize = tokenize
+        self._steps = steps
+        self._batch_size = batch_size
+        self._seed = seed
+        self.steps_done = 0
+
+        self._retriever = Retriever(clip)
+        self._optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, weight_decay=0.05, fused=True)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._lr_factor)
+
+    def __iter__(self) -> Iterator[float]:
+        """Train step by step, yielding the loss of each."""
+        while self.steps_done < self._steps:
+            yield self._step()
+
+    def _step(self) -> float:
+        rng = np.random.default_rng([self._seed, self.steps_done])
+        images, captions = self._draw(rng, self._batch_size)
         frames = torch.from_numpy(images).permute(0, 3, 1, 2)[:, None]  # a still is a video of one frame
-        text, video = retriever(frames, None, tokenize(captions))
-        loss = contrastive(text, video, None, retriever)
-        optimizer.zero_grad()
+
+        text, video = self._retriever(frames, None, self._tokenize(captions))
+        loss = contrastive(text, video, None, self._retriever)
+
+        self._optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        schedule.step()
-        yield loss.item()
+        self._optimizer.step()
+        self._schedule.step()
+        self.steps_done += 1
+        return loss.item()
+
+    def _lr_factor(self, step: int) -> float:
+        warmup = max(1, self._steps // 20)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self._steps))
+        return min((step + 1) / warmup, cosine)
+
+    def save(self, path: Path) -> None:
+        """Write all that `load` needs to go on from here."""
+        state = {
+            "clip": self._clip.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "steps_done": self.steps_done,
+        }
+        torch.save(state, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        self._clip.load_state_dict(state["clip"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.steps_done = state["steps_done"]

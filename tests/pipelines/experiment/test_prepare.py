@@ -1,6 +1,4 @@
-"""Before any work: what is held out, what an output folder remembers, what the data must have."""
-
-import json
+"""Before any work: what an output folder remembers."""
 
 import pyarrow as pa
 import pytest
@@ -16,27 +14,6 @@ def table(*rows):
     return pa.Table.from_pylist(
         [dict(zip(("split", "video", "caption"), row, strict=True)) for row in rows], schema=ANNOTATIONS
     )
-
-
-TRAIN = [("train", f"v{i:02}", f"caption {c}") for i in range(20) for c in range(2)]
-
-
-def test_the_held_out_share_is_whole_videos_the_same_each_time_and_nothing_of_test():
-    whole = table(*TRAIN, ("test", "t", "x"))
-    held = prepare.hold_out(whole, 0.25)
-    assert held.equals(prepare.hold_out(whole, 0.25))
-    splits = {}
-    for split, video in zip(held["split"].to_pylist(), held["video"].to_pylist(), strict=True):
-        splits.setdefault(video, set()).add(split)
-    assert all(len(found) == 1 for found in splits.values())
-    assert sum(found == {"val"} for found in splits.values()) == 5
-    assert splits["t"] == {"test"}
-    assert held.drop_columns("split").equals(whole.drop_columns("split"))
-
-
-def test_a_data_set_with_a_val_split_holds_nothing_out():
-    with pytest.raises(ConfigError, match=r"data.holdout: the data set has a val split"):
-        prepare.hold_out(table(*TRAIN, ("val", "a", "x")), 0.1)
 
 
 @pytest.fixture
@@ -64,24 +41,8 @@ def test_an_output_folder_that_cannot_be_written_is_one_line(config):
         prepare.claim_output(config("output=/proc/none"), table(("test", "a", "x")))
 
 
-def test_a_batch_larger_than_the_training_split_is_refused_before_decoding(config, tmp_path):
-    lines = [{"video": f"{v}.mp4", "split": s, "captions": ["x"]} for v, s in (("a", "train"), ("b", "test"))]
-    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "a.mp4").touch()
-    with pytest.raises(ConfigError, match=r"train.batch_size: 32 is more than the 1 videos"):
-        prepare.annotations(config())
-
-
 def test_videos_without_a_file_are_listed_once_each(config, tmp_path, capsys):
     rows = table(("test", "a", "x"), ("test", "a", "y"), ("train", "b", "z"))
     prepare.claim_output(config(), rows)
     assert (tmp_path / "out/missing.txt").read_text() == "a\nb\n"
     assert "2 videos of the annotations have no file" in capsys.readouterr().out
-
-
-def test_a_data_set_without_a_test_split_is_refused(config, tmp_path):
-    (tmp_path / "a.mp4").touch()
-    line = {"video": "a.mp4", "split": "train", "captions": ["x"]}
-    (tmp_path / "captions.jsonl").write_text(json.dumps(line))
-    with pytest.raises(ConfigError, match="no caption of the test split"):
-        prepare.annotations(config())

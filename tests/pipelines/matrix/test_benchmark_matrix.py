@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support import ROOT
 
 from pipelines import benchmark as cli
-from pipelines.matrix.groups import worlds
+from pipelines.matrix import rounds
+from pipelines.matrix.groups import grouped
 from vopcore.config import ConfigError, cells, read_config, read_matrix
 
 METHODS = ["zero_shot", "vop", "vop_p", "full"]
@@ -68,17 +69,17 @@ def test_a_cell_that_stands_in_two_tables_is_one_run(tmp_path):
     assert len(found) == 5
     twins = [cell for cell in found if cell.row in ("methods: large vop", "length: large vop 8")]
     assert len({cell.identity for cell in twins}) == 1
-    assert sum(len(world.cells) for world in worlds(matrix, found, "x")) == 4
+    assert sum(len(group.cells) for group in grouped(matrix, found, "x")) == 4
 
 
 def test_cells_share_a_folder_exactly_where_they_share_data_frames_and_backbone(tmp_path):
     variants = {"few": {"video.frames": 4}, "slow": {"train.lr": 1e-5}, "same": {}}
     matrix = read_matrix(written(tmp_path, tables={"all": {"methods": ["vop"], "variants": variants}}))
-    found = worlds(matrix, cells(matrix), "label")
-    assert sorted(len(world.cells) for world in found) == [1, 1, 2, 2]
-    assert len({world.config.output for world in found}) == 4
-    assert {world.config.storage for world in found} == {f"{matrix.output}/{n}" for n in ("shapes", "large")}
-    assert all(cell.config.run == "label" for world in found for cell in world.cells)
+    found = grouped(matrix, cells(matrix), "label")
+    assert sorted(len(group.cells) for group in found) == [1, 1, 2, 2]
+    assert len({group.config.output for group in found}) == 4
+    assert {group.config.storage for group in found} == {f"{matrix.output}/{n}" for n in ("shapes", "large")}
+    assert all(cell.config.run == "label" for group in found for cell in group.cells)
 
 
 def test_settings_go_from_all_configs_over_one_config_to_a_variant(tmp_path):
@@ -144,7 +145,7 @@ def test_a_mistake_ends_with_code_2_and_one_line_before_any_work(tmp_path, capsy
 
 def test_a_second_benchmark_in_the_same_folder_is_refused(tmp_path, capsys):
     path = written(tmp_path, output=str(tmp_path / "out"))
-    with cli.rounds.alone(tmp_path / "out"):
+    with rounds.alone(tmp_path / "out"):
         assert cli.main([str(path)]) == 2
     assert "another benchmark is running in" in capsys.readouterr().err
 

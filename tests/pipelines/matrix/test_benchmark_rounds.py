@@ -9,6 +9,7 @@ import pytest
 from support.report import predicted
 
 from pipelines.experiment.provenance import code_hash
+from pipelines.experiment.results import RunResult
 from pipelines.matrix import rounds
 from pipelines.matrix.regressions import compare_rounds
 from pipelines.matrix.scheduler import Outcome
@@ -23,7 +24,7 @@ def cell(row: str = "t: a vop", seed: int = 0, output: str = "/out") -> Cell:
 
 def finished(cell: Cell, recall: float = 30.0, key: str = "", data: str = "d") -> Outcome:
     metrics = {"t2v/R1": recall, "t2v/R1_low": recall - 2, "t2v/R1_high": recall + 2}
-    result = {"key": key or f"{cell.row[3:]}-{cell.seed}", "run_id": "r", "metrics": metrics}
+    result = RunResult("vop", cell.seed, key or f"{cell.row[3:]}-{cell.seed}", "r", metrics)
     return Outcome(cell, data, result)
 
 
@@ -62,7 +63,7 @@ def record(output: Path, name: str, cells: dict[str, list[float]], data: str = "
     (output / "results").mkdir(exist_ok=True)
     for outcome in outcomes:
         if ranks:
-            file = output / "results" / f"{outcome.result['key']}.parquet"
+            file = output / "results" / f"{outcome.result.key}.parquet"
             pq.write_table(predicted(list(ranks["ranks"])), file)
     return rounds.end(output, rounds.Round(name, name, "m"), "v", every, outcomes)
 
@@ -77,8 +78,8 @@ def test_each_row_is_held_against_the_latest_round_that_has_it(tmp_path):
     record(tmp_path, "2", {"t: a vop": [10.0, 11.0]})
     now = record(tmp_path, "3", {"t: a vop": [10.0, 11.0], "t: a full": [40.0, 41.0], "t: a new": [1.0]})
     found = {one.row: one for one in compare_rounds(tmp_path, now, rounds.history(tmp_path)[:2], 0.01, 0.5)}
-    assert found["t: a vop"].against == "2-m"
-    assert found["t: a full"].against == "1-m"
+    assert found["t: a vop"].baseline == "2-m"
+    assert found["t: a full"].baseline == "1-m"
     assert found["t: a vop"].word == "no change"
     assert found["t: a new"].word == "new"
 

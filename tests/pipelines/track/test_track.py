@@ -14,6 +14,7 @@ from support.report import make_store
 
 from pipelines import deliver, track
 from pipelines.experiment.provenance import code_version
+from pipelines.experiment.runs import try_to_deliver
 
 AWAY = "http://127.0.0.1:9"  # where nobody listens
 
@@ -73,7 +74,7 @@ def test_a_run_without_its_server_is_kept_whole_and_delivered_by_the_command_it_
 ):
     away = replace(store, uri=AWAY)
     live(away, tmp_path)
-    deliver.try_to_deliver(away)
+    try_to_deliver(away)
     said = capsys.readouterr().out
     assert "Connection refused" in said
     assert f"python pipelines/deliver.py {tmp_path}/mlflow_waiting" in said

@@ -1,0 +1,136 @@
+"""The annotations of a config: read, summed up in a line, and refused where nothing could come of them."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.experiment.identity import UNTRAINED
+from vopcore.config import ConfigError, RunConfig
+from vopcore.config.sections import Data
+from vopcore.datasets import DATASETS, SPLITS, layout, problems
+
+MOST_PROBLEMS = 5  # printed one by one; the others are counted
+
+
+def annotations(config: RunConfig) -> pa.Table:
+    """Read the data set, say what is in it, and refuse what cannot be run."""
+    table = read_annotations(config.data)
+    _print_summary(config, table)
+    _refuse(config, table)
+    return table
+
+
+def read_annotations(data: Data) -> pa.Table:
+    """The data set as ANNOTATIONS, with the share that `holdout` keeps apart as its val split."""
+    root = Path(data.root)
+    read = DATASETS[data.dataset]
+    return hold_out(read(root, data.videos or root), data.holdout)
+
+
+def hold_out(table: pa.Table, share: float) -> pa.Table:
+    """Call a fixed `share` of the training videos `val`. Refuses a data set that has a val split, and a
+    share that is less than one video.
+    """
+    if not share:
+        return table
+    if "val" in table["split"].unique().to_pylist():
+        raise ConfigError("data.holdout: the data set has a val split of its own; leave this out")
+
+    train = sorted(videos_of(table, "train"))
+    num_held = round(share * len(train))
+    if num_held == 0:
+        raise ConfigError(
+            f"data.holdout: {share:.2%} of {len(train)} training videos is less than one; give a larger share"
+        )
+
+    # a generator of its own: the same videos whatever the seed of the run
+    order = np.random.default_rng(0).permutation(train)
+    held = pa.array(order[:num_held].tolist(), pa.string())
+    is_held = pc.and_(pc.equal(table["split"], "train"), pc.is_in(table["video"], held))
+    split = pc.if_else(is_held, "val", table["split"]).combine_chunks()
+
+    column = table.schema.get_field_index("split")
+    return table.set_column(column, table.schema.field(column), split)
+
+
+def usable(config: RunConfig, table: pa.Table, decoded: Collection[str]) -> pa.Table:
+    """The rows to tune and measure with, once it is known which videos could be decoded.
+
+    Refuses what would only fail at its end: a test split without a video, a batch that is larger than the
+    training split, an option that needs rows which are not there. A val split of which nothing could be
+    decoded is left out, and said so.
+    """
+    known = table.filter(pc.is_in(table["video"], pa.array(decoded, pa.string())))
+    if not videos_of(known, "test"):
+        raise ConfigError(f"{config.data.root}: no video of the test split can be decoded")
+    _check_rows(config, known)
+
+    if videos_of(table, "val") and not videos_of(known, "val"):
+        print("  no video of the val split can be decoded: nothing is measured on it")
+        return table.filter(pc.not_equal(table["split"], "val"))
+    return table
+
+
+def videos_of(table: pa.Table, split: str) -> set[str]:
+    """The videos of a split."""
+    return set(table.filter(pc.equal(table["split"], split))["video"].unique().to_pylist())
+
+
+def _print_summary(config: RunConfig, table: pa.Table) -> None:
+    counts = []
+    for split in SPLITS:
+        num_videos = len(videos_of(table, split))
+        num_captions = pc.sum(pc.equal(table["split"], split)).as_py()
+        if num_videos:
+            counts.append(f"{split} {num_videos:,} videos / {num_captions:,} captions")
+    print(f"{config.data.dataset} ({layout(table)}): {', '.join(counts)}")
+
+    lines = problems(table)
+    for line in lines[:MOST_PROBLEMS]:
+        print(f"  {line}")
+    if len(lines) > MOST_PROBLEMS:
+        print(f"  and {len(lines) - MOST_PROBLEMS} more problems")
+
+
+def _refuse(config: RunConfig, table: pa.Table) -> None:
+    if not videos_of(table, "test"):
+        raise ConfigError(f"{config.data.root}: no caption of the test split, so nothing can be measured")
+
+    with_file = table.filter(pc.is_valid(table["path"]))
+    if with_file.num_rows == 0:
+        num_videos = pc.count_distinct(table["video"]).as_py()
+        place = config.data.videos or config.data.root
+        raise ConfigError(f"{place}: none of the {num_videos} videos of the annotations is there")
+
+    _check_rows(config, table)
+
+
+def _check_rows(config: RunConfig, table: pa.Table) -> None:
+    """Refuse options that need rows which `table` does not have. Raises ConfigError."""
+    if "tune" not in config.stages:
+        return
+    train = videos_of(table, "train")
+
+    searches = any(not isinstance(run.train.lr, float) for run in config.methods)
+    if searches and not videos_of(table, "val"):
+        raise ConfigError(
+            "train.lr: a search over learning rates needs a val split, and there is none; data.holdout=5%"
+            " keeps a share of the training videos apart"
+        )
+
+    measures = {*config.evaluate.post_processing, *config.evaluate.parity}
+    if "qb_norm" in measures and not train:
+        raise ConfigError(
+            "evaluate: qb_norm compares with the captions of the train split, and there is none"
+        )
+
+    for run in config.methods:
+        trains = run.train.epochs and run.name != UNTRAINED and not run.train.repeat_videos
+        if trains and len(train) < run.train.batch_size:
+            raise ConfigError(
+                f"methods.{run.name}.train.batch_size: {run.train.batch_size} is more than the {len(train)}"
+                " videos there are to train on"
+            )

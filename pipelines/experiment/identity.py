@@ -1,0 +1,139 @@
+"""What a thing is: every key of the project, and all that it contains.
+
+A key that misses something its content depends on shows old results as new ones; a key that holds too much
+does work twice. So they are listed here, in one place, and each has a test.
+
+**Run** (`run_key`; `results/KEY.json`, `runs/KEY/`, the MLflow tag `run_key`).
+    The method and its options, pooling, the training settings that this method reads (none for one that is
+    not trained, but the precision), seed, label (`run=`), frames per video, the frozen CLIP (its name, or
+    the content of its files), what is measured, the number of workers, the annotations (`data_hash`), and
+    per video which decode was used (`decode_hash`). Not in it: where files lie, how often a checkpoint is
+    written, threads per worker (they move sums in the last bit), and the version of the code, which only a
+    benchmark compares.
+
+**Data** (`data_hash`).
+    Split, video, caption, start and end of every row; not the paths, so data may be moved.
+
+**Decode of a video** (`decode_hash`).
+    Status, number and times of the stored frames, size and time of change of the file it was decoded from.
+    A file that is mended or replaced makes new runs, one of the same size too.
+
+**Shards** (`vopcore.shards.folder_name`; `shards/NAME/`).
+    Sampler, stored frames, size, storage and quality, version of the decoder. Which videos are in it, and
+    from which file, stands in the folder's own index.
+
+**Prefix** (`vopcore.training.prefix_cache`; `prefix/NAME/`).
+    The frozen blocks' weights, which layer, number format, precision, and for each video the SHA-256 of its
+    shard and its row there.
+
+**Output folder** (`shared_settings`; `benchmark.json`).
+    What every row of one comparison has in common: the config's name, the settings of the frames, the frozen
+    CLIP, the rendered world of the quickstart. And the data: another place with the same annotations is the
+    same data that was moved.
+
+**Rendered videos** (`vopcore.datasets.shapes.recipe`; `DATA_ROOT/shapes.json`).
+    Number of videos and twins, seed, version of the renderer.
+
+**Pretrained small CLIP** (`tiny_clip-KEY.safetensors`).
+    Its training settings, the seed, the content of its model file, version of the stills.
+
+**Cell of a benchmark** (`vopcore.config.Cell.identity`).
+    All settings of its config with one method and one seed. It is finished if its run is: the label of the
+    run is the round's, and that is `code_hash`, with a time after it where a rerun was forced.
+
+**Code** (`experiment.provenance.code_hash`).
+    The syntax trees of all modules that numbers come from, and the versions of torch, open_clip and PyAV.
+
+**Group of cells** (`matrix.groups`; a benchmark's `OUTPUT/CONFIG/KEY/`).
+    `shared_settings` and the data, as for an output folder.
+
+**Saved model** (`vopcore.tuned_model.ModelSettings`).
+    Model, weights, words, frames, stored frames, size, sampler, precision, seed where weights are drawn from
+    it; the vectors of its gallery stand beside the weights they were made with.
+
+**Published number** (`pipelines.reports.published`).
+    Data set and split, backbone, method with its options, pooling.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import track
+from pipelines.command.secrets import without_secrets
+from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
+from vopcore.shards import Shards
+
+UNTRAINED = "zero_shot"  # the one method that has nothing to train
+
+
+def run_key(config: RunConfig, run: MethodRun, data: str, shards: str, decode: str) -> str:
+    """`METHOD-sSEED[-LABEL]-HASH`, the name of a run: the same key continues it or shows it again.
+
+    data: `data_hash`; shards: the folder of shards; decode: `decode_hash`.
+    """
+    content = {
+        "method": asdict(run.method),
+        "run": run.model_dump(exclude={"method", "train"}),
+        "train": training_settings(run),
+        "seed": config.seed,
+        "label": config.run,
+        "frames": config.video.frames,
+        "clip": backbone(config.clip),
+        "evaluate": config.evaluate.model_dump(exclude={"each_epoch"}),
+        "workers": (config.resources.workers, config.resources.max_workers),
+        "shards": Path(shards.partition("?")[0]).name,  # without the options of a URI
+        "data": data,
+        "decode": decode,
+    }
+    # the label is there for people; what tells two labels apart is in the hash
+    label = re.sub(r"[^\w.+=-]", "_", config.run)
+    middle = f"-{label}" if label else ""
+    return f"{run.name}-s{config.seed}{middle}-{fingerprint(content)}"
+
+
+def training_settings(run: MethodRun) -> dict[str, Any]:
+    """The keys of `train` that this run's numbers depend on."""
+    is_trained = run.name != UNTRAINED and run.train.epochs > 0
+    if not is_trained:
+        return {"epochs": 0, "precision": run.train.precision}
+    return run.train.model_dump(exclude={"checkpoint_every"})
+
+
+def data_hash(annotations: pa.Table) -> str:
+    """Eight characters that change with any caption, split or moment, not with where the files are."""
+    return fingerprint(annotations.drop_columns("path").to_pydict())
+
+
+def decode_hash(shards: Shards, videos: Collection[str]) -> str:
+    """Eight characters that change when one of `videos` is decoded from another file or to other frames."""
+    digest = hashlib.sha256()
+    for video in sorted(videos):
+        entry = shards.videos.get(video)
+        if entry is None:
+            continue
+        facts = [
+            video,
+            entry.status,
+            entry.num_frames,
+            entry.times,
+            entry.source_size,
+            entry.source_mtime,
+        ]
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()[:8]
+
+
+def shared_settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the frames and the backbone of a run, flat; the data itself is `data_hash`."""
+    video_keys = {"frames", "stored_frames", "size", "sampler", "storage", "quality"}
+    include = {"name": True, "shapes": True, "data": {"dataset", "holdout"}, "video": video_keys}
+    settings = config.model_dump(mode="json", include=include, exclude_none=True)
+    settings["clip"] = backbone(config.clip)
+    return without_secrets(track.flat(settings))

@@ -1,0 +1,143 @@
+"""What a finished run leaves on the disk, and how that reaches MLflow.
+
+Results come first: the numbers are written as soon as they are known, and with them all that MLflow is to
+get. What MLflow or a model does not take afterwards costs no tuning: the same command tries it again.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import track
+from pipelines.experiment.prepare import DecodedData
+from pipelines.tune.worker import WEIGHTS
+from vopcore.config import MethodRun
+from vopcore.storage import Store
+from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
+
+FACTS, NAMES, VECTORS = "facts.json", "videos.json", "vectors.npy"  # in the folder of what is not logged yet
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The numbers of a finished run. run_id: MLflow's; metrics: by the names that MLflow shows."""
+
+    method: str
+    seed: int
+    key: str
+    run_id: str
+    metrics: Mapping[str, float]
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """What `ResultFiles.write` wrote."""
+        return cls(**json.loads(file.read_text()))
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The files of one run in `folder`, all named by its key."""
+
+    folder: Path
+    key: str
+
+    @property
+    def numbers(self) -> Path:
+        """A RunResult; the run is finished once this is there."""
+        return self.folder / f"{self.key}.json"
+
+    @property
+    def predictions(self) -> Path:
+        """PREDICTIONS of the test split."""
+        return self.folder / f"{self.key}.parquet"
+
+    @property
+    def unlogged(self) -> Path:
+        """A folder of what MLflow still has to get: gone once it has everything."""
+        return self.folder / f"{self.key}.unlogged"
+
+    def write(self, result: RunResult, outcome: Mapping[str, Any]) -> None:
+        """Keep what a run found; the numbers come last, when all the rest is there."""
+        store = Store(self.folder)
+        with store.writing(self.predictions.name) as path:
+            pq.write_table(outcome["predictions"], path)
+
+        shutil.rmtree(self.unlogged, ignore_errors=True)  # of a run that ended just here
+        self.unlogged.mkdir()
+        with outcome["checkpoint"].as_directory() as checkpoint:
+            shutil.copy(Path(checkpoint) / WEIGHTS, self.unlogged / WEIGHTS)
+        facts = {"steps": outcome["steps"], "tags": outcome["tags"]}
+        (self.unlogged / FACTS).write_text(json.dumps(facts))
+        vectors: VideoVectors | None = outcome.get("gallery")
+        if vectors is not None:
+            (self.unlogged / NAMES).write_text(json.dumps(vectors.names))
+            np.save(self.unlogged / VECTORS, vectors.vectors)
+
+        store.write(self.numbers.name, json.dumps(asdict(result), indent=1).encode())
+
+
+def log_result(
+    data: DecodedData,
+    store: track.RunStore,
+    run: MethodRun,
+    files: ResultFiles,
+    result: RunResult,
+    settings: Mapping[str, Any],
+) -> None:
+    """Bring a finished run to MLflow and end it there; the model comes last, as some servers take none."""
+    run_id = result.run_id
+    facts = json.loads((files.unlogged / FACTS).read_text())
+    track.log_metrics(store, run_id, result.metrics, facts["steps"])  # the curves end here
+
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / track.PREDICTIONS
+        shutil.copy(files.predictions, artifact)
+        track.log_files(store, run_id, [artifact])
+    track.log_files(store, run_id, [files.unlogged / WEIGHTS], "tuned")
+    track.end_run(store, run_id, tags=facts["tags"])
+
+    if data.config.mlflow.model != "none":
+        _log_model(data, store, run, files, run_id, settings)
+
+
+def _log_model(
+    data: DecodedData,
+    store: track.RunStore,
+    run: MethodRun,
+    files: ResultFiles,
+    run_id: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """The tuned method, ready to be loaded anywhere."""
+    config = data.config
+    model_settings = ModelSettings(
+        **config.clip.model_dump(),
+        **config.video.model_dump(include={"frames", "size", "sampler"}),
+        stored_frames=config.video.kept,
+        seed=config.seed,
+        precision=run.train.precision,
+    )
+    vectors = None
+    if (files.unlogged / VECTORS).is_file():
+        names = json.loads((files.unlogged / NAMES).read_text())
+        vectors = VideoVectors(names, np.load(files.unlogged / VECTORS))
+
+    is_test = pc.equal(data.annotations["split"], "test")
+    caption = data.annotations.filter(is_test)["caption"][0].as_py()
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "search"
+        save_model(model, model_settings, files.unlogged / WEIGHTS, vectors)
+        track.log_model(store, run_id, run.name, model, {"caption": caption}, settings)
+
+
+def clear_unlogged(files: ResultFiles) -> None:
+    """MLflow has everything."""
+    shutil.rmtree(files.unlogged, ignore_errors=True)

@@ -1,0 +1,127 @@
+"""A key changes with all that decides its content, and with nothing else."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from pipelines.experiment.identity import data_hash, decode_hash, run_key, shared_settings
+from vopcore.config import read_config
+from vopcore.datasets import ANNOTATIONS
+from vopcore.shards import Entry
+
+ENTRY = Entry(
+    video="a", status="ok", num_frames=2, times=[0.0, 1.0], source_size=1000, source_mtime=1_700_000_000.0
+)
+
+
+@pytest.fixture
+def key(tmp_path):
+    """The key of the one run of a small config, with overrides."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"name: mine\noutput: {tmp_path}/out\ndata: {{dataset: folder, root: {tmp_path}}}\n"
+        "clip: {model: conf/tiny_clip.json, pretrained: null, words: 16}\n"
+        "video: {frames: 2, size: 32}\nmethods: {vop: {}, zero_shot: {}}\n"
+    )
+
+    def of(*overrides: str, method: str = "vop", data: str = "d", decode: str = "x") -> str:
+        config = read_config(path, [f"method.name={method}", *overrides])
+        return run_key(config, config.methods[0], data, "/shards/uniform-2x32-raw-abc", decode)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "run=again",
+        "train.lr=1e-3",
+        "train.epochs=1",
+        "method.vision_prompts=4",
+        "method.pooling=query_aware",
+        "video.frames=1",
+        "clip.words=12",
+        "resources.workers=2",
+        "evaluate.post_processing=[dsl]",
+    ],
+)
+def test_whatever_decides_the_numbers_of_a_run_makes_another_run(key, override):
+    assert key(override) != key()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["output=/elsewhere", "train.checkpoint_every=7", "resources.max_failures=9", "mlflow.experiment=other"],
+)
+def test_where_a_run_is_kept_and_how_it_is_watched_does_not(key, override):
+    assert key(override) == key()
+
+
+def test_other_annotations_and_videos_that_were_decoded_anew_make_another_run(key):
+    assert key(data="other") != key()
+    assert key(decode="other") != key()
+
+
+def test_seeds_and_labels_stay_apart_whatever_is_in_the_label(key):
+    keys = [key(f"run={label}", f"seed={seed}") for label in ("a b", "a_b", "a,b") for seed in (0, 1)]
+    assert len(set(keys)) == 6
+    assert all("/" not in one and "'" not in one and " " not in one for one in keys)
+
+
+def test_a_method_that_is_not_trained_reads_no_training_setting_but_the_precision(key):
+    untrained = key(method="zero_shot")
+    assert key("train.lr=1e-3", "train.epochs=9", "train.batch_size=2", method="zero_shot") == untrained
+    assert key("train.precision=bf16", method="zero_shot") != untrained
+    assert key("train.epochs=0", "train.lr=1e-3") == key("train.epochs=0", "train.lr=1e-2")
+
+
+class Shards:
+    """Only what a shard folder knows of its videos."""
+
+    def __init__(self, *entries: Entry) -> None:
+        self.videos = {entry.video: entry for entry in entries}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source_mtime": 1_700_000_001.0},  # replaced by a file of the same size
+        {"source_size": 1001},
+        {"status": "damaged"},
+        {"status": "failed", "num_frames": 0, "times": []},
+        {"times": [0.0, 1.5]},
+    ],
+)
+def test_a_video_decoded_from_another_file_or_to_other_frames_changes_the_hash(change):
+    other = Entry(video="b", status="ok", num_frames=1, times=[0.0])
+    before = decode_hash(Shards(ENTRY, other), ["a", "b"])
+    assert decode_hash(Shards(replace(ENTRY, **change), other), ["a", "b"]) != before
+    assert decode_hash(Shards(other, ENTRY), ["b", "a"]) == before
+
+
+def test_a_video_that_nobody_asks_for_changes_nothing():
+    more = Entry(video="z", status="ok", num_frames=1)
+    assert decode_hash(Shards(ENTRY, more), ["a"]) == decode_hash(Shards(ENTRY), ["a"])
+
+
+def test_data_that_was_moved_is_the_same_data():
+    row = {"split": "test", "video": "a", "path": "/one/a.mp4", "caption": "x"}
+    here = pa.Table.from_pylist([row], schema=ANNOTATIONS)
+    there = pa.Table.from_pylist([row | {"path": "/two/a.mp4"}], schema=ANNOTATIONS)
+    edited = pa.Table.from_pylist([row | {"caption": "y"}], schema=ANNOTATIONS)
+    assert data_hash(here) == data_hash(there)
+    assert data_hash(here) != data_hash(edited)
+
+
+def test_what_a_comparison_shares_does_not_name_a_place(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"name: mine\noutput: {tmp_path}/out\ndata: {{dataset: folder, root: {tmp_path}}}\n"
+        "clip: {model: conf/tiny_clip.json, pretrained: null, words: 16}\nmethods: {vop: {}}\n"
+    )
+    (tmp_path / "moved").mkdir()
+    here = shared_settings(read_config(path))
+    assert shared_settings(read_config(path, [f"data.root={tmp_path}/moved"])) == here
+    assert str(tmp_path) not in str(here)
