@@ -31,7 +31,7 @@ does work twice. So they are listed here, in one place, and each has a test.
     CLIP, the rendered world of the quickstart. And the data: another place with the same annotations is the
     same data that was moved.
 
-**Rendered videos** (`vopcore.datasets.shapes.recipe`; `DATA_ROOT/shapes.json`).
+**Rendered videos** (`quickstart.render_videos`; `DATA_ROOT/shapes.json`).
     Number of videos and twins, seed, version of the renderer.
 
 **Pretrained small CLIP** (`tiny_clip-KEY.safetensors`).

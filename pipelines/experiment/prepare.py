@@ -7,8 +7,8 @@ decoded(preparation)   all videos in shards, and what may be tuned on them; want
 
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from vopcore import clip as clips
 from vopcore.config import ConfigError, MethodRun, RunConfig
 from vopcore.methods import tune
 from vopcore.shards import Shards, verify
-from vopcore.storage import Store, below
+from vopcore.storage import Store, below, writer_lock
 
 RESULTS = ("shards", "runs", "results")  # what an experiment leaves in `output`
 BENCHMARK = "benchmark.json"  # in `output`: what its runs share
@@ -67,6 +67,25 @@ def check(config: RunConfig) -> None:
     check_model(config)
     machines.check_places(config)
     check_output(config)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the only command that writes to an output folder, as long as the block runs.
+
+    Raises ConfigError where the folder cannot be made, LockedError where another command writes there. A
+    folder that was made for this and stays empty is removed.
+    """
+    is_new = not folder.exists()
+    try:
+        with writer_lock(folder):
+            yield
+    except PermissionError as error:
+        raise ConfigError(f"output: cannot write to {folder}: {error.strerror}") from None
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds something now
+                folder.rmdir()
 
 
 def prepared(config: RunConfig) -> Preparation:

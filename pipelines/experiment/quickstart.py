@@ -4,6 +4,7 @@ Both are made only where the config has `shapes`; real runs have videos and a pu
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ from safetensors.torch import save_file
 
 from pipelines.command.progress import Bar
 from vopcore import clip as clips
-from vopcore.config import ConfigError, RunConfig, backbone, fingerprint
+from vopcore.config import ConfigError, RunConfig, Shapes, backbone, fingerprint
 from vopcore.datasets import shapes
-from vopcore.storage import Store
+from vopcore.storage import Store, writer_lock
 from vopcore.training.pretrain import Pretraining
 
 RECIPE = "shapes.json"  # beside captions.jsonl: what was rendered
@@ -29,18 +30,31 @@ def render_videos(config: RunConfig) -> None:
     if config.shapes is None:
         return
     root = Path(config.data.root)
-    settings = {"videos": config.shapes.clips, "twins": config.shapes.twins, "seed": config.shapes.seed}
-    recipe = settings | {"version": shapes.VERSION}
+    recipe = {
+        "clips": config.shapes.clips,
+        "twins": config.shapes.twins,
+        "seed": config.shapes.seed,
+        "version": shapes.VERSION,
+    }
 
     if (root / "captions.jsonl").is_file():
         _check_recipe(root, recipe)
         return
 
-    with Bar("render", shapes.num_videos(config.shapes.clips, config.shapes.twins), "videos") as bar:
-        rendered = shapes.render(root, **settings)
+    with writer_lock(root, wait=True, tell=lambda line: print(line, file=sys.stderr, flush=True)):
+        if (root / "captions.jsonl").is_file():  # another command has rendered them while this one waited
+            _check_recipe(root, recipe)
+            return
+        _render(root, config.shapes)
+        Store(root).write(RECIPE, json.dumps(recipe).encode())
+
+
+def _render(root: Path, settings: Shapes) -> None:
+    num_videos = settings.clips + 2 * settings.twins
+    with Bar("render", num_videos, "videos") as bar:
+        rendered = shapes.render(root, settings.clips, settings.twins, settings.seed)
         for count, _ in enumerate(rendered, 1):
             bar.show(count)
-    Store(root).write(RECIPE, json.dumps(recipe).encode())
 
 
 def _check_recipe(root: Path, recipe: dict[str, int]) -> None:

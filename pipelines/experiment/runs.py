@@ -49,16 +49,17 @@ class Experiment:
 def run_experiment(config: RunConfig, source: Path) -> None:
     """Ingest, tune and measure what `config` says; `source` is the file it was read from."""
     prepare.check(config)
-    preparation = prepare.prepared(config)
+    with prepare.only_writer(Path(config.output)):
+        preparation = prepare.prepared(config)
 
-    start_ray(config)
-    machines.check_machines(config)
-    machines.check_shared(config)
-    data = prepare.decoded(preparation)
+        start_ray(config)
+        machines.check_machines(config)
+        machines.check_shared(config)
+        data = prepare.decoded(preparation)
 
-    if "tune" in config.stages:
-        machines.wait_for_machines(config.resources)
-        run_methods(open_experiment(data, source))
+        if "tune" in config.stages:
+            machines.wait_for_machines(config.resources)
+            run_methods(open_experiment(data, source))
 
 
 def open_experiment(data: DecodedData, source: Path) -> Experiment:

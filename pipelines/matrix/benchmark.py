@@ -10,6 +10,7 @@ from pipelines import track
 from pipelines.cluster import machines
 from pipelines.cluster.start import start_ray
 from pipelines.command.exit_codes import DONE, FAILED, ended
+from pipelines.experiment.prepare import only_writer
 from pipelines.experiment.provenance import code_hash, code_version
 from pipelines.experiment.runs import report_command, try_to_deliver
 from pipelines.matrix import rounds, tables
@@ -26,7 +27,7 @@ REGRESSION = 4  # the exit code
 def run_benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
     """Run a round of `matrix`, which was read from `source`; returns the exit code."""
     output = Path(matrix.output)
-    with rounds.alone(output):
+    with only_writer(output):
         every_cell = cells(matrix)
         for group in grouped(matrix, every_cell, ""):
             check(group)

@@ -6,10 +6,8 @@ their `run=`: a cell is finished or not by its settings, data and label, and the
 with the time after it where a rerun was forced.
 """
 
-import fcntl
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,22 +34,6 @@ class Round:
     @property
     def id(self) -> str:
         return f"{self.label}-{self.cells}"
-
-
-@contextmanager
-def alone(output: Path) -> Iterator[None]:
-    """Refuse a second benchmark in the same folder, as when a scheduled one meets the one before."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = (output / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"output: cannot write to {output}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"output: another benchmark is running in {output}; wait for its end") from None
-        yield
 
 
 def begin(output: Path, code: str, cells: Sequence[Cell], rerun: bool) -> Round:

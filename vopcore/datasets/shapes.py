@@ -27,6 +27,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 OBJECTS = tuple(itertools.product(COLOURS, SHAPES))
+VERSION = 1  # of what `render` and `stills` draw
 SIDE = 64  # pixels of a clip's side
 FPS = 25
 FORMATS = {  # suffix -> codec: what people's folders hold; every 25th clip takes the next of the rarer ones

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from support import ROOT
 
 from pipelines import benchmark as cli
-from pipelines.matrix import rounds
 from pipelines.matrix.groups import grouped
 from vopcore.config import ConfigError, cells, read_config, read_matrix
+from vopcore.storage import writer_lock
 
 METHODS = ["zero_shot", "vop", "vop_p", "full"]
 BASE = {
@@ -145,9 +145,9 @@ def test_a_mistake_ends_with_code_2_and_one_line_before_any_work(tmp_path, capsy
 
 def test_a_second_benchmark_in_the_same_folder_is_refused(tmp_path, capsys):
     path = written(tmp_path, output=str(tmp_path / "out"))
-    with rounds.alone(tmp_path / "out"):
+    with writer_lock(tmp_path / "out"):
         assert cli.main([str(path)]) == 2
-    assert "another benchmark is running in" in capsys.readouterr().err
+    assert f"{tmp_path}/out is being written by" in capsys.readouterr().err
 
 
 def test_a_config_that_cannot_be_read_names_the_cell(tmp_path):
