@@ -31,6 +31,11 @@ def start_ray(config: RunConfig) -> None:
 
     Raises ConfigError where nothing answers at RAY_ADDRESS.
     """
+    join_ray(config.resources.workers * config.resources.cpus_per_worker)
+
+
+def join_ray(min_cpus: int) -> None:
+    """`start_ray` for work that holds `min_cpus` at once; a Ray of our own has at least so many."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -44,7 +49,7 @@ def start_ray(config: RunConfig) -> None:
             first_line = str(error).strip().splitlines()[0]
             raise ConfigError(f"RAY_ADDRESS: cannot join the Ray at {address}: {first_line}") from None
     else:
-        _start_local(config, environment)
+        _start_local(min_cpus, environment)
 
     if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM and prints a stack
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -82,17 +87,15 @@ def wait_for(address: str, patience: float = PATIENCE) -> None:
         time.sleep(1)
 
 
-def _start_local(config: RunConfig, environment: dict[str, object]) -> None:
+def _start_local(min_cpus: int, environment: dict[str, object]) -> None:
     # Ray listens on every interface unless it knows this machine as 127.0.0.1. Its own switch for that is
     # meant for other systems; child processes read it from the environment.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
 
-    resources = config.resources
-    needed = resources.workers * resources.cpus_per_worker
     ray.init(
         "local",
-        num_cpus=max(os.cpu_count() or 1, needed),
+        num_cpus=max(os.cpu_count() or 1, min_cpus),
         include_dashboard=False,
         runtime_env=environment,
         _temp_dir=short_folder(),

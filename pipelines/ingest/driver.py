@@ -194,7 +194,7 @@ def _index_rows(
     """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
     items = [{"number": number, "moments": json.dumps(moments)} for number, moments in plan]
     given = {"settings": settings, "tally": tally}
-    with _quiet_ray_data():
+    with quiet_ray_data():
         yield from (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(_task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=given)
@@ -216,7 +216,7 @@ def _task(batch: pa.Table, settings: IngestSettings, tally: ray.actor.ActorHandl
 
 
 @contextmanager
-def _quiet_ray_data() -> Iterator[None]:
+def quiet_ray_data() -> Iterator[None]:
     """Without Ray Data's own bars, its log of each execution, and its advice to turn the bars on again."""
     context = ray.data.DataContext.get_current()
     levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}

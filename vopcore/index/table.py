@@ -11,7 +11,8 @@ listing it as gone. Nothing is changed in place: whoever reads goes on with the 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -24,9 +25,13 @@ from vopcore.index.header import BadIndexError
 from vopcore.index.moments import Span
 from vopcore.storage import ShardCache, Store, file_sha256
 
+# Mapped files are read-only, and nothing here writes to them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
 GONE = "gone"  # status of a video that is no longer there
 FAILED = "failed"
 CHUNK = 2**15  # vectors compared at once: 64 MiB in fp32 at 512 dimensions
+EXPORTED = 10_000  # windows handed out at once
 RACES = 3  # times that a reader looks again when a writer has moved files under it
 MANY_SEGMENTS = 8  # more are written together as one
 VIDEOS, MOMENTS, FRAMES = "videos", "moments", "frames"
@@ -148,6 +153,9 @@ class MomentTable(Protocol):
 
     def thumbnail(self, row: int) -> bytes:
         """A JPEG."""
+
+    def moments(self) -> Iterator[pa.Table]:
+        """Every window, as `moments_schema` without `frames`, some thousands at a time."""
 
 
 class Segment:
@@ -341,12 +349,11 @@ class ArrowMoments:
 
     def _sweep(self) -> None:
         """Delete what a killed writer has left behind. Only the one that holds the lock may call this."""
+        self._store.sweep()
         for name in self._store.names():
-            number, _, kind = name.lstrip(".").partition(".")
-            if not number.isdigit():
-                continue
-            is_orphan = kind in (f"{MOMENTS}.arrow", f"{FRAMES}.arrow") and int(number) not in self._segments
-            if is_orphan or name.endswith(".part"):
+            number, _, kind = name.partition(".")
+            is_segment = number.isdigit() and kind in (f"{MOMENTS}.arrow", f"{FRAMES}.arrow")
+            if is_segment and int(number) not in self._segments:
                 self._store.delete(name)
 
     def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
@@ -417,6 +424,13 @@ class ArrowMoments:
     def thumbnail(self, row: int) -> bytes:
         segment, local = self._locate(row)
         return segment.moments["thumbnail"][local].as_py()
+
+    def moments(self) -> Iterator[pa.Table]:
+        for segment in self._segments.values():
+            is_live = self._row_videos[segment.number] >= 0
+            for first in range(0, len(is_live), EXPORTED):
+                moments = segment.moments.slice(first, EXPORTED).filter(is_live[first : first + EXPORTED])
+                yield moments.drop_columns("frames")
 
 
 def select_frames(times: np.ndarray, features: np.ndarray, start: float, end: float) -> FrameFeatures:

@@ -1,0 +1,127 @@
+"""Index a folder of videos, so that they can be searched by text, to the second.
+
+    python pipelines/index.py ~/Videos
+    python pipelines/index.py s3://bucket/videos model=runs:/ID/vop_p index=s3://bucket/index gpu=true
+    python pipelines/index.py export INDEX moments.parquet
+
+No captions, no YAML: conf/search.yaml shows the settings. The same command again adds new videos, renews
+changed ones and drops those that are gone; interrupt it anywhere and start it again. Then:
+
+    python pipelines/search.py INDEX "a dog runs into the sea"
+    python pipelines/serve.py INDEX
+
+Exit codes: 0 done, 1 the machines failed, 2 something to put right, 130 interrupted.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+
+from pipelines.command.exit_codes import Arguments, ended
+from pipelines.command.secrets import hides_secrets
+from vopcore.config.search import SearchConfig, read_search_config
+
+SETTINGS = Path(__file__).parents[1] / "conf/search.yaml"
+
+CLI = Arguments(
+    prog="pipelines/index.py",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
+)
+CLI.add_argument("folder", help="a folder of videos, or the URI of one")
+CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as in conf/search.yaml")
+CLI.add_argument("--config", default=SETTINGS, help="a file of settings in the place of conf/search.yaml")
+CLI.add_argument("--watch", action="store_true", help="go on: look at the folder again and again")
+
+EXPORT = Arguments(prog="pipelines/index.py export", description="Write an index as a Parquet file.")
+EXPORT.add_argument("index", help="an index that index.py has made")
+EXPORT.add_argument("file", help="the Parquet file: video, start, end, best, vector, thumbnail")
+
+
+@hides_secrets
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        if argv[:1] == ["export"]:
+            return export(EXPORT.parse_args(argv[1:]))
+        args = CLI.parse_args(argv)
+        config = read_search_config(args.config, args.overrides)
+        index_folder(args.folder, config, args.watch)
+    except (
+        ValueError,
+        FileNotFoundError,
+        PermissionError,
+    ) as error:  # one line that says what would be right
+        return ended(2, error)
+    except KeyboardInterrupt:
+        return ended(130, "the same command goes on from here", "interrupted")
+    except Exception as error:  # a mistake of ours, or a cluster that is gone
+        traceback.print_exc()
+        return ended(1, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def index_folder(folder: str, config: SearchConfig, watch: bool) -> None:
+    """Make the index or bring it up to date; with `watch` until interrupted."""
+    # Only now: `--help` and a mistake in the settings do not wait for torch and Ray.
+    from pipelines.cluster.start import join_ray
+    from pipelines.indexing import driver
+    from pipelines.indexing.files import list_videos
+    from pipelines.indexing.open import open_for_update
+    from vopcore.storage import is_uri, writer_lock
+
+    root = folder if is_uri(folder) else str(Path(folder).expanduser().absolute())
+    uri = config.index or driver.default_index(root)
+    list_videos(root)  # a folder without a video is refused before anything is made
+
+    with writer_lock(uri), tempfile.TemporaryDirectory() as scratch:
+        index, work = open_for_update(uri, root, config, Path(scratch))
+        join_ray(2)
+        while True:
+            updated = driver.update(index, work)
+            report(updated, uri, index.table.failed)
+            if not watch:
+                break
+            time.sleep(config.watch_every)
+
+    print(
+        f'\n  python pipelines/search.py {uri} "a dog runs into the sea"\n  python pipelines/serve.py {uri}'
+    )
+
+
+def report(updated: object, uri: str, failed: Sequence[object]) -> None:
+    """What an update has done, in a line, and what could not be indexed."""
+    print(
+        f"{updated.videos:,} videos, {updated.moments:,} moments in {uri} ({updated.added:,} new, "
+        f"{updated.renewed:,} changed, {updated.dropped:,} gone, {updated.failed:,} failed; "
+        f"{updated.seconds:.0f} s)",
+        flush=True,
+    )
+    for entry in failed[:10]:
+        print(f"  {entry.video}: {entry.error}")
+    if len(failed) > 10:
+        print(f"  and {len(failed) - 10:,} more: {uri}/failed.csv")
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write an index as Parquet."""
+    from pipelines.indexing.export import export_parquet
+    from vopcore.index import open_index
+
+    num_moments = export_parquet(open_index(args.index), Path(args.file))
+    print(f"{num_moments:,} moments in {args.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

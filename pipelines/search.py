@@ -1,0 +1,122 @@
+"""Search an index of videos by text, to the second.
+
+    python pipelines/search.py INDEX "a dog runs into the sea"
+    python pipelines/search.py INDEX "a dog" --where "folder = 'holidays/2026' AND date >= '2026-07-01'"
+    python pipelines/search.py INDEX --like clip.mp4        # or a photo
+    python pipelines/search.py INDEX "a dog" --top 3 --json
+
+Each line is a video, from, to, and how well it matches. Exit codes: 0 done, 2 something to put right.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+
+from pipelines.command.exit_codes import Arguments, ended
+from pipelines.command.secrets import hides_secrets
+from vopcore.config import ConfigError
+
+MAX_TOP = 1000
+
+CLI = Arguments(
+    prog="pipelines/search.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+)
+CLI.add_argument("index", help="a folder or bucket that pipelines/index.py has made")
+CLI.add_argument("text", nargs="?", help="what to look for")
+CLI.add_argument("--like", help="a video or a photo in the place of a text")
+CLI.add_argument("--top", type=int, default=10, help=f"answers at most, up to {MAX_TOP} (10)")
+CLI.add_argument("--where", help="a condition over video, folder, name, date, size, duration, in SQL")
+CLI.add_argument("--by-video", action="store_true", help="only the best answer of each video")
+CLI.add_argument("--json", action="store_true", help="print JSON")
+
+
+@hides_secrets
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    try:
+        args = CLI.parse_args(argv)
+        check(args)
+        print(search(args))
+    except (ValueError, OSError) as error:  # one line that says what would be right
+        return ended(2, error)
+    except KeyboardInterrupt:
+        return ended(130, "nothing was changed", "interrupted")
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what has no answer, before torch is loaded. Raises ConfigError."""
+    if (args.text is None) == (args.like is None):
+        raise ConfigError('say what to look for: a text, such as "a dog runs into the sea", or --like FILE')
+    if args.text is not None and not args.text.strip():
+        raise ConfigError("the text is empty; say what to look for")
+    if not 1 <= args.top <= MAX_TOP:
+        raise ConfigError(f"--top: {args.top} is not between 1 and {MAX_TOP}")
+
+
+def search(args: argparse.Namespace) -> str:
+    """What to print. Raises ValueError, one line."""
+    from vopcore.index import Question, open_index
+
+    index = open_index(args.index)
+    is_picked = index.filter.pick(args.where) if args.where is not None else None
+    question = Question(
+        features=features(index, args),
+        is_example=args.like is not None,
+        top=args.top,
+        is_picked=is_picked,
+        by_video=args.by_video,
+    )
+    answers = index.search(question)
+    if args.json:
+        rows = [asdict(answer) for answer in answers]
+        for row in rows:
+            del row["row"]
+        return json.dumps(rows, indent=1)
+    return table(answers) if answers else f"nothing: {args.index} holds no moment that was asked for"
+
+
+def features(index: "Index", args: argparse.Namespace) -> "Tensor":  # noqa: F821 - loaded when needed
+    """float32 [D]: the vector of what is looked for."""
+    from vopcore.index.encode import TextEncoder
+    from vopcore.index.example import encode_example
+    from vopcore.index.model import local_model
+
+    folder = local_model(args.index, index.header.tuned)
+    if args.like is not None:
+        return encode_example(folder, Path(args.like))
+    return TextEncoder(folder).encode([args.text])[0]
+
+
+def table(answers: "Sequence[Answer]") -> str:  # noqa: F821 - loaded when needed
+    """A line for each answer, the longest name deciding the width."""
+    width = max(len(answer.video) for answer in answers)
+    lines = []
+    for answer in answers:
+        span = f"{clock(answer.start):>10} - {clock(answer.end):>10}"
+        lines.append(f"{printable(answer.video):{width}}  {span}  {answer.score:6.3f}")
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03.4`, as players show it."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest // 10:02}.{rest % 10}"
+    return f"{minutes}:{rest // 10:02}.{rest % 10}"
+
+
+def printable(name: str) -> str:
+    """A file's name without what would move the cursor of a terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

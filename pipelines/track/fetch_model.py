@@ -1,0 +1,25 @@
+"""A logged model of MLflow as a folder on this machine."""
+
+from pathlib import Path
+
+import mlflow.artifacts
+from mlflow.models import Model
+
+from pipelines.track.store import StoreError, one_line
+
+
+def fetch_model(uri: str, tracking_uri: str, folder: Path) -> Path:
+    """Download `runs:/ID/NAME` or `models:/NAME@ALIAS` below `folder`; returns what `tuned_model` reads.
+
+    Raises StoreError, one line, where there is no such model, or it is not one of ours.
+    """
+    with one_line(tracking_uri):
+        local = Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri
+            )
+        )
+        loader = Model.load(str(local / "MLmodel")).flavors.get("python_function", {})
+    if loader.get("loader_module") != "vopcore.tuned_model":
+        raise StoreError(f"{uri}: a model of MLflow, but none that this project tuned")
+    return local / loader["data"]

@@ -1,0 +1,50 @@
+"""A video or a photo as a query."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vopcore.index.encode import WindowEncoder
+from vopcore.video import VideoError, decode
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+MAX_PHOTO_PIXELS = 10**8
+
+
+def encode_example(folder: Path, file: Path) -> Tensor:
+    """The unit vector, float32 [D], of a file by the model in `folder`. A photo is a video of one frame.
+
+    Raises ValueError naming the file where it can be read as neither.
+    """
+    encoder = WindowEncoder(folder)
+    return encoder.example(read_example(encoder, file))
+
+
+def read_example(encoder: WindowEncoder, file: Path) -> np.ndarray:
+    """The frames of a video or the one of a photo, uint8 [F, S, S, 3], as the model wants them."""
+    settings = encoder.settings
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    if file.suffix.lower() in PHOTO_SUFFIXES:
+        return read_photo(file, settings.size)[None]
+    try:
+        decoded = decode(file, count=settings.frames, size=settings.size, sampler=settings.sampler)
+    except VideoError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return decoded.pixels
+
+
+def read_photo(file: Path, size: int) -> np.ndarray:
+    """uint8 [S, S, 3]: the short side resized, the middle cut out, as of a video's frames."""
+    try:
+        with Image.open(file, formats=PHOTO_FORMATS) as photo:
+            if photo.width * photo.height > MAX_PHOTO_PIXELS:
+                raise ValueError(f"{file}: {photo.width} x {photo.height} pixels are too many for an example")
+            upright = ImageOps.exif_transpose(photo).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}: not a readable photo: {' '.join(str(error).split())}") from None
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(square)
