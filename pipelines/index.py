@@ -19,64 +19,59 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-from pipelines.command.exit_codes import Arguments, ended
-from pipelines.command.secrets import hides_secrets
-from vopcore.config.search import SearchConfig, read_search_config
+from pipelines.command.arguments import CommandLine
+from pipelines.command.exit_codes import DONE, exit_code_of
+
+if TYPE_CHECKING:
+    from pipelines.indexing.driver import Updated
+    from vopcore.config.search import SearchConfig
+    from vopcore.index import IndexedVideo
 
 SETTINGS = Path(__file__).parents[1] / "conf/search.yaml"
 
-CLI = Arguments(
-    prog="pipelines/index.py",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    description=__doc__,
-)
+CLI = CommandLine("index", __doc__)
 CLI.add_argument("folder", help="a folder of videos, or the URI of one")
-CLI.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as in conf/search.yaml")
+CLI.add_overrides()
 CLI.add_argument("--config", default=SETTINGS, help="a file of settings in the place of conf/search.yaml")
 CLI.add_argument("--watch", action="store_true", help="go on: look at the folder again and again")
 
-EXPORT = Arguments(prog="pipelines/index.py export", description="Write an index as a Parquet file.")
+EXPORT = CommandLine("index", "Write an index as a Parquet file, for any other engine.")
+EXPORT.add_argument("export", choices=["export"])
 EXPORT.add_argument("index", help="an index that index.py has made")
 EXPORT.add_argument("file", help="the Parquet file: video, start, end, best, vector, thumbnail")
 
 
-@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
+    return exit_code_of(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    if argv[:1] == ["export"]:
+        return export(EXPORT.parse_args(argv))
+    arguments = CLI.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        if argv[:1] == ["export"]:
-            return export(EXPORT.parse_args(argv[1:]))
-        args = CLI.parse_args(argv)
-        config = read_search_config(args.config, args.overrides)
-        index_folder(args.folder, config, args.watch)
-    except (
-        ValueError,
-        FileNotFoundError,
-        PermissionError,
-    ) as error:  # one line that says what would be right
-        return ended(2, error)
-    except KeyboardInterrupt:
-        return ended(130, "the same command goes on from here", "interrupted")
-    except Exception as error:  # a mistake of ours, or a cluster that is gone
-        traceback.print_exc()
-        return ended(1, f"{type(error).__name__}: {error}")
-    return 0
+
+    # Only now: `--help` does not wait for pydantic, and a mistake in the settings not for torch and Ray.
+    from vopcore.config.search import read_search_config
+
+    config = read_search_config(arguments.config, arguments.overrides)
+    index_folder(arguments.folder, config, arguments.watch)
+    return DONE
 
 
-def index_folder(folder: str, config: SearchConfig, watch: bool) -> None:
+def index_folder(folder: str, config: "SearchConfig", watch: bool) -> None:
     """Make the index or bring it up to date; with `watch` until interrupted."""
-    # Only now: `--help` and a mistake in the settings do not wait for torch and Ray.
     from pipelines.cluster.start import join_ray
     from pipelines.indexing import driver
-    from pipelines.indexing.files import list_videos
+    from pipelines.indexing.files import FolderError, list_videos
     from pipelines.indexing.open import open_for_update
     from vopcore.storage import is_uri, writer_lock
 
@@ -87,19 +82,23 @@ def index_folder(folder: str, config: SearchConfig, watch: bool) -> None:
     with writer_lock(uri), tempfile.TemporaryDirectory() as scratch:
         index, work = open_for_update(uri, root, config, Path(scratch))
         join_ray(2)
-        while True:
-            updated = driver.update(index, work)
-            report(updated, uri, index.table.failed)
-            if not watch:
-                break
+        report(driver.update(index, work), uri, index.table.failed)
+        while watch:
             time.sleep(config.watch_every)
+            try:
+                updated = driver.update(index, work)
+            except FolderError as error:  # a disk that is not mounted comes back
+                print(error, flush=True)
+                continue
+            if updated.changed:
+                report(updated, uri, index.table.failed)
 
     print(
         f'\n  python pipelines/search.py {uri} "a dog runs into the sea"\n  python pipelines/serve.py {uri}'
     )
 
 
-def report(updated: object, uri: str, failed: Sequence[object]) -> None:
+def report(updated: "Updated", uri: str, failed: Sequence["IndexedVideo"]) -> None:
     """What an update has done, in a line, and what could not be indexed."""
     print(
         f"{updated.videos:,} videos, {updated.moments:,} moments in {uri} ({updated.added:,} new, "
@@ -120,7 +119,7 @@ def export(args: argparse.Namespace) -> int:
 
     num_moments = export_parquet(open_index(args.index), Path(args.file))
     print(f"{num_moments:,} moments in {args.file}")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

@@ -14,18 +14,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-from pipelines.command.exit_codes import Arguments, ended
-from pipelines.command.secrets import hides_secrets
-from vopcore.config import ConfigError
+from pipelines.command.arguments import CommandLine, UsageError
+from pipelines.command.exit_codes import DONE, exit_code_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vopcore.index import Answer, Index
 
 MAX_TOP = 1000
 
-CLI = Arguments(
-    prog="pipelines/search.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
-)
+CLI = CommandLine("search", __doc__)
 CLI.add_argument("index", help="a folder or bucket that pipelines/index.py has made")
 CLI.add_argument("text", nargs="?", help="what to look for")
 CLI.add_argument("--like", help="a video or a photo in the place of a text")
@@ -35,28 +38,26 @@ CLI.add_argument("--by-video", action="store_true", help="only the best answer o
 CLI.add_argument("--json", action="store_true", help="print JSON")
 
 
-@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    try:
-        args = CLI.parse_args(argv)
-        check(args)
-        print(search(args))
-    except (ValueError, OSError) as error:  # one line that says what would be right
-        return ended(2, error)
-    except KeyboardInterrupt:
-        return ended(130, "nothing was changed", "interrupted")
-    return 0
+    return exit_code_of(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    args = CLI.parse_args(argv)
+    check(args)
+    print(search(args))
+    return DONE
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what has no answer, before torch is loaded. Raises ConfigError."""
+    """Refuse what has no answer, before torch is loaded. Raises UsageError."""
     if (args.text is None) == (args.like is None):
-        raise ConfigError('say what to look for: a text, such as "a dog runs into the sea", or --like FILE')
+        raise UsageError('say what to look for: a text, such as "a dog runs into the sea", or --like FILE')
     if args.text is not None and not args.text.strip():
-        raise ConfigError("the text is empty; say what to look for")
+        raise UsageError("the text is empty; say what to look for")
     if not 1 <= args.top <= MAX_TOP:
-        raise ConfigError(f"--top: {args.top} is not between 1 and {MAX_TOP}")
+        raise UsageError(f"--top: {args.top} is not between 1 and {MAX_TOP}")
 
 
 def search(args: argparse.Namespace) -> str:
@@ -81,7 +82,7 @@ def search(args: argparse.Namespace) -> str:
     return table(answers) if answers else f"nothing: {args.index} holds no moment that was asked for"
 
 
-def features(index: "Index", args: argparse.Namespace) -> "Tensor":  # noqa: F821 - loaded when needed
+def features(index: "Index", args: argparse.Namespace) -> "Tensor":
     """float32 [D]: the vector of what is looked for."""
     from vopcore.index.encode import TextEncoder
     from vopcore.index.example import encode_example
@@ -93,7 +94,7 @@ def features(index: "Index", args: argparse.Namespace) -> "Tensor":  # noqa: F82
     return TextEncoder(folder).encode([args.text])[0]
 
 
-def table(answers: "Sequence[Answer]") -> str:  # noqa: F821 - loaded when needed
+def table(answers: Sequence["Answer"]) -> str:
     """A line for each answer, the longest name deciding the width."""
     width = max(len(answer.video) for answer in answers)
     lines = []

@@ -52,6 +52,10 @@ class Updated:
     moments: int
     seconds: float
 
+    @property
+    def changed(self) -> bool:
+        return bool(self.added or self.renewed or self.dropped)
+
 
 def update(index: Index, work: IndexWork) -> Updated:
     """Add new videos, renew changed ones, drop those that are gone.
