@@ -1,27 +1,38 @@
 """What one ingest task does: decode the videos of one shard and write it. Knows nothing of Ray.
 
-A video may kill or hang its decoder. A watchdog turns a hang into a death; a task that died leaves an
-attempt marker, and its next attempt decodes each video in a child process, so that only the guilty one
-fails.
+A video may kill or hang its decoder, or want more memory than there is. A watchdog turns a hang into a
+death. A task that died leaves an attempt marker; its next attempt decodes each video in a child process
+with bounded memory, so that only the guilty one fails. A video with which even that attempt dies is named
+in the marker and given up after MAX_DEATHS, so that every shard is finished some day.
 """
 
 import errno
 import faulthandler
+import json
 import multiprocessing
 import os
+import resource
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Self
+from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 from pyarrow import fs
 
 from vopcore.shards import Entry, Layout, Moment, write_shard
 from vopcore.storage import SourceFacts, Store, local_copy, source_facts
-from vopcore.video import VideoError, decode
+from vopcore.video import Decoded, VideoError, decode
 
-Video = tuple[Entry, np.ndarray | None]
+VideoResult = tuple[Entry, np.ndarray | None]  # pixels uint8 [F, size, size, 3], None for a failed video
+
+WATCHDOG = 1.5  # times the time limit: only a decoder that never returns lives to see it
+MEMORY_LIMIT = 2 * 2**30  # bytes that a child process may take for one video
+MAX_DEATHS = 2  # of whole tasks, with one video in a child process
+
+NO_FACTS = SourceFacts(None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +63,13 @@ def decode_shard(
     Raises DiskFullError, leaving nothing half-written behind.
     """
     store = Store(settings.folder)
-    marker = f"{number:06d}.try"
+    attempt = Attempt(store, number)
     try:
-        died_before = store.exists(marker)
-        store.write(marker, b"")
-        if died_before:
-            store.sweep(f"{number:06d}.")
-        with Child(settings) if died_before else Here(settings) as decoder:
-            entries = write_shard(store, number, settings.layout, _told(map(decoder.decode, moments), tell))
-        store.delete(marker)
+        attempt.begin()
+        with attempt.worker(settings) as worker:
+            results = (worker.ingest(moment) for moment in moments)
+            entries = write_shard(store, number, settings.layout, _reported(results, tell))
+        attempt.end()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no space left in {settings.folder}") from error
@@ -68,37 +77,96 @@ def decode_shard(
     return entries
 
 
-def _told(videos: Iterable[Video], tell: Callable[[int, int], None]) -> Iterator[Video]:
-    failed = 0
-    for done, (entry, pixels) in enumerate(videos, 1):
+def _reported(results: Iterable[VideoResult], tell: Callable[[int, int], None]) -> Iterator[VideoResult]:
+    num_failed = 0
+    for num_done, (entry, pixels) in enumerate(results, 1):
         yield entry, pixels
-        failed += entry.status == "failed"
-        tell(done, failed)
+        num_failed += entry.status == "failed"
+        tell(num_done, num_failed)
 
 
-def decode_moment(settings: IngestSettings, moment: Moment) -> Video:
+class Attempt:
+    """The marker of a shard that is being written, which an attempt that dies leaves behind.
+
+    It holds, as JSON, with which videos whole tasks have died in a child process, and how often.
+    """
+
+    def __init__(self, store: Store, number: int) -> None:
+        self._store = store
+        self._shard = f"{number:06d}."
+        self._marker = f"{number:06d}.try"
+        self._deaths: dict[str, int] = {}
+        self._is_repeated = False
+
+    def begin(self) -> None:
+        self._is_repeated = self._store.exists(self._marker)
+        if self._is_repeated:
+            content = self._store.read(self._marker)
+            self._deaths = json.loads(content) if content else {}
+            self._store.sweep(self._shard)
+        self._write()
+
+    def end(self) -> None:
+        self._store.delete(self._marker)
+
+    def worker(self, settings: IngestSettings) -> "Worker":
+        """Where this attempt decodes: in this process, or in a child process after a death."""
+        if self._is_repeated:
+            return ChildWorker(settings, self)
+        return LocalWorker(settings)
+
+    def is_hopeless(self, video: str) -> bool:
+        return self._deaths.get(video, 0) >= MAX_DEATHS
+
+    def start_video(self, video: str) -> None:
+        """Names the video before it is decoded: if the task dies now, it was with this one."""
+        self._deaths[video] = self._deaths.get(video, 0) + 1
+        self._write()
+
+    def finish_video(self, video: str) -> None:
+        """Clears the video; the next `start_video` writes it down."""
+        del self._deaths[video]
+
+    def _write(self) -> None:
+        self._store.write(self._marker, json.dumps(self._deaths).encode())
+
+
+def ingest_video(settings: IngestSettings, moment: Moment) -> VideoResult:
     """One video's entry and pixels; a video that cannot be decoded is an entry that says why."""
-    facts = SourceFacts(None, None)
+    facts = NO_FACTS
     try:
         facts = source_facts(settings.filesystem, moment.path)
-        pixels, known = _decoded(settings, moment, facts)
-    except Exception as error:  # a bug in a decoder must cost one video, not a run of 20,000
-        if isinstance(error, OSError):  # not the video's fault: without its facts the next run tries it again
-            facts = SourceFacts(None, None)
-        reason = str(error) if isinstance(error, VideoError | OSError) else f"{type(error).__name__}: {error}"
-        pixels, known = None, {"status": "failed", "error": " ".join(reason.split())}
+        decoded = _decoded_file(settings, moment, facts)
+    except VideoError as error:
+        return failure(moment, facts, str(error))
+    except OSError as error:
+        # Not the video's fault: without its facts the next run tries it again.
+        return failure(moment, NO_FACTS, str(error))
+    except Exception as error:
+        # A mistake of ours must cost one video, not a run of 20,000.
+        return failure(moment, facts, f"{type(error).__name__}: {error}")
+
+    pixels = decoded.pixels
     entry = Entry(
         video=moment.video,
+        status=decoded.status,
+        error=decoded.error,
         start=moment.start,
         end=moment.end,
+        num_frames=len(pixels),
+        times=decoded.times,
+        width=decoded.width,
+        height=decoded.height,
+        fps=decoded.fps,
+        duration=decoded.duration,
+        codec=decoded.codec,
         source_size=facts.size,
         source_mtime=facts.mtime,
-        **known,
     )
     return entry, pixels
 
 
-def _decoded(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> tuple[np.ndarray, dict]:
+def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> Decoded:
     if moment.path is None:
         raise VideoError("no file was found for this video")
     if facts.size is None:
@@ -106,7 +174,7 @@ def _decoded(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> tu
     if facts.size == 0:
         raise VideoError("the file is empty")
     with local_copy(settings.filesystem, moment.path) as path:
-        decoded = decode(
+        return decode(
             path,
             count=settings.stored_frames,
             size=settings.layout.size,
@@ -115,22 +183,33 @@ def _decoded(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> tu
             end=moment.end,
             time_limit=settings.time_limit,
         )
-    pixels = decoded.pixels
-    known = {
-        "status": decoded.status,
-        "error": decoded.error,
-        "num_frames": len(pixels),
-        "times": decoded.times,
-        "width": decoded.width,
-        "height": decoded.height,
-        "fps": decoded.fps,
-        "duration": decoded.duration,
-        "codec": decoded.codec,
-    }
-    return pixels, known
 
 
-class Here:
+def failure(moment: Moment, facts: SourceFacts, reason: str) -> VideoResult:
+    """The entry of a video without frames."""
+    entry = Entry(
+        video=moment.video,
+        status="failed",
+        error=" ".join(reason.split()),
+        start=moment.start,
+        end=moment.end,
+        source_size=facts.size,
+        source_mtime=facts.mtime,
+    )
+    return entry, None
+
+
+class Worker(Protocol):
+    """Ingests one video after another."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def ingest(self, moment: Moment) -> VideoResult: ...
+
+
+class LocalWorker:
     """Decodes in this process; a decoder that does not come back ends the process."""
 
     def __init__(self, settings: IngestSettings) -> None:
@@ -142,22 +221,23 @@ class Here:
     def __exit__(self, *exception: object) -> None:
         faulthandler.cancel_dump_traceback_later()
 
-    def decode(self, moment: Moment) -> Video:
-        # A slow video ends itself at the time limit; only one that never leaves FFmpeg lives to see this.
+    def ingest(self, moment: Moment) -> VideoResult:
+        seconds = WATCHDOG * self._settings.time_limit
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - faulthandler wants a descriptor
-            faulthandler.dump_traceback_later(1.5 * self._settings.time_limit, exit=True, file=nowhere)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
             try:
-                return decode_moment(self._settings, moment)
+                return ingest_video(self._settings, moment)
             finally:
                 faulthandler.cancel_dump_traceback_later()
 
 
-class Child:
-    """Decodes in a child process, which is replaced when a video has killed it."""
+class ChildWorker:
+    """Decodes in a child process of bounded memory, which is replaced when a video has killed it."""
 
-    def __init__(self, settings: IngestSettings) -> None:
+    def __init__(self, settings: IngestSettings, attempt: Attempt) -> None:
         self._settings = settings
-        self._process: multiprocessing.Process | None = None
+        self._attempt = attempt
+        self._process: multiprocessing.process.BaseProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -167,9 +247,20 @@ class Child:
             self._pipe.close()
             self._process.join()
 
-    def decode(self, moment: Moment) -> Video:
+    def ingest(self, moment: Moment) -> VideoResult:
+        if self._attempt.is_hopeless(moment.video):
+            # Without its facts: the next run, on a machine with more room, tries it again.
+            reason = f"decoding it ended the whole task {MAX_DEATHS} times, perhaps for want of memory"
+            return failure(moment, NO_FACTS, reason)
+
+        self._attempt.start_video(moment.video)
+        result = self._ask_child(moment)
+        self._attempt.finish_video(moment.video)
+        return result
+
+    def _ask_child(self, moment: Moment) -> VideoResult:
         if self._process is None:
-            self._start()
+            self._process = self._start()
         try:
             self._pipe.send(moment)
             return self._pipe.recv()
@@ -177,37 +268,44 @@ class Child:
             self._process.join()
             reason = self._cause_of_death(self._process.exitcode)
             self._process = None
-            facts = source_facts(self._settings.filesystem, moment.path)
-            entry = Entry(
-                video=moment.video,
-                status="failed",
-                error=reason,
-                start=moment.start,
-                end=moment.end,
-                source_size=facts.size,
-                source_mtime=facts.mtime,
-            )
-            return entry, None
+            return failure(moment, source_facts(self._settings.filesystem, moment.path), reason)
 
-    def _start(self) -> None:
+    def _start(self) -> multiprocessing.process.BaseProcess:
         context = multiprocessing.get_context("forkserver")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._pipe, child_end = context.Pipe()
+        process = context.Process(target=_serve, args=(child_end, self._settings), daemon=True)
+        process.start()
+        child_end.close()
+        return process
 
     def _cause_of_death(self, exit_code: int | None) -> str:
+        if exit_code == -signal.SIGKILL:
+            return "the decoder was killed, most likely for want of memory (signal 9)"
         if exit_code is not None and exit_code < 0:
             return f"the decoder crashed (signal {-exit_code})"
-        return f"the decoder hung and was ended after {1.5 * self._settings.time_limit:g} s"
+        return f"the decoder hung and was ended after {WATCHDOG * self._settings.time_limit:g} s"
 
 
 def _serve(pipe: Connection, settings: IngestSettings) -> None:
     """The child's life: one answer for each moment, until nobody asks any more."""
-    with Here(settings) as decoder:
+    _limit_memory()
+    with LocalWorker(settings) as worker:
         while True:
             try:
                 moment = pipe.recv()
             except EOFError:
                 return
-            pipe.send(decoder.decode(moment))
+            pipe.send(worker.ingest(moment))
+
+
+def _limit_memory() -> None:
+    """Lets this process take MEMORY_LIMIT more than it has now. On Linux; elsewhere the system decides."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    num_pages = int(statm.read_text().split()[0])
+    limit = num_pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_LIMIT
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard_limit))

@@ -114,18 +114,21 @@ def decode_moments(
     sizes = [size] if isinstance(size, int) else list(size)
     geometries = [Geometry(one_size, resize, interpolation) for one_size in sizes]
     selection = Selection([_bounds(start, end) for start, end in windows], sampler, count)
+    name = str(file) if isinstance(file, str | Path) else None
     try:
         with decoder_log() as log, Source(file, time_limit, log) as source:
             source.scan()
             reader = Reader(source, selection, geometries)
             frames = reader.planned() or reader.counted()
             return [reader.decoded(frames, ordinals) for ordinals in frames.windows]
+    except VideoError as error:
+        error.file = name
+        raise
+    except MemoryError as error:
+        raise VideoError("decoding it needs more memory than there is", name) from error
     except Exception as error:
         # Whatever a decoder raises concerns this file and no other.
-        if not isinstance(error, VideoError):
-            error = VideoError(f"{type(error).__name__}: {error}")
-        error.file = None if not isinstance(file, str | Path) else str(file)
-        raise error from error.__cause__
+        raise VideoError(f"{type(error).__name__}: {error}", name) from error
 
 
 class Selection(NamedTuple):
@@ -372,6 +375,8 @@ class Reader:
         frames = []
         try:
             frames = source.decoder.decode(packet)
+        except MemoryError as error:
+            raise VideoError("decoding it needs more memory than there is") from error
         except av.FFmpegError as error:
             source.damage.add(position, f"a packet cannot be decoded: {reason(error)}")
         if source.log:

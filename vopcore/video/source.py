@@ -21,6 +21,8 @@ MAX_ASPECT = 32  # no camera films strips; resized by their short side they woul
 HELD_BYTES = 64 * 2**20  # a longer stream is read from the file twice instead of kept in memory
 PACKET_BYTES = 1000  # what a packet in memory takes beside its data
 
+NAMELESS = ""  # who writes in the log while bytes are read
+
 # Containers that hold their pictures themselves. Playlists (hls, concat, dash), patterns of pictures
 # (image2) and text drawn as video (tty) would open other files, or are no videos.
 CONTAINERS = (
@@ -160,9 +162,11 @@ class Source:
         self._note_missing_end()
 
     def _note_log(self, position: int) -> None:
-        """Takes the log's lines: the container's concern the file, the others the packet at `position`."""
+        """Takes what was written while the packet at `position` was read: the container's lines concern the
+        file, the others the packet.
+        """
         for _, writer, message in self.log:
-            if writer == self.container_name:
+            if writer in (self.container_name, NAMELESS):
                 self.damage.add_file_problem(message)
             else:
                 self.damage.add(position, message)
@@ -171,7 +175,7 @@ class Source:
     def _note_container_log(self) -> None:
         """Takes the container's lines only: while it is opened, other streams are looked at too."""
         for _, writer, message in self.log:
-            if writer == self.container_name:
+            if writer in (self.container_name, NAMELESS):
                 self.damage.add_file_problem(message)
         self.log.clear()
 
@@ -180,8 +184,9 @@ class Source:
         open one was left out on purpose.
         """
         for _, writer, message in self.log:
-            # Reading the packets a second time repeats what the container said at the first.
-            if writer == self.container_name:
+            # Reading the packets a second time repeats what the container said at the first. (GIF's has the
+            # decoder's name.)
+            if writer == self.container_name and writer != self.decoder.name:
                 continue
             # H.264 is told to forget a picture that it never saw.
             if is_open and message.startswith("mmco: unref short failure"):

@@ -2,6 +2,7 @@
 Ray repeats them.
 """
 
+import os
 import subprocess
 import sys
 
@@ -12,22 +13,31 @@ from vopcore.shards import Shards, sidecars
 from vopcore.storage import Store
 
 ATTEMPT = '''
-"""Decodes one shard with a sampler that crashes on videos of 7 frames and hangs on those of 9."""
+"""Decodes one shard with a sampler that does harm, by the number of frames."""
 import os, signal, sys, time
+import numpy as np
 from vopcore.video.sample import SAMPLERS, uniform
 
 def deadly(num_frames, fps, count):
+    task = int(os.environ["TASK"])
     if num_frames == 7:
         os.kill(os.getpid(), signal.SIGSEGV)
     if num_frames == 9:
         time.sleep(3600)
+    if num_frames == 11:  # as the memory monitor does: the task is killed, whoever holds the memory
+        os.kill(task, signal.SIGKILL)
+    if num_frames == 13:
+        if os.getpid() == task:
+            os.kill(task, signal.SIGKILL)
+        np.zeros(3 * 2**30, np.uint8)
     return uniform(num_frames, fps, count)
 
 SAMPLERS["deadly"] = deadly  # the child process reads this file too
 
 if __name__ == "__main__":
+    os.environ["TASK"] = str(os.getpid())
     from pipelines.ingest.task import IngestSettings, decode_shard
-    from vopcore.shards import Moment, Layout
+    from vopcore.shards import Layout, Moment
     settings = IngestSettings(
         folder=sys.argv[1], layout=Layout(32, "raw"), sampler="deadly", stored_frames=4, time_limit=1.0
     )
@@ -35,21 +45,24 @@ if __name__ == "__main__":
 '''
 
 
-def test_videos_that_crash_or_hang_the_decoder_fail_alone(tmp_path):
+def attempt(tmp_path, paths) -> int:
+    """One attempt at a shard of these videos; its exit code, negative for a signal."""
     script = tmp_path / "attempt.py"
     script.write_text(ATTEMPT)
-    lengths = [5, 7, 9, 4]
-    paths = [str(write_video(tmp_path / f"{i}.mp4", num_frames=n)) for i, n in enumerate(lengths)]
     command = [sys.executable, str(script), str(tmp_path / "shards"), *paths]
+    run = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, timeout=120)
+    return run.returncode
 
-    def attempt() -> int:
-        return subprocess.run(
-            command, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True
-        ).returncode
 
-    assert attempt() == -11, "the first attempt dies of the first guilty video"
+def videos_of(tmp_path, lengths) -> list[str]:
+    return [str(write_video(tmp_path / f"{i}.mp4", num_frames=n)) for i, n in enumerate(lengths)]
+
+
+def test_videos_that_crash_or_hang_the_decoder_fail_alone(tmp_path):
+    paths = videos_of(tmp_path, [5, 7, 9, 4])
+    assert attempt(tmp_path, paths) == -11, "the first attempt dies of the first guilty video"
     assert sidecars(Store(tmp_path / "shards")) == []
-    assert attempt() == 0
+    assert attempt(tmp_path, paths) == 0
     shards = Shards(tmp_path / "shards")
     errors = [shards.videos[path].error for path in paths]
     crashed, hung = "the decoder crashed (signal 11)", "the decoder hung and was ended after 1.5 s"
@@ -57,10 +70,35 @@ def test_videos_that_crash_or_hang_the_decoder_fail_alone(tmp_path):
     assert [len(shards.frames(path)) for path in paths] == [4, 0, 0, 4]
 
 
+def test_a_video_that_wants_more_memory_than_a_child_may_have_fails_alone(tmp_path):
+    paths = videos_of(tmp_path, [5, 13, 4])
+    assert attempt(tmp_path, paths) == -9, "the first attempt is killed for memory"
+    assert attempt(tmp_path, paths) == 0
+    shards = Shards(tmp_path / "shards")
+    errors = [shards.videos[path].error for path in paths]
+    assert errors == [None, "decoding it needs more memory than there is", None]
+
+
+def test_a_task_that_is_killed_whoever_decodes_still_ends(tmp_path):
+    paths = videos_of(tmp_path, [5, 11, 4])
+    assert [attempt(tmp_path, paths) for _ in range(4)] == [-9, -9, -9, 0]
+    shards = Shards(tmp_path / "shards")
+    errors = [shards.videos[path].error for path in paths]
+    assert errors == [None, "decoding it ended the whole task 2 times, perhaps for want of memory", None]
+    assert shards.videos[paths[1]].source_size is None, "the next run tries it again"
+    assert [len(shards.frames(path)) for path in paths] == [4, 0, 4]
+    assert not Store(tmp_path / "shards").exists("000000.try")
+
+
 def test_a_decoder_that_hangs_ends_its_process(tmp_path):
-    script = tmp_path / "attempt.py"
-    script.write_text(ATTEMPT)
-    path = str(write_video(tmp_path / "a.mp4", num_frames=9))
-    command = [sys.executable, str(script), str(tmp_path / "shards"), path]
-    assert subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, timeout=60).returncode == 1
+    assert attempt(tmp_path, videos_of(tmp_path, [9])) == 1
     assert Store(tmp_path / "shards").exists("000000.try")
+
+
+def test_a_video_whose_file_is_a_pipe_fails_at_once(tmp_path):
+    paths = videos_of(tmp_path, [5])
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert attempt(tmp_path, [*paths, str(tmp_path / "pipe.mp4")]) == 0
+    shards = Shards(tmp_path / "shards")
+    assert shards.videos[paths[0]].status == "ok"
+    assert shards.videos[str(tmp_path / "pipe.mp4")].status == "failed"
