@@ -2,15 +2,21 @@
 or a hang.
 """
 
+import os
 import random
 import re
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
-from support.video import number_in, numbers, write_silence, write_video
+from PIL import Image
+from support.video import number_in, numbers, picture, write_silence, write_video
 
-from vopcore.video import VideoError, decode
+from vopcore.video import VideoError, decode, decode_moments, probe
+from vopcore.video.damage import Damage
 
 NOT_VIDEOS = {
     "empty.mp4": (b"", "not a readable video file"),
@@ -118,6 +124,141 @@ def test_a_picture_that_is_lost_is_replaced_by_its_neighbour(tmp_path):
     assert shown[:30] == list(range(30))
     assert shown[36:] == list(range(36, 60))
     assert set(shown[30:36]) == {29, 36}
+
+
+def packets_of(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def test_a_broken_reference_that_nobody_keeps_makes_the_frames_after_it_damaged(tmp_path):
+    path = write_video(tmp_path / "a.mkv", num_frames=100, gop=50, b_frames=0, codec="mpeg4")
+    packets = packets_of(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(packets[53]) + len(packets[53]) // 2
+    content[place : place + 40] = b"\xff" * 40
+    (tmp_path / "flipped.mkv").write_bytes(content)
+
+    decoded = decode(tmp_path / "flipped.mkv", count=10)
+    assert decoded.status == "damaged"
+    # Uniform over 100: frames 4, 14, ... 94; those from 54 to 94 come after the broken picture 53.
+    assert "1 picture is broken, which may have reached 5 of 10 frames" in decoded.error
+
+    before, after = decode_moments(tmp_path / "flipped.mkv", [(0.0, 2.0), (2.0, 4.0)], count=5)
+    assert (before.status, before.error) == ("ok", None)
+    assert after.status == "damaged"
+    assert "may have reached 5 of 5 frames" in after.error
+
+
+def test_equal_complaints_of_two_videos_are_noted_for_both(tmp_path):
+    path = write_video(tmp_path / "a.mkv", num_frames=30, b_frames=0, codec="mpeg4")
+    packets = packets_of(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(packets[3]) + len(packets[3]) // 2
+    content[place : place + 40] = b"\xff" * 40
+    (tmp_path / "flipped.mkv").write_bytes(content)
+    first = decode(tmp_path / "flipped.mkv", count=30)
+    second = decode(tmp_path / "flipped.mkv", count=30)
+    assert first.status == "damaged"
+    assert second.error == first.error
+
+
+def test_reasons_are_bounded_however_many_there_are():
+    damage = Damage()
+    for position in range(10_000):
+        damage.add(position, f"error of kind {chr(65 + position % 26)}{chr(65 + position // 26 % 26)}")
+    summary = damage.summary([(0, 4_999), (20_000, 30_000)], whole_file=False)
+    assert summary.startswith("5000 pictures are broken, which may have reached 1 of 2 frames: ")
+    assert len(summary) < 200
+
+
+OPENING_OTHERS = {
+    "hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{folder}/bait.ts\n#EXT-X-ENDLIST\n",
+    "hls_uri.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{folder}/bait.ts\n#EXT-X-ENDLIST\n",
+    "live.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nbait.ts\n",
+    "list.mp4": "ffconcat version 1.0\nfile bait.ts\n",
+    "text.ans": "\x1b[31mnot a video\x1b[0m\n",
+}
+
+
+@pytest.mark.parametrize("name", OPENING_OTHERS)
+def test_a_file_that_names_others_is_no_video(tmp_path, name):
+    write_video(tmp_path / "bait.ts")
+    text = OPENING_OTHERS[name].format(folder=tmp_path)
+    (tmp_path / name).write_text(text * (50 if name.endswith("ans") else 1))
+    with pytest.raises(VideoError, match="not a readable video file"):
+        decode(tmp_path / name, count=4)
+
+
+def test_a_pattern_of_pictures_is_no_video(tmp_path):
+    for number in range(3):
+        Image.fromarray(picture(number)).save(tmp_path / f"img{number:03d}.jpg")
+    for name in ("img%03d.jpg", "img000.jpg"):
+        with pytest.raises(VideoError, match="not a readable video file"):
+            decode(tmp_path / name, count=4)
+
+
+def test_only_ordinary_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "device.mp4").symlink_to("/dev/zero")
+    (tmp_path / "folder.mp4").mkdir()
+    for name, kind in (("pipe", "a named pipe"), ("device", "a device"), ("folder", "a folder")):
+        for opens in (partial(decode, count=4), probe):
+            with pytest.raises(VideoError, match=f"not a video file but {kind}") as caught:
+                opens(tmp_path / f"{name}.mp4")
+            assert str(tmp_path) not in str(caught.value)
+
+
+def test_the_error_knows_its_file(tmp_path):
+    with pytest.raises(VideoError) as caught:
+        decode(tmp_path / "gone.mp4", count=4)
+    assert caught.value.file == str(tmp_path / "gone.mp4")
+
+
+def test_sound_that_the_header_does_not_announce_costs_no_picture(tmp_path):
+    path = write_video(tmp_path / "a.flv", num_frames=40, codec="flv", b_frames=0, audio=True)
+    content = bytearray(path.read_bytes())
+    assert content[4] == 5, "the header announces sound and pictures"
+    content[4] = 1
+    late = tmp_path / "late.flv"
+    late.write_bytes(content)
+    decoded = decode(late, count=40)
+    assert [number_in(pixels) for pixels in decoded.pixels] == list(range(40))
+
+
+def test_a_length_in_odd_digits_is_no_length(tmp_path):
+    path = write_video(tmp_path / "a.mkv")
+    content = path.read_bytes()
+    written = b"00:00:02.400000000"
+    assert written in content
+    odd = "00:00:0²".encode().ljust(len(written), b"0")
+    (tmp_path / "odd.mkv").write_bytes(content.replace(written, odd))
+    assert decode(tmp_path / "odd.mkv", count=4).status == "ok"
+
+
+def test_a_slideshow_ends_with_its_last_slide(tmp_path):
+    path = write_video(tmp_path / "slides.mp4", num_frames=2, rate=Fraction(1, 10), b_frames=0)
+    decoded = decode(path, count=2)
+    assert (decoded.status, decoded.error) == ("ok", None)
+    assert decoded.duration == pytest.approx(20)
+    assert decode(path, count=1, start=19.0).times == [10.0]
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 2048), (2048, 16)])
+def test_strips_are_refused_by_their_shape(tmp_path, width, height):
+    path = write_strip(tmp_path / "strip.mkv", width, height)
+    with pytest.raises(VideoError, match=f"{width} x {height} pixels are longer than 32 times"):
+        decode(path, count=4)
+
+
+def write_strip(path: Path, width: int, height: int) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
 
 
 @pytest.fixture(scope="module")
