@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from vopcore.clip import load, tokenizer
+from vopcore.embedder import CAPTIONS_AT_ONCE, Embedder
 from vopcore.methods import load_tuned
 from vopcore.retriever import Precision, Retriever
 from vopcore.video import VideoError, choose, decode, stack
@@ -27,7 +28,6 @@ SETTINGS_FILE = "settings.json"
 TUNED_FILE = "tuned.safetensors"
 VIDEOS_FILE = "videos.safetensors"
 MAX_COPIED = 100 * 2**20  # bytes: a larger file of frozen weights is named, not copied
-CHUNK = 32  # videos, or 8 times as many captions, embedded at once
 COLUMNS = ("caption", "video")
 
 
@@ -75,8 +75,9 @@ def save_model(folder: Path, settings: ModelSettings, tuned: Path, videos: Video
     (folder / SETTINGS_FILE).write_text(json.dumps(saved_settings, indent=1))
 
     if videos is not None:
-        metadata = {"videos": json.dumps(videos.names)}
-        save_file({"vectors": videos.vectors}, folder / VIDEOS_FILE, metadata)
+        # names are a tensor too: the header, for which metadata would do, is limited to 100 MB
+        names = np.frombuffer(json.dumps(videos.names).encode(), np.uint8)
+        save_file({"vectors": videos.vectors, "names": names}, folder / VIDEOS_FILE)
 
 
 class TunedModel:
@@ -95,15 +96,15 @@ class TunedModel:
             clip = load_frozen(folder, self._settings, pretrained)
             tuned = load_tuned(clip, folder / TUNED_FILE)
 
-        self._tokenize = tokenizer(clip, self._settings.words)
         retriever = Retriever(tuned, precision=self._settings.precision)
         self._retriever = retriever.to(self._device).eval()
+        self._embedder = Embedder(self._retriever, tokenizer(clip, self._settings.words))
         self._videos = _read_videos(folder / VIDEOS_FILE, self._device)
 
     @torch.no_grad()
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
         """Float32 [N, D]; unit vectors with `pooling: mean`. A long caption loses words, never its end."""
-        features = self._text_features(captions)
+        features = self._embedder.texts(captions)
         return F.normalize(features, dim=-1) if self._retriever.pooling == "mean" else features
 
     @torch.no_grad()
@@ -112,16 +113,7 @@ class TunedModel:
 
         Raises ValueError naming the file that cannot be decoded.
         """
-        chunks = []
-        for start in range(0, len(paths), CHUNK):
-            decoded = [self._decode(path) for path in paths[start : start + CHUNK]]
-            stacked, mask = stack(decoded, self._settings.frames)
-            pixels = torch.from_numpy(stacked).permute(0, 1, 4, 2, 3).to(self._device)
-            mask = mask.to(self._device)
-
-            features = self._retriever.video(pixels, None if mask.all() else mask)
-            chunks.append(self._retriever.vectors(features, mask))
-        return torch.cat(chunks) if chunks else self._text_features([])
+        return self._embedder.videos(paths, self._read_frames)
 
     @torch.no_grad()
     def rank_videos(self, captions: Sequence[str], count: int) -> tuple[list[list[str]], list[list[float]]]:
@@ -135,8 +127,8 @@ class TunedModel:
         names, vectors = self._videos
         ranked_names = []
         ranked_scores = []
-        for start in range(0, len(captions), 8 * CHUNK):
-            text = self._text_features(captions[start : start + 8 * CHUNK])
+        for start in range(0, len(captions), CAPTIONS_AT_ONCE):
+            text = self._embedder.texts(captions[start : start + CAPTIONS_AT_ONCE])
             best = self._retriever.rank(text, vectors).topk(min(count, len(names)), dim=1)
             for indices in best.indices.tolist():
                 ranked_names.append([names[index] for index in indices])
@@ -167,13 +159,10 @@ class TunedModel:
         names, scores = self.rank_videos(values, count)
         return rows.assign(top=names, scores=scores)
 
-    def _text_features(self, captions: Sequence[str]) -> Tensor:
-        """Float32 [N, D]; [0, D] of no caption."""
-        chunks = []
-        for start in range(0, max(len(captions), 1), 8 * CHUNK):
-            tokens = self._tokenize(list(captions[start : start + 8 * CHUNK]))
-            chunks.append(self._retriever.text(tokens.to(self._device)))
-        return torch.cat(chunks)
+    def _read_frames(self, paths: list[str]) -> tuple[Tensor, Tensor]:
+        """Frames that the CLIP sees, UInt8 [B, F, 3, S, S], and which are real, Bool [B, F]."""
+        stacked, mask = stack([self._decode(path) for path in paths], self._settings.frames)
+        return torch.from_numpy(stacked).movedim(-1, -3), mask
 
     def _decode(self, path: str) -> np.ndarray:
         """The frames that the CLIP sees of one video, UInt8 [n, H, W, 3], n at most `frames`."""
@@ -218,7 +207,8 @@ def _read_videos(path: Path, device: torch.device) -> tuple[list[str], Tensor] |
     if not path.is_file():
         return None
     with safe_open(path, framework="pt", device=str(device)) as file:
-        return json.loads(file.metadata()["videos"]), file.get_tensor("vectors")
+        names = file.get_tensor("names").cpu().numpy().tobytes()
+        return json.loads(names), file.get_tensor("vectors")
 
 
 def _column(rows: Any) -> str:  # noqa: ANN401 - a pandas DataFrame

@@ -1,124 +1,186 @@
-"""Embed a split over the workers, each video and caption once, and measure recall."""
+"""Embed a split over the workers, each video and caption once, and measure recall together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from vopcore.config import Evaluate
-from vopcore.metrics import dsl, evaluate, published, qb_norm
-from vopcore.metrics.predictions import predictions
-from vopcore.retriever import Retriever
+from vopcore.embedder import Embedder, Tell, Tokenize
+from vopcore.metrics import Metrics, TwoStage, Workers, dsl, evaluate, published, qb_norm
+from vopcore.metrics.predictions import TOP, predictions
+from vopcore.retriever import TEMPERATURE, Retriever
 from vopcore.shards import Shards
 from vopcore.training.batches import stack_frames
 from vopcore.tuned_model import VideoVectors
 
-CHUNK = 32  # videos, or 8 times as many captions, embedded at once
 
-Tokenize = Callable[[list[str]], torch.Tensor]
+@dataclass(frozen=True)
+class SplitResult:
+    """What was measured on a split."""
+
+    numbers: dict[str, float]
+    predictions: pa.Table  # PREDICTIONS
+    videos: VideoVectors  # the split's decoded videos
 
 
-class Embedder:
-    """Embeds videos and captions with one retriever; with several workers, each does its part.
+class SplitEvaluator:
+    """Measures splits with one retriever; with several workers, each embeds and ranks its share.
 
-    `tell(done, total)` hears how many videos this worker has embedded.
+    frames: how many of a video the retriever sees. `tell(embedded, total)` hears of this worker's videos.
     """
 
     def __init__(
-        self,
-        retriever: Retriever,
-        shards: Shards,
-        tokenize: Tokenize,
-        frames: int,
-        tell: Callable[[int, int], None],
+        self, retriever: Retriever, shards: Shards, tokenize: Tokenize, frames: int, tell: Tell
     ) -> None:
-        self._retriever, self._shards, self._tokenize = retriever, shards, tokenize
-        self._frames, self._tell = frames, tell
+        self._retriever = retriever
+        self._shards = shards
+        self._embedder = Embedder(retriever, tokenize)
+        self._frames = frames
+        self._tell = tell
         self._device = retriever.mean.device
 
-    def videos(self, videos: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float32 [V, F, D] and the mask of real frames, bool [V, F]; the same on every worker."""
-        return _over_workers(videos, self._embed_videos)
+    @torch.no_grad()
+    def measure(self, split: pa.Table, bank: Sequence[str], options: Evaluate, seed: int) -> SplitResult:
+        """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos; PREDICTIONS; and
+        those videos.
 
-    def texts(self, captions: Sequence[str]) -> torch.Tensor:
-        """Float32 [N, D]; the same on every worker."""
-        return _over_workers(captions, self._embed_texts)[0]
+        A video that is missing or could not be decoded stays in the denominator, at the worst rank. Every
+        worker returns the same. `bank`: the training captions that QB-Norm compares with. Post-processed and
+        published-script numbers come beside the plain ones, under their own names.
+        """
+        with evaluation_mode(self._retriever):
+            ranking = self._embed(split)
+            metrics = self._plain(ranking, seed, num_top=TOP)
+            numbers = metrics.to_dict()
+            for name in options.post_processing:
+                similarity = self._post_processed(name, ranking, bank)
+                numbers |= self._evaluate(similarity, ranking, seed, post_processing=name).to_dict()
+            for name in options.parity:
+                numbers |= published(name, ranking.similarity, ranking.owners, ranking.gallery)
 
-    def _embed_videos(self, part: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        features, masks = [], []
-        for start in range(0, len(part), CHUNK):
-            names = part[start : start + CHUNK]
-            pixels, mask = stack_frames(self._shards, names, self._frames, [None] * len(names))
-            real = None if mask.all() else mask.to(self._device)
-            features.append(self._retriever.video(pixels.to(self._device), real).float())
-            masks.append(mask.to(self._device))
-            self._tell(start + len(names), len(part))
-        return torch.cat(features), torch.cat(masks)
+        videos = VideoVectors(ranking.gallery, ranking.vectors.cpu().numpy())
+        return SplitResult(numbers, predictions(split, ranking.gallery, metrics), videos)
 
-    def _embed_texts(self, part: list[str]) -> tuple[torch.Tensor]:
-        chunks = [part[start : start + 8 * CHUNK] for start in range(0, len(part), 8 * CHUNK)]
-        encode = self._retriever.text
-        return (torch.cat([encode(self._tokenize(chunk).to(self._device)).float() for chunk in chunks]),)
+    @torch.no_grad()
+    def recall(self, split: pa.Table) -> dict[str, float]:
+        """The plain numbers alone, without intervals: for a curve while a method is tuned."""
+        with evaluation_mode(self._retriever):
+            metrics = self._plain(self._embed(split), seed=0, with_intervals=False)
+        return metrics.to_dict()
+
+    def _embed(self, split: pa.Table) -> "Ranking":
+        owners = split["video"].to_pylist()
+        entries = self._shards.videos
+        gallery = []
+        for video in dict.fromkeys(owners):
+            if video in entries and entries[video].num_frames:
+                gallery.append(video)
+
+        vectors = over_workers(
+            gallery, lambda part: self._embedder.videos(part, self._read_frames, self._tell)
+        )
+        text = over_workers(split["caption"].to_pylist(), self._embedder.texts)
+        return Ranking(owners, gallery, text, vectors, self._retriever)
+
+    def _read_frames(self, videos: list[str]) -> tuple[Tensor, Tensor]:
+        return stack_frames(self._shards, videos, self._frames, [None] * len(videos))
+
+    def _plain(self, ranking: "Ranking", seed: int, num_top: int = 0, with_intervals: bool = True) -> Metrics:
+        """The numbers without post-processing, in two stages where frames are weighed by each caption."""
+        bounded = None
+        if self._retriever.pooling == "query_aware" and TwoStage.fits(ranking.text, ranking.vectors):
+            bounded = TwoStage(ranking.text, ranking.vectors, TEMPERATURE)
+        return self._evaluate(
+            ranking.similarity,
+            ranking,
+            seed,
+            num_top=num_top,
+            with_intervals=with_intervals,
+            bounded=bounded,
+        )
+
+    def _evaluate(
+        self,
+        similarity: Callable[[Tensor], Tensor],
+        ranking: "Ranking",
+        seed: int,
+        **options: object,
+    ) -> Metrics:
+        workers = workers_on(self._device)
+        return evaluate(similarity, ranking.owners, ranking.gallery, seed=seed, workers=workers, **options)
+
+    def _post_processed(
+        self, name: str, ranking: "Ranking", bank: Sequence[str]
+    ) -> Callable[[Tensor], Tensor]:
+        if name == "dsl":
+            return dsl(ranking.similarity, len(ranking.owners))
+        if not bank:
+            raise ValueError("evaluate.post_processing: qb_norm needs captions of the training split")
+
+        bank_text = over_workers(bank, self._embedder.texts)
+        bank_ranking = Ranking([], ranking.gallery, bank_text, ranking.vectors, self._retriever)
+        return qb_norm(ranking.similarity, bank_ranking.similarity, len(bank))
 
 
-@torch.no_grad()
-def evaluate_split(
-    embedder: Embedder,
-    retriever: Retriever,
-    shards: Shards,
-    split: pa.Table,
-    bank: Sequence[str],
-    options: Evaluate,
-    seed: int,
-) -> tuple[dict[str, float], pa.Table, VideoVectors]:
-    """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos; PREDICTIONS; and
-    those videos.
+@dataclass(frozen=True)
+class Ranking:
+    """Captions and the gallery they are compared with, as vectors."""
 
-    A video that is missing or could not be decoded stays in the denominator, at the worst rank. Every
-    worker returns the same. `bank`: the training captions that QB-Norm compares with. Post-processed and
-    published-script numbers come beside the plain ones, under their own names.
-    """
+    owners: list[str]  # [N], each caption's video
+    gallery: list[str]  # [V]
+    text: Tensor  # Float32[N, D]
+    vectors: Tensor  # Retriever.vectors of the gallery: Float32[V, D], or [V, F, D]
+    retriever: Retriever
+
+    def similarity(self, rows: Tensor) -> Tensor:
+        """rows Int64[n] -> Float32[n, V] on the device of the vectors."""
+        return self.retriever.rank(self.text[rows.to(self.text.device)], self.vectors)
+
+
+@contextmanager
+def evaluation_mode(retriever: Retriever) -> Iterator[None]:
+    """Nothing of the retriever drops out meanwhile; afterwards it is in the mode that it was in."""
     was_training = retriever.training
     retriever.eval()
-    owners, entries = split["video"].to_pylist(), shards.videos
-    gallery = [v for v in dict.fromkeys(owners) if v in entries and entries[v].num_frames]
-    features, mask = embedder.videos(gallery)
-    text = embedder.texts(split["caption"].to_pylist())
-
-    def to_gallery(text: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda rows: retriever.similarity(text[rows.to(text.device)], features, mask).cpu()
-
-    plain = to_gallery(text)
-    measured = evaluate(plain, owners, gallery, seed=seed)
-    numbers = measured.to_dict()
-    for name in options.post_processing:
-        changed = (
-            dsl(plain, len(owners))
-            if name == "dsl"
-            else qb_norm(plain, to_gallery(embedder.texts(bank)), len(bank))
-        )
-        numbers |= evaluate(changed, owners, gallery, post_processing=name, seed=seed).to_dict()
-    for name in options.parity:
-        numbers |= published(name, plain, owners, gallery)
-    retriever.train(was_training)
-    kept = VideoVectors(gallery, retriever.vectors(features, mask).cpu().numpy())
-    return numbers, predictions(plain, split, gallery, measured.t2v), kept
+    try:
+        yield
+    finally:
+        retriever.train(was_training)
 
 
-def _over_workers(
-    items: Sequence[str], embed: Callable[[list[str]], tuple[torch.Tensor, ...]]
-) -> tuple[torch.Tensor, ...]:
-    """Embed every `workers`-th item here and gather what the others embedded, in the order of `items`."""
+def workers_on(device: torch.device) -> Workers:
+    """The workers of this run; sums between GPUs go over GPUs."""
     if not dist.is_initialized():
+        return Workers()
+
+    def add_up(counts: Tensor) -> Tensor:
+        if not counts.numel():
+            return counts
+        total = counts.to(device, copy=True)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    return Workers(dist.get_rank(), dist.get_world_size(), add_up)
+
+
+def over_workers(items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
+    """`embed` a share of the items here and gather what the others embedded: a row per item, in order."""
+    if not dist.is_initialized() or not items:
         return embed(list(items))
-    workers, rank = dist.get_world_size(), dist.get_rank()
-    even = workers * math.ceil(len(items) / workers)  # gathering wants equal shapes
-    mine = [items[i % len(items)] for i in range(rank, even, workers)]
-    whole = []
-    for part in embed(mine):
-        parts = [torch.empty_like(part) for _ in range(workers)]
-        dist.all_gather(parts, part.contiguous())
-        whole.append(torch.stack(parts, 1).flatten(0, 1)[: len(items)])
-    return tuple(whole)
+
+    workers = dist.get_world_size()
+    per_worker = math.ceil(len(items) / workers)
+    first = dist.get_rank() * per_worker
+
+    # gathering wants equal shapes: the last share is filled up with items from the beginning
+    share = [items[number % len(items)] for number in range(first, first + per_worker)]
+    vectors = embed(share)
+    gathered = vectors.new_empty(workers * per_worker, *vectors.shape[1:])
+    dist.all_gather(list(gathered.split(per_worker)), vectors.contiguous())
+    return gathered[: len(items)]

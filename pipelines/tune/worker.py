@@ -15,20 +15,19 @@ import torch.distributed as dist
 from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 
-from pipelines.tune.evaluate import Embedder, evaluate_split
+from pipelines.tune.evaluate import SplitEvaluator
 from vopcore import clip as clips
-from vopcore.config import Evaluate, MethodRun, RunConfig
+from vopcore.config import MethodRun, RunConfig
 from vopcore.methods import save_tuned, tune
+from vopcore.metrics.names import CURVES
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 from vopcore.storage import ShardCache, below
 from vopcore.training import prefix_cache as prefix
 from vopcore.training.batches import TrainingBatches
 from vopcore.training.trainer import DivergedError, Step, Tuner, peak_memory
-from vopcore.tuned_model import VideoVectors
 
 STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
-CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")  # of the val split, after each epoch
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,16 @@ class Worker:
             metrics["seconds/tune"] = 0.0
             self._report([])
         for split in (split for split in ("val", "test") if split in self.splits):
-            numbers, predictions, gallery = self._measure(split, self.config.evaluate)
-            metrics |= {name if split == "test" else f"{split}/{name}": n for name, n in numbers.items()}
+            result = self._evaluator(split).measure(
+                self._rows(split), self._bank(), self.config.evaluate, self.config.seed
+            )
+            for name, number in result.numbers.items():
+                metrics[name if split == "test" else f"{split}/{name}"] = number
         metrics["seconds/total"] = time.perf_counter() - self._began
         metrics["memory/peak_mb"] = peak_memory(get_device()) / 2**20  # of its GPU, else of this process
-        done = {"steps": steps, "metrics": metrics, "tags": self.tags, "predictions": predictions}
+        done = {"steps": steps, "metrics": metrics, "tags": self.tags, "predictions": result.predictions}
         wanted = self.rank == 0 and self.config.mlflow.model == "search"
-        return done | ({"gallery": gallery} if wanted else {})
+        return done | ({"gallery": result.videos} if wanted else {})
 
     def _tune(self) -> tuple[int, dict[str, float]]:
         """Train on from the last checkpoint; returns the steps and the seconds, all attempts together."""
@@ -176,20 +178,25 @@ class Worker:
 
     def _val_curves(self) -> dict[str, float]:
         """The plain numbers alone; the last epoch's come with everything else, at the end."""
-        numbers, *_ = self._measure("val", Evaluate())
+        numbers = self._evaluator("val").recall(self._rows("val"))
         return {f"val/{name}": numbers[name] for name in CURVES}
 
-    def _measure(self, split: str, options: Evaluate) -> tuple[dict[str, float], pa.Table, VideoVectors]:
-        embedder = Embedder(
+    def _evaluator(self, split: str) -> SplitEvaluator:
+        return SplitEvaluator(
             self.retriever,
             self.shards,
             self.tokenize,
             self.config.video.frames,
-            lambda done, total: self._tell(f"embed the {split} split", "videos", done, total, ""),
+            lambda embedded, total: self._tell(f"embed the {split} split", "videos", embedded, total, ""),
         )
-        rows = self.task.annotations.filter(pc.equal(self.task.annotations["split"], split))
-        bank = [text for texts in self.captions.values() for text in texts]
-        return evaluate_split(embedder, self.retriever, self.shards, rows, bank, options, self.config.seed)
+
+    def _rows(self, split: str) -> pa.Table:
+        """The rows of ANNOTATIONS of a split."""
+        return self.task.annotations.filter(pc.equal(self.task.annotations["split"], split))
+
+    def _bank(self) -> list[str]:
+        """All training captions."""
+        return [text for texts in self.captions.values() for text in texts]
 
     def _report(
         self, curves: list[tuple[int, Mapping[str, float]]], tuner: Tuner | None = None, spent: float = 0.0

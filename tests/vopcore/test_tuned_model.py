@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from support.tuned_model import CAPTIONS, LENGTHS, make
 
-from vopcore import tuned_model
+from vopcore import embedder, tuned_model
 from vopcore.tuned_model import TunedModel
 
 
@@ -71,7 +71,8 @@ def test_any_number_of_captions_and_videos_is_embedded_in_chunks(mean, monkeypat
     ready, many = TunedModel(mean.folder), 5 * CAPTIONS
     whole, ranked = ready.embed_captions(many), ready.rank_videos(many, 4)[0]
     videos = ready.embed_videos(mean.paths)
-    monkeypatch.setattr(tuned_model, "CHUNK", 1)
+    monkeypatch.setattr(embedder, "VIDEOS_AT_ONCE", 1)
+    monkeypatch.setattr(embedder, "CAPTIONS_AT_ONCE", 1)
     np.testing.assert_allclose(ready.embed_captions(many), whole, rtol=0, atol=1e-6)
     np.testing.assert_allclose(ready.embed_videos(mean.paths), videos, rtol=0, atol=1e-6)
     assert ready.rank_videos(many, 4)[0] == ranked

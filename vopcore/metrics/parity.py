@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vopcore.metrics.count import MetricError, Similarity
+from vopcore.metrics.count import Similarity
+from vopcore.metrics.truth import MetricError
 
 Numbers = dict[str, float]
 

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from vopcore.metrics import Ranks
-from vopcore.metrics.count import BLOCK, Similarity
+from vopcore.metrics.evaluate import Metrics
 
 TOP = 5
 PREDICTIONS = pa.schema(
@@ -22,26 +19,24 @@ PREDICTIONS = pa.schema(
 )
 
 
-def predictions(similarity: Similarity, split: pa.Table, gallery: Sequence[str], t2v: Ranks) -> pa.Table:
+def predictions(split: pa.Table, gallery: Sequence[str], metrics: Metrics) -> pa.Table:
     """PREDICTIONS, a row per row of `split` (rows of ANNOTATIONS).
 
-    similarity: numbers of captions, Int64[n], to their similarities to the gallery, Float[n, V].
-    t2v: what `evaluate` measured with the same similarities.
+    gallery: [V], the ids of the videos in the order of the columns.
+    metrics: what `evaluate(..., num_top=TOP)` measured.
     """
-    best = min(TOP, len(gallery))
-    parts = [
-        similarity(rows).float().topk(best, dim=1)
-        for rows in torch.arange(len(split)).split(max(1, BLOCK // len(gallery)))
-    ]
-    places: Tensor = torch.cat([part.indices for part in parts])
+    num_captions, num_top = metrics.top.columns.shape
+    offsets = pa.array(range(0, num_captions * num_top + 1, num_top) if num_top else [0] * (num_captions + 1))
+    names = pa.array(gallery, pa.string()).take(pa.array(metrics.top.columns.flatten().numpy()))
+    scores = pa.array(metrics.top.scores.flatten().numpy())
     return pa.table(
         {
             "caption": split["caption"],
             "video": split["video"],
-            "rank": t2v.ranks().numpy(),
-            "found": t2v.found.tolist(),
-            "top": [[gallery[place] for place in row] for row in places.tolist()],
-            "scores": torch.cat([part.values for part in parts]).tolist(),
+            "rank": metrics.t2v.ranks().numpy(),
+            "found": metrics.t2v.found.numpy(),
+            "top": pa.ListArray.from_arrays(offsets.cast(pa.int32()), names),
+            "scores": pa.ListArray.from_arrays(offsets.cast(pa.int32()), scores),
         },
         schema=PREDICTIONS,
     )

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TOPS = (1, 5, 10, 50)
+from vopcore.metrics.names import RECALL_TOPS, recall
+
 NDCG_TOP = 10
 
 
@@ -56,7 +57,7 @@ class Ranks:
         """
         first = self.found & (self.above == 0)
         ties = self.found & (self.tied > self.own)
-        numbers = {f"R{top}": percent(self.hits(top)) for top in TOPS}
+        numbers = {recall(top): percent(self.hits(top)) for top in RECALL_TOPS}
         numbers["Rsum"] = numbers["R1"] + numbers["R5"] + numbers["R10"]
         ranks = self.ranks()
         return numbers | {

@@ -21,7 +21,7 @@ def table(captions, gallery):
         return SCORES[rows][:, : len(gallery)]
 
     split = pa.table({"video": captions, "caption": [f"a caption of {video}" for video in captions]})
-    return predictions(similarity, split, gallery, evaluate(similarity, captions, gallery).t2v)
+    return predictions(split, gallery, evaluate(similarity, captions, gallery, num_top=TOP))
 
 
 def test_each_caption_has_its_rank_its_best_videos_and_their_scores():
@@ -42,6 +42,6 @@ def test_no_more_than_the_best_few_are_kept_of_a_large_gallery():
     def similarity(rows):
         return scores[rows]
 
-    found = predictions(similarity, split, gallery, evaluate(similarity, ["v2"], gallery).t2v)
+    found = predictions(split, gallery, evaluate(similarity, ["v2"], gallery, num_top=TOP))
     assert found["top"].to_pylist() == [[f"v{i}" for i in range(8, 8 - TOP, -1)]]
     assert found["rank"].to_pylist() == [7.0]

@@ -1,0 +1,44 @@
+"""The names that measured numbers go by, in MLflow, in tables and on pages; each is written here alone.
+
+A name is `direction/number`: `t2v/R1`. Numbers after a rescaling or as a published script counts them have
+that in front: `dsl/t2v/R1`, `clip4clip/v2t/MdR`; those of the val split `val/`.
+"""
+
+T2V = "t2v"  # a query per caption, ranked among videos
+V2T = "v2t"  # a query per video, ranked among videos' sets of captions
+V2T_ALL = "v2t_all"  # a query per video, ranked among all captions
+
+RECALL_TOPS = (1, 5, 10, 50)  # R1 ... R50, in percent
+RANKS = ("R1", "R5", "R10", "MdR", "MnR")  # what papers print, in their order
+LARGER_IS_BETTER = ("R1", "R5", "R10")
+
+T2V_R1 = "t2v/R1"  # the number that methods are compared by
+V2T_R1 = "v2t/R1"
+HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1")  # shown first wherever there is room for few
+CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")  # of the val split, after each epoch
+
+RSUM = "Rsum"  # t2v/Rsum + v2t/Rsum
+QUERIES_FOUND = "queries/found"
+QUERIES_EXPECTED = "queries/expected"
+GALLERY_FOUND = "gallery/found"
+GALLERY_EXPECTED = "gallery/expected"
+
+MOMENT_OVERLAPS = (0.3, 0.5, 0.7)
+MOMENT_MIOU = "moment/mIoU"
+MOMENT_QUERIES = "moment/queries"
+MOMENT_CHANCE = "moment/chance_mIoU"  # of answering with the whole video
+
+
+def of(direction: str, number: str) -> str:
+    """`t2v/R1` of `t2v` and `R1`."""
+    return f"{direction}/{number}"
+
+
+def recall(top: int) -> str:
+    """`R5` of 5."""
+    return f"R{top}"
+
+
+def moment_recall(overlap: float, top: int = 1) -> str:
+    """`moment/R1_0.5`: R@1 at an overlap of 0.5; MLflow takes no `@` in a name."""
+    return f"moment/R{top}_{overlap}"
