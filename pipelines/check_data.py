@@ -69,8 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def token_counter(config: RunConfig) -> Callable[[str], int]:
     """Tokens of a caption, start and end included, before anything is cut off."""
-    tokenize = clip.tokenizer(config.clip.model, config.clip.words)
-    return lambda caption: len(tokenize.encode(caption)) + 2
+    return clip.tokenizer(config.clip.model, config.clip.words).count
 
 
 def report_on(config: RunConfig, count: Callable[[str], int], headers: int | None, listed: Path) -> Report:

@@ -21,7 +21,8 @@ from vopcore.clip.frozen import (
     stop_dropping,
     thaw,
 )
-from vopcore.clip.load import activation, blank, load, normalisation, tokenizer
+from vopcore.clip.load import Preprocessing, activation, blank, load, normalisation, preprocessing
+from vopcore.clip.tokenizer import Tokenizer, tokenizer, tokenizer_name
 from vopcore.clip.tokens import Block, Tokens
 from vopcore.clip.towers import CLIP, Tower, model_name, towers
 from vopcore.clip.wrap import Prompted, Prompts, with_prompts, wrap
@@ -29,8 +30,10 @@ from vopcore.clip.wrap import Prompted, Prompts, with_prompts, wrap
 __all__ = [
     "CLIP",
     "Block",
+    "Preprocessing",
     "Prompted",
     "Prompts",
+    "Tokenizer",
     "Tokens",
     "Tower",
     "Tuning",
@@ -51,11 +54,13 @@ __all__ = [
     "normalisation",
     "prefix_hash",
     "prefix_shape",
+    "preprocessing",
     "set_grad_checkpointing",
     "share",
     "stop_dropping",
     "thaw",
     "tokenizer",
+    "tokenizer_name",
     "towers",
     "with_prompts",
     "wrap",

@@ -1,7 +1,8 @@
-"""Build a CLIP and its tokenizer, with or without weights; refuse weights meant for another activation."""
+"""Build a CLIP, with or without weights; refuse weights meant for another activation."""
 
+import copy
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,28 @@ from torch import Tensor, nn
 
 from vopcore.clip.towers import model_name, towers
 
-TOKENS = 49408  # of CLIP's own byte-pair vocabulary
-OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+PREPROCESSING = {
+    "mean": open_clip.OPENAI_DATASET_MEAN,
+    "std": open_clip.OPENAI_DATASET_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}  # OpenAI's, and of most models
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels reach a model, as open_clip's transform for it.
+
+    size: height and width of what it sees. mean, std: of pixels in 0..1. interpolation: `bicubic` or
+    `bilinear`. resize_mode: `shortest` (then the centre is cut out), `squash` (the whole picture, its shape
+    changed) or `longest` (with borders).
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    resize_mode: str
 
 
 def load(model: str, pretrained: str | None = None) -> nn.Module:
@@ -24,10 +45,10 @@ def load(model: str, pretrained: str | None = None) -> nn.Module:
     pretrained: one of open_clip's tags (`openai`; downloaded once), the path of a checkpoint
     (`.safetensors`, or `.pt` read with weights_only), or None for the random weights of the global seed.
 
-    Raises ValueError for an unknown model, tag or file, weights that do not fit, weights trained with another
-    activation, and a CLIP that `towers` refuses.
+    Raises ValueError, one line, for an unknown model, tag or file, weights that do not fit, weights trained
+    with another activation, and files of Hugging Face that a tower needs and that are not there.
     """
-    config = _config(model)
+    config = model_config(model)
     if pretrained is None:
         return blank(model)
     known = _known_weights(model, pretrained)
@@ -37,48 +58,49 @@ def load(model: str, pretrained: str | None = None) -> nn.Module:
         return _download(model, pretrained)
     clip = blank(model)
     _read_checkpoint(clip, pretrained)
-    if known:
-        clip.visual.preprocess_cfg |= {key: known[key] for key in ("mean", "std")}
+    clip.visual.preprocess_cfg |= {key: known[key] for key in PREPROCESSING if key in known}
     return clip
 
 
 def blank(model: str) -> nn.Module:
     """The architecture alone, on torch's current default device (`with torch.device("meta")`: no memory)."""
-    config = _config(model)
-    preprocess = config.pop("preprocess_cfg", {})
-    custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    config = model_config(model)
+    preprocessing = config.pop("preprocess_cfg", {})
+    is_custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+    config["text_cfg"]["hf_model_pretrained"] = False  # weights come later, all together
+    config["vision_cfg"]["timm_model_pretrained"] = False
+
+    family = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
     if "multimodal_cfg" in config:
-        kind = open_clip.CoCa
-    config["text_cfg"]["hf_model_pretrained"] = False  # weights come later, whole
+        family = open_clip.CoCa
     try:
-        clip = kind(**config)
-    except TypeError as error:
-        raise ValueError(f"{model}: not a model config of open_clip: {error}") from None
-    return _finish(clip, model, preprocess)
+        clip = family(**config)
+    except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"{model}: not a model config of open_clip: {_one_line(error)}") from None
+    except (OSError, ImportError, ValueError) as error:  # of transformers
+        from vopcore.clip.tokenizer import missing_files  # which imports this file
+
+        source = config["text_cfg"].get("hf_model_name", model)
+        raise ValueError(missing_files(model, "config", source, error)) from None
+    return _finish(clip, model, _published_preprocessing(model) | preprocessing)
 
 
-def tokenizer(model: str | nn.Module, words: int) -> Callable[[list[str]], Tensor]:
-    """captions -> Int64 [N, words]: start, words, end, zeros. A long caption loses words, never its end.
-
-    Raises ValueError if the model reads fewer words, or has another vocabulary.
-    """
-    if isinstance(model, str):
-        name, config = model, _config(model)["text_cfg"]
-        context, size = config.get("context_length", 77), config.get("vocab_size", TOKENS)
-    else:
-        name, context, size = model_name(model), model.context_length, model.vocab_size
-    if not 2 < words <= context:
-        raise ValueError(f"words: {words} is not between 3 and the {context} tokens that {name} reads")
-    if size < TOKENS:
-        raise ValueError(f"{name}: vocab_size is {size}, CLIP's tokenizer has {TOKENS} tokens")
-    return open_clip.SimpleTokenizer(context_length=words)
+def preprocessing(clip: nn.Module) -> Preprocessing:
+    """How pixels reach this CLIP; OpenAI's way where it is not known."""
+    settings = PREPROCESSING | dict(getattr(clip.visual, "preprocess_cfg", {}))
+    return Preprocessing(
+        size=towers(clip).vision.image_size,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation=settings["interpolation"],
+        resize_mode=settings["resize_mode"],
+    )
 
 
 def normalisation(clip: nn.Module) -> tuple[Tensor, Tensor]:
     """Mean and deviation [3] of pixels in 0..1 that the CLIP was trained with; OpenAI's if unknown."""
-    preprocess = OPENAI | dict(getattr(clip.visual, "preprocess_cfg", {}))
-    return torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
+    settings = preprocessing(clip)
+    return torch.tensor(settings.mean), torch.tensor(settings.std)
 
 
 def activation(clip: nn.Module) -> str:
@@ -86,19 +108,21 @@ def activation(clip: nn.Module) -> str:
     return "quick_gelu" if any(isinstance(module, QuickGELU) for module in clip.modules()) else "gelu"
 
 
-def _config(model: str) -> dict[str, Any]:
+def model_config(model: str) -> dict[str, Any]:
     """The model config: `embed_dim`, `vision_cfg`, `text_cfg`, perhaps `quick_gelu`, `custom_text`."""
     if not model.endswith(".json"):
         config = open_clip.get_model_config(model)
         if config is None:
             near = ", ".join(get_close_matches(model, open_clip.list_models(), 5, 0))
             raise ValueError(f"{model}: open_clip has no such model; near it are {near}")
-        return config
+        return copy.deepcopy(config)
+
     try:
         config = json.loads(Path(model).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{model}: not a model config: {error}") from None
-    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - set(config):
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
+    if missing:
         raise ValueError(f"{model}: the model config lacks {', '.join(sorted(missing))}")
     return config
 
@@ -108,23 +132,39 @@ def _known_weights(model: str, pretrained: str) -> dict[str, Any]:
 
     Tags are listed by architecture: `ViT-B-32` has those of `ViT-B-32-quickgelu` too.
     """
-    plain, path = model.removesuffix("-quickgelu"), Path(pretrained)
+    plain = model.removesuffix("-quickgelu")
+    path = Path(pretrained)
     if not path.is_file():
-        return open_clip.get_pretrained_cfg(model, pretrained) or open_clip.get_pretrained_cfg(
-            plain, pretrained
-        )
+        entry = open_clip.get_pretrained_cfg(model, pretrained)
+        return entry or open_clip.get_pretrained_cfg(plain, pretrained)
+
     for name, tag in open_clip.list_pretrained():
+        if name.removesuffix("-quickgelu") != plain:
+            continue
         entry = open_clip.get_pretrained_cfg(name, tag)
         repository = entry.get("hf_hub", "").strip("/").split("/")[-1]
-        published = path.name == Path(entry.get("url", "")).name or (repository and repository in pretrained)
-        if published and name.removesuffix("-quickgelu") == plain:
+        is_file_of_url = path.name == Path(entry.get("url", "")).name
+        if is_file_of_url or (repository and repository in pretrained):
             return entry
     return {}
 
 
+def _published_preprocessing(model: str) -> dict[str, Any]:
+    """What all published weights of a model agree on; empty where they differ or there are none."""
+    entries = []
+    for tag in open_clip.list_pretrained_tags_by_model(model):
+        entry = open_clip.get_pretrained_cfg(model, tag)
+        entries.append({key: entry[key] for key in PREPROCESSING if key in entry})
+    agree = all(entry == entries[0] for entry in entries)
+    return dict(entries[0]) if entries and agree else {}
+
+
 def _wrong_activation(model: str, pretrained: str, known: dict[str, Any]) -> str:
     plain = model.removesuffix("-quickgelu")
-    trained, right = ("quick-GELU", f"{plain}-quickgelu") if known.get("quick_gelu") else ("GELU", plain)
+    if known.get("quick_gelu"):
+        trained, right = "quick-GELU", f"{plain}-quickgelu"
+    else:
+        trained, right = "GELU", plain
     return f"{model}: the weights {pretrained} were trained with {trained}; the right model is {right}"
 
 
@@ -134,7 +174,7 @@ def _download(model: str, tag: str) -> nn.Module:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise ValueError(f"{model}: {tag} is neither a file nor one of its pretrained tags ({tags})")
     with torch.device("meta"):
-        blank(model)  # refuses what we cannot tune before its weights are fetched
+        blank(model)  # refuses what cannot be built before its weights are fetched
     try:
         clip = open_clip.create_model(model, pretrained=tag)
     except (RuntimeError, OSError) as error:
@@ -147,16 +187,23 @@ def _read_checkpoint(clip: nn.Module, path: str) -> None:
     try:
         open_clip.load_checkpoint(clip, path, weights_only=True)
     except Exception as error:  # torch, pickle and safetensors each have their own; all mean a bad file
-        message = " ".join(str(error).split())
+        message = _one_line(error)
         if "TorchScript" in message:
             message = "a TorchScript archive; use `pretrained: openai`, or save its state_dict as safetensors"
         elif "Weights only load failed" in message:
             message = "it holds more than tensors, and nothing is unpickled here; save its state_dict alone"
-        raise ValueError(f"{path}: not the weights of {clip.model_name}: {message[:300]}") from None
+        raise ValueError(f"{path}: not the weights of {model_name(clip)}: {message[:300]}") from None
 
 
 def _finish(clip: nn.Module, name: str, preprocess: dict[str, Any]) -> nn.Module:
+    """What vopcore keeps on a CLIP."""
     clip.model_name = name
-    clip.visual.preprocess_cfg = OPENAI | dict(preprocess)
+    clip.text_settings = model_config(name)["text_cfg"]
+    clip.context_length = clip.text_settings.get("context_length", 77)
+    clip.visual.preprocess_cfg = PREPROCESSING | dict(preprocess)
     towers(clip)
     return clip.eval()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
