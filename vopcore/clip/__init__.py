@@ -24,7 +24,7 @@ from vopcore.clip.frozen import (
 from vopcore.clip.load import Preprocessing, activation, blank, load, normalisation, preprocessing
 from vopcore.clip.tokenizer import Tokenizer, tokenizer, tokenizer_name
 from vopcore.clip.tokens import Block, Tokens
-from vopcore.clip.towers import CLIP, Tower, model_name, towers
+from vopcore.clip.towers import CLIP, Tower, feature_parameters, model_name, towers
 from vopcore.clip.wrap import Prompted, Prompts, with_prompts, wrap
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "encode_prefix",
     "encode_text",
     "encode_video",
+    "feature_parameters",
     "first_tuned_layer",
     "freeze",
     "frozen_hash",

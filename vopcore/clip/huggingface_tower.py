@@ -192,6 +192,10 @@ class HuggingFaceText(TextTower):
         """The linear layer or the MLP that open_clip puts behind the pooler."""
         return parameters_of([self.clip.text.proj])
 
+    def head(self) -> list[nn.Parameter]:
+        """The last norm, where there is one, and what stands behind the pooler."""
+        return parameters_of([getattr(self.model, "layer_norm", None), self.clip.text.proj])
+
     def set_grad_checkpointing(self, enabled: bool) -> None:
         """Layers of transformers recompute themselves."""
         if enabled:

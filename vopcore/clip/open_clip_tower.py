@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vopcore.clip.autocast import autocast_dtype
 from vopcore.clip.tokens import Block, Tokens
-from vopcore.clip.towers import Branch, Projection, TextTower, Tower, VisionTower, text_module
+from vopcore.clip.towers import Branch, Projection, TextTower, Tower, VisionTower, parameters_of, text_module
 from vopcore.clip.training_block import TrainingBlock, attend, for_training, norm_for_training
 
 AFTER_EMBEDDING = (
@@ -172,8 +172,12 @@ class OpenClipVision(OpenClipTower, VisionTower):
 
     def output_projection(self) -> list[nn.Parameter]:
         """`visual.proj`"""
-        projection = self.clip.visual.proj
-        return [] if projection is None else [projection]
+        return parameters_of([self.clip.visual.proj])
+
+    def head(self) -> list[nn.Parameter]:
+        """The last norm, CoCa's attention pooling and the projection."""
+        visual = self.clip.visual
+        return parameters_of([visual.ln_post, visual.attn_pool, visual.proj])
 
 
 class OpenClipText(OpenClipTower, TextTower):
@@ -237,10 +241,11 @@ class OpenClipText(OpenClipTower, TextTower):
 
     def output_projection(self) -> list[nn.Parameter]:
         """`text_projection`, a matrix or a linear layer."""
-        projection = self.text.text_projection
-        if projection is None:
-            return []
-        return [projection] if isinstance(projection, nn.Parameter) else list(projection.parameters())
+        return parameters_of([self.text.text_projection])
+
+    def head(self) -> list[nn.Parameter]:
+        """The last norm and the projection."""
+        return parameters_of([self.text.ln_final, self.text.text_projection])
 
     def _trimmed(self, ids: Tensor) -> Tensor:
         """Without the columns behind the last end token."""

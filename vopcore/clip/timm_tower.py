@@ -126,6 +126,11 @@ class TimmVision(VisionTower):
         """
         return parameters_of([self.trunk.head, self.clip.visual.head])
 
+    def head(self) -> list[nn.Parameter]:
+        """Norms, attention pooling and linear layers, of timm and of open_clip."""
+        trunk = self.trunk
+        return parameters_of([trunk.norm, trunk.attn_pool, trunk.fc_norm, trunk.head, self.clip.visual.head])
+
     def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
         """Around `attn` or `mlp`."""
         setattr(block, branch, Parallel(getattr(block, branch), module))

@@ -115,6 +115,10 @@ class Tower(ABC):
         """The linear map into the joint space; empty if the tower ends without one."""
 
     @abstractmethod
+    def head(self) -> list[nn.Parameter]:
+        """Everything behind the last block: norm, pooling and projection."""
+
+    @abstractmethod
     def set_grad_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of a block in the backward pass instead of holding them, or not."""
 
@@ -227,6 +231,17 @@ def model_name(clip: nn.Module) -> str:
 def text_module(clip: nn.Module) -> nn.Module:
     """What holds the text tower: the CLIP itself, or its `text` in a CustomTextCLIP."""
     return getattr(clip, "text", clip)
+
+
+def feature_parameters(clip: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a CLIP that its features and their similarity depend on, by name: all but CoCa's
+    caption decoder and the bias of a sigmoid loss.
+    """
+    parameters = {}
+    for name, parameter in clip.named_parameters():
+        if name != "logit_bias" and not name.startswith("text_decoder."):
+            parameters[name] = parameter
+    return parameters
 
 
 def parameters_of(modules: Iterable[nn.Module | nn.Parameter | None]) -> list[nn.Parameter]:

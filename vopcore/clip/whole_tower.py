@@ -68,6 +68,10 @@ class WholeTower(Tower):
         """Refused."""
         return self._refuse()
 
+    def head(self) -> list[nn.Parameter]:
+        """The last linear layer."""
+        return self.output_projection()
+
     def set_grad_checkpointing(self, enabled: bool) -> None:
         """Left to the module, where it knows how."""
         if hasattr(self.module, "set_grad_checkpointing"):

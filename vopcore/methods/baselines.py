@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vopcore.clip import thaw, towers
+from vopcore.clip import feature_parameters, thaw, towers
 from vopcore.methods.base import require
-
-HEADS = ("visual.ln_post.", "visual.proj", "ln_final.", "text_projection", "logit_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +21,11 @@ class ZeroShot:
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """Every parameter, logit_scale included (VoP 4.1, "Full")."""
+    """Every parameter, logit_scale included (VoP 4.1, "Full"); not the bias of a sigmoid loss."""
 
     def attach(self, clip: nn.Module, frames: int) -> None:
         """Thaw everything."""
-        thaw(clip.parameters())
+        thaw(feature_parameters(clip).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,13 @@ class Bias:
     """Every bias term, those inside the attention included (VoP 4.1, "Bias")."""
 
     def attach(self, clip: nn.Module, frames: int) -> None:
-        """Thaw the `bias` and `in_proj_bias` of each layer."""
-        thaw(p for name, p in clip.named_parameters() if name.endswith((".bias", ".in_proj_bias")))
+        """Thaw the `bias` and `in_proj_bias` of each layer; EVA's attention has a `q_bias` and a `v_bias`."""
+        endings = (".bias", ".in_proj_bias", ".q_bias", ".v_bias")
+        biases = []
+        for name, parameter in feature_parameters(clip).items():
+            if name.endswith(endings):
+                biases.append(parameter)
+        thaw(biases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +71,13 @@ class Partial:
         """Thaw the last blocks."""
         vision, text, _ = towers(clip)
         depth = min(vision.layers, text.layers)
-        require(
-            "layers", self.layers, self.layers <= depth, f"at most {depth}, the layers of the shallower tower"
-        )
+        limit = f"at most {depth}, the layers of the shallower tower"
+        require("layers", self.layers, self.layers <= depth, limit)
+
         for tower in (vision, text):
-            thaw(p for block in tower.blocks[tower.layers - self.layers :] for p in block.parameters())
+            for block in tower.blocks[tower.layers - self.layers :]:
+                thaw(block.parameters())
+            if self.heads:
+                thaw(tower.head())
         if self.heads:
-            thaw(p for name, p in clip.named_parameters() if name.removeprefix("text.").startswith(HEADS))
+            thaw([clip.logit_scale])
