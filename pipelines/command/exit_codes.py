@@ -4,11 +4,12 @@
 """
 
 import errno
-import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
 
 from pipelines.command.secrets import hides_secrets
 
@@ -28,8 +29,8 @@ def exit_code_of(command: Callable[[], int]) -> int:
     failure that explains itself, a full disk is named as such. Anything else is a mistake of ours and comes
     with its stack. Nothing that it prints holds a password.
     """
-    survive_closed_output()
-    return hides_secrets(_exit_code_of)(command)
+    with closed_output_survived():
+        return hides_secrets(_exit_code_of)(command)
 
 
 def _exit_code_of(command: Callable[[], int]) -> int:
@@ -80,23 +81,24 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def survive_closed_output() -> None:
-    """Let a command work on when nobody reads its output any more, as after `| head`."""
-    sys.stdout = _survivor(sys.stdout, 1)
-    sys.stderr = _survivor(sys.stderr, 2)
+@contextmanager
+def closed_output_survived() -> Iterator[None]:
+    """Let the block work on when nobody reads its output any more, as after `| head`."""
+    streams = _Survivor(sys.stdout, 1), _Survivor(sys.stderr, 2)
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        yield
+        for stream in streams:
+            stream.flush()
 
 
-def _survivor(stream: io.TextIOBase | None, descriptor: int) -> io.TextIOBase:
-    if stream is None:  # started with its output closed: `>&-`
-        return open(os.devnull, "w")  # noqa: PTH123 - stays open as long as the process
-    return stream if isinstance(stream, _Survivor) else _Survivor(stream, descriptor)
+class _Survivor:
+    """A stream whose broken pipe is replaced by nothing, once.
 
+    stream: None where the process was started with its output closed, as by `>&-`.
+    """
 
-class _Survivor(io.TextIOBase):
-    """A stream whose broken pipe is replaced by nothing, once."""
-
-    def __init__(self, stream: io.TextIOBase, descriptor: int) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None, descriptor: int) -> None:
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123 - as long as the process
         self._descriptor = descriptor
 
     def write(self, text: str) -> int:
@@ -118,12 +120,5 @@ class _Survivor(io.TextIOBase):
         os.dup2(nowhere, self._descriptor)
         os.close(nowhere)
 
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return self._stream.encoding
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream has
+        return getattr(self._stream, name)
