@@ -15,7 +15,7 @@ from vopcore import clip as clips
 from vopcore.config import ConfigError, RunConfig, Shapes, backbone, fingerprint
 from vopcore.datasets import shapes
 from vopcore.storage import Store, writer_lock
-from vopcore.training.pretrain import Pretraining
+from vopcore.training.pretrain import StillsTraining
 
 RECIPE = "shapes.json"  # beside captions.jsonl: what was rendered
 THREADS = 2  # the small CLIP gains nothing from more, and other work on the machine goes on
@@ -31,7 +31,7 @@ def render_videos(config: RunConfig) -> None:
         return
     root = Path(config.data.root)
     recipe = {
-        "clips": config.shapes.clips,
+        "videos": config.shapes.videos,
         "twins": config.shapes.twins,
         "seed": config.shapes.seed,
         "version": shapes.VERSION,
@@ -45,14 +45,14 @@ def render_videos(config: RunConfig) -> None:
         if (root / "captions.jsonl").is_file():  # another command has rendered them while this one waited
             _check_recipe(root, recipe)
             return
-        _render(root, config.shapes)
         Store(root).write(RECIPE, json.dumps(recipe).encode())
+        _render(root, config.shapes)
 
 
 def _render(root: Path, settings: Shapes) -> None:
-    num_videos = settings.clips + 2 * settings.twins
+    num_videos = settings.videos + 2 * settings.twins
     with Bar("render", num_videos, "videos") as bar:
-        rendered = shapes.render(root, settings.clips, settings.twins, settings.seed)
+        rendered = shapes.render(root, settings.videos, settings.twins, settings.seed)
         for count, _ in enumerate(rendered, 1):
             bar.show(count)
 
@@ -71,7 +71,7 @@ def with_small_clip(config: RunConfig) -> RunConfig:
     """With `shapes`: pretrain its small CLIP on stills, unless it is there, and name its weights."""
     if config.shapes is None:
         return config
-    pretraining = config.shapes.upstream
+    pretraining = config.shapes.pretraining
     key = fingerprint([pretraining.model_dump(), config.shapes.seed, backbone(config.clip), shapes.VERSION])
     weights = Path(config.output) / f"tiny_clip-{key}.safetensors"
     if not weights.is_file():
@@ -82,7 +82,7 @@ def with_small_clip(config: RunConfig) -> RunConfig:
 
 def _pretrain(config: RunConfig, weights: Path) -> None:
     """Train the small CLIP, from its last checkpoint if there is one, and write its weights."""
-    settings = config.shapes.upstream
+    settings = config.shapes.pretraining
     seed = config.shapes.seed
     store = Store(weights.parent)
     checkpoint = weights.with_suffix(".checkpoint")
@@ -90,7 +90,7 @@ def _pretrain(config: RunConfig, weights: Path) -> None:
     torch.manual_seed(seed)
     clip = clips.load(config.clip.model, None)
     size = clip.visual.image_size[0]
-    pretraining = Pretraining(
+    training = StillsTraining(
         clip,
         lambda rng, count: shapes.stills(rng, count, size),
         clips.tokenizer(clip, config.clip.words),
@@ -98,18 +98,18 @@ def _pretrain(config: RunConfig, weights: Path) -> None:
         seed=seed,
     )
     if checkpoint.is_file():
-        pretraining.load(checkpoint)
+        training.load(checkpoint)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         with Bar("train the small CLIP on stills", settings.steps, "steps") as bar:
-            bar.show(pretraining.steps_done)
-            for loss in pretraining:
-                bar.show(pretraining.steps_done, f"loss {loss:.3f}")
-                if pretraining.steps_done % CHECKPOINT_EVERY == 0:
+            bar.show(training.steps_done)
+            for loss in training:
+                bar.show(training.steps_done, f"loss {loss:.3f}")
+                if training.steps_done % CHECKPOINT_EVERY == 0:
                     with store.writing(checkpoint.name) as path:
-                        pretraining.save(path)
+                        training.save(path)
     finally:
         torch.set_num_threads(threads)
 

@@ -21,7 +21,7 @@ from support import ROOT
 pytestmark = pytest.mark.long
 
 SMALL = {
-    "shapes": {"clips": 48, "twins": 6, "upstream": {"steps": 2, "batch_size": 16}},
+    "shapes": {"videos": 48, "twins": 6, "pretraining": {"steps": 2, "batch_size": 16}},
     "train": {"batch_size": 16, "epochs": 2},
     "video.max_failed": "5%",
     "resources.workers": 1,

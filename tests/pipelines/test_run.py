@@ -19,10 +19,10 @@ from vopcore.clip import load
 from vopcore.methods import load_tuned, tuned
 
 SMALL = [
-    "shapes.clips=96",
+    "shapes.videos=96",
     "shapes.twins=6",
-    "shapes.upstream.steps=2",
-    "shapes.upstream.batch_size=16",
+    "shapes.pretraining.steps=2",
+    "shapes.pretraining.batch_size=16",
     "train.batch_size=16",
     "video.max_failed=5%",
 ]
@@ -103,7 +103,7 @@ def test_mlflow_holds_settings_counts_recall_and_curves_of_each_method(whole):
     vop = runs["vop_p"]
     assert vop.info.status == "FINISHED"
     assert vop.data.params["method.vision_prompts"] == "8"
-    assert vop.data.params["train.lr"] == "0.005"
+    assert vop.data.params["train.lr"] == "0.01"
     assert vop.data.metrics["params/trainable"] == 10_752
     assert vop.data.metrics["params/percent"] == pytest.approx(
         100 * 10_752 / vop.data.metrics["params/total"]

@@ -96,12 +96,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
 
 
-class Upstream(Section):
+class Pretraining(Section):
     """How the quickstart's tiny CLIP is trained on stills, once."""
 
-    steps: Positive = 400
+    steps: Positive = 250
     """Training steps."""
-    batch_size: Positive = 256
+    batch_size: Positive = 128
     """Stills of a step."""
     lr: LearningRate = 3e-3
     """Learning rate."""
@@ -110,13 +110,13 @@ class Upstream(Section):
 class Shapes(Section):
     """The quickstart's own world, rendered into `data.root`; left out for real videos."""
 
-    clips: Positive = 1000
+    videos: Positive = 640
     """Training videos to render."""
-    twins: Positive = 100
+    twins: Positive = 33
     """Test videos to render, each beside its time-reversed twin."""
     seed: int = Field(0, ge=0)
     """Which world is drawn; the same number gives the same videos."""
-    upstream: Upstream = Upstream()
+    pretraining: Pretraining = Pretraining()
     """How the tiny CLIP is trained on stills of that world."""
 
 

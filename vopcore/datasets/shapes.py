@@ -1,9 +1,9 @@
-"""A small world of coloured shapes: stills that say what and where, clips that also say when.
+"""A small world of coloured balls: stills that say what and where, videos that also say when.
 
-A clip shows one object and then another ("a red circle then a blue square"). Its twin is the same clip
-played backwards, whose caption has the order swapped: the frames are the same, only their order tells the
-two apart. `render` writes such clips as real video files with a `captions.jsonl` that the `folder` reader
-takes; `stills` draws what a CLIP of this world is trained on.
+A video shows one ball and then another ("a red ball and then a blue ball"). Its twin is the same video played
+backwards, whose caption has the order swapped: the frames are the same, only their order tells the two apart.
+`render` writes such videos as real files with a `captions.jsonl` that the `folder` reader takes; `stills`
+draws what a CLIP of this world is trained on.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,46 +19,73 @@ import av
 import numpy as np
 
 COLOURS = {
-    "red": (220, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (50, 80, 230),
-    "yellow": (235, 215, 50),
-    "purple": (160, 60, 200),
-    "white": (245, 245, 245),
+    "red": (225, 35, 35),
+    "orange": (245, 140, 20),
+    "yellow": (245, 230, 60),
+    "green": (30, 150, 50),
+    "lime": (150, 250, 90),
+    "cyan": (60, 225, 235),
+    "blue": (40, 70, 230),
+    "purple": (130, 40, 180),
+    "pink": (250, 130, 200),
+    "white": (250, 250, 250),
+    "brown": (130, 80, 40),
+    "grey": (140, 140, 140),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
-OBJECTS = tuple(itertools.product(COLOURS, SHAPES))
-VERSION = 1  # of what `render` and `stills` draw
-SIDE = 64  # pixels of a clip's side
+VERSION = 2  # of what `render` and `stills` draw
+SIDE = 64  # pixels of a video's side
 FPS = 25
-FORMATS = {  # suffix -> codec: what people's folders hold; every 25th clip takes the next of the rarer ones
+RADIUS = (0.20, 0.24)  # of a ball, as a share of the side
+BROKEN = ("truncated.mp4", "not_a_video.mp4")  # two files that are broken on purpose
+CODECS = {  # suffix -> codec: what people's folders hold; every 25th video takes the next of the rarer ones
     ".mp4": "libx264",
     ".hevc.mp4": "libx265",
     ".webm": "libvpx-vp9",
     ".avi": "mpeg4",
 }
+CODEC_OPTIONS = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "libx265": {"preset": "ultrafast", "crf": "22", "x265-params": "log-level=none:pools=1"},
+    "libvpx-vp9": {"cpu-used": "8", "deadline": "realtime", "crf": "30", "b": "0"},
+    "mpeg4": {"qscale": "3", "bf": "2"},
+}
+SOUND_RATE = 16_000  # samples per second
 
-Object = tuple[str, str]  # colour, shape
+
+@dataclass(frozen=True)
+class PlannedVideo:
+    """A video to render: `first` and `second` are colours, `number` seeds what else is drawn at random.
+
+    reversed: it is rendered in the other order and played backwards.
+    """
+
+    name: str
+    split: str
+    first: str
+    second: str
+    number: int
+    reversed: bool = False
+
+    @property
+    def caption(self) -> str:
+        return f"{ball(self.first)} and then {ball(self.second)}"
 
 
-def draw(canvas: np.ndarray, thing: Object, centre: tuple[float, float], radius: float) -> None:
-    """Paint one object onto `canvas` (uint8 [S, S, 3]), `centre` as (x, y) and `radius` in pixels."""
-    colour, shape = thing
-    y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]].astype(np.float32)
-    dx, dy = np.abs(x - centre[0]), y - centre[1]
-    distance = np.hypot(dx, dy)
-    inside = {
-        "circle": radius - distance,
-        "ring": 0.28 * radius - np.abs(distance - 0.72 * radius),
-        "square": 0.85 * radius - np.maximum(dx, np.abs(dy)),
-        "triangle": np.minimum(0.8 * radius - dy, (dy + radius) * 0.5 - dx),
-        "cross": np.maximum(
-            np.minimum(0.3 * radius - dx, radius - np.abs(dy)),
-            np.minimum(radius - dx, 0.3 * radius - np.abs(dy)),
-        ),
-    }[shape]
-    alpha = np.clip(inside + 0.5, 0, 1)[..., None]  # half a pixel of soft edge
-    canvas[:] = (canvas * (1 - alpha) + np.array(COLOURS[colour]) * alpha).astype(np.uint8)
+def ball(colour: str) -> str:
+    """`a red ball`."""
+    return f"a {colour} ball"
+
+
+def draw(canvas: np.ndarray, colour: str, centre: tuple[float, float], radius: float) -> None:
+    """Paint a ball onto `canvas` (uint8 [S, S, 3]), `centre` as (x, y) and `radius` in pixels."""
+    height, width = canvas.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    distance = np.hypot(x - centre[0], y - centre[1])
+
+    # half a pixel of soft edge
+    alpha = np.clip(radius - distance + 0.5, 0, 1)[..., None]
+    painted = canvas * (1 - alpha) + np.array(COLOURS[colour]) * alpha
+    canvas[:] = painted.astype(np.uint8)
 
 
 def background(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -66,43 +94,55 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(ground, 0, 255).astype(np.uint8)
 
 
-def name(thing: Object) -> str:
-    """`a red circle`."""
-    return f"a {thing[0]} {thing[1]}"
-
-
 def stills(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray, list[str]]:
-    """Draw `count` stills, uint8 [count, side, side, 3], and their captions; half hold two objects."""
-    images, captions = np.empty((count, side, side, 3), np.uint8), []
-    for image in images:
-        image[:] = background(rng, side)
-        radius = side * rng.uniform(0.16, 0.24)
-        if rng.random() < 0.5:
-            thing = OBJECTS[rng.integers(len(OBJECTS))]
-            draw(image, thing, tuple(rng.uniform(radius, side - radius, 2)), radius)
-            captions.append(name(thing))
-        else:
-            first, second = (OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
-            near, far = side * rng.uniform(0.22, 0.3), side * rng.uniform(0.7, 0.78)
-            across = side * rng.uniform(0.3, 0.7, 2)
-            beside = rng.random() < 0.5
-            places = [(near, across[0]), (far, across[1])]
-            for thing, place in zip((first, second), places, strict=True):
-                draw(image, thing, place if beside else place[::-1], radius)
-            captions.append(f"{name(first)} {'left of' if beside else 'above'} {name(second)}")
-    return images, captions
+    """Draw `count` stills, uint8 [count, side, side, 3], and their captions.
+
+    One ball on the left or on the right, or one left of another. Each still is followed by the same one with
+    left and right swapped: beside its own opposite, a CLIP has to learn where a ball is.
+    """
+    images: list[np.ndarray] = []
+    captions: list[str] = []
+    while len(images) < count:
+        ground = background(rng, side)
+        radius = side * rng.uniform(*RADIUS)
+        left = side * rng.uniform(0.20, 0.32)
+        first, second = rng.choice(list(COLOURS), 2, replace=False).tolist()
+
+        if rng.random() < 0.4:
+            height = side * rng.uniform(0.35, 0.65)
+            for place, x in (("left", left), ("right", side - left)):
+                image = ground.copy()
+                draw(image, first, (x, height), radius)
+                images.append(image)
+                captions.append(f"{ball(first)} on the {place}")
+            continue
+
+        right = side * rng.uniform(0.68, 0.80)
+        heights = side * rng.uniform(0.35, 0.65, 2)
+        for one, other in ((first, second), (second, first)):
+            image = ground.copy()
+            draw(image, one, (left, heights[0]), radius)
+            draw(image, other, (right, heights[1]), radius)
+            images.append(image)
+            captions.append(f"{ball(one)} left of {ball(other)}")
+    return np.stack(images[:count]), captions[:count]
 
 
-def clip_frames(rng: np.random.Generator, first: Object, second: Object, side: int = SIDE) -> np.ndarray:
-    """The pictures of one clip, uint8 [T, side, side, 3]: `first` drifting, then `second`, 1.6 to 2.4 s."""
+def video_frames(rng: np.random.Generator, first: str, second: str, side: int = SIDE) -> np.ndarray:
+    """The pictures of one video, uint8 [T, side, side, 3]: the ball `first` drifting about the middle, then
+    `second`, 1.6 to 2.4 s.
+    """
     half = int(rng.integers(20, 31))
-    ground, frames = background(rng, side), []
-    for thing in (first, second):
-        radius = side * rng.uniform(0.16, 0.26)
-        start, drift = rng.uniform(radius, side - radius, 2), rng.uniform(-6, 6, 2)
-        for t in np.linspace(0, 1, half):
-            frames.append(ground.copy())
-            draw(frames[-1], thing, tuple(start + t * drift), radius)
+    ground = background(rng, side)
+    frames = []
+    for colour in (first, second):
+        radius = side * rng.uniform(*RADIUS)
+        start = side * rng.uniform(0.42, 0.58, 2)
+        drift = rng.uniform(-6, 6, 2)
+        for time in np.linspace(0, 1, half):
+            frame = ground.copy()
+            draw(frame, colour, tuple(start + time * drift), radius)
+            frames.append(frame)
     return np.stack(frames)
 
 
@@ -110,85 +150,110 @@ def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None
     """Encode uint8 [T, H, W, 3] at 25 fps with the codec's own GOP and B-frames; `sound` adds a tone."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {
-            "libx264": {"preset": "veryfast", "crf": "20"},
-            "libx265": {"preset": "ultrafast", "crf": "22", "x265-params": "log-level=none:pools=1"},
-            "libvpx-vp9": {"cpu-used": "8", "deadline": "realtime", "crf": "30", "b": "0"},
-            "mpeg4": {"qscale": "3", "bf": "2"},
-        }[codec]
-        audio = container.add_stream("aac", rate=16_000) if sound else None
+        stream.options = CODEC_OPTIONS[codec]
+        audio = container.add_stream("aac", rate=SOUND_RATE) if sound else None
+
         for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if audio is not None:
             container.mux(_tone(audio, len(frames) / FPS))
 
 
 def _tone(stream: av.AudioStream, seconds: float) -> Iterator[av.Packet]:
-    wave = (0.2 * np.sin(np.arange(int(16_000 * seconds)) * 0.17)).astype(np.float32)
+    samples = np.arange(int(SOUND_RATE * seconds))
+    wave = (0.2 * np.sin(samples * 0.17)).astype(np.float32)
     for start in range(0, len(wave), 1024):
-        sound = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
-        sound.sample_rate, sound.pts, sound.time_base = 16_000, start, Fraction(1, 16_000)
+        chunk = wave[None, start : start + 1024]
+        sound = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="mono")
+        sound.sample_rate = SOUND_RATE
+        sound.pts = start
+        sound.time_base = Fraction(1, SOUND_RATE)
         yield from stream.encode(sound)
     yield from stream.encode(None)
 
 
-def _plan(clips: int, twins: int, seed: int) -> list[tuple[str, str, Object, Object]]:
-    """(id, split, first, second) of every clip; no pair of objects is in both splits, twins are adjacent."""
-    pairs = list(itertools.combinations(OBJECTS, 2))
+def _plan(videos: int, twins: int, seed: int) -> list[PlannedVideo]:
+    """Every video to render; no pair of colours is in both splits, twins are adjacent."""
+    pairs = list(itertools.combinations(COLOURS, 2))
     if not 0 < twins < len(pairs):
         raise ValueError(f"shapes.twins: {twins} is out of range, choose 1 to {len(pairs) - 1}")
     rng = np.random.default_rng([seed, 0])
     rng.shuffle(pairs)
+
     plan = []
     for i, (first, second) in enumerate(pairs[:twins]):
-        plan += [(f"test{i:04}", "test", first, second), (f"test{i:04}_twin", "test", second, first)]
-    for i in range(clips):
-        first, second = rng.permutation(pairs[twins + int(rng.integers(len(pairs) - twins))]).tolist()
-        plan.append((f"train{i:05}", "train", tuple(first), tuple(second)))
+        number = 2 * i
+        plan.append(PlannedVideo(f"test{i:04}", "test", first, second, number))
+        plan.append(PlannedVideo(f"test{i:04}_twin", "test", second, first, number, reversed=True))
+
+    train_pairs = pairs[twins:]
+    for i in range(videos):
+        pair = train_pairs[int(rng.integers(len(train_pairs)))]
+        first, second = rng.permutation(pair).tolist()
+        plan.append(PlannedVideo(f"train{i:05}", "train", first, second, 2 * twins + i))
     return plan
 
 
-def render(root: Path, clips: int, twins: int, seed: int) -> Iterator[str]:
-    """Write the corpus under `root`, yielding each clip's id as it is done; `captions.jsonl` comes last.
+def render(root: Path, videos: int, twins: int, seed: int) -> Iterator[str]:
+    """Write the corpus under `root`, yielding each video's path as it is done; `captions.jsonl` comes last.
 
-    `clips` training clips, `twins` test clips beside their reversed twins, and two training entries that
-    cannot be decoded: a file cut off in the middle and one that is no video at all.
+    `videos` to train on, `twins` test videos beside their reversed twins, and two training entries that are
+    broken on purpose: a file cut off in the middle and one that is no video at all.
     """
     folder = root / "videos"
     folder.mkdir(parents=True, exist_ok=True)
-    plan = _plan(clips, twins, seed)
+    plan = _plan(videos, twins, seed)
 
-    def one(entry: tuple[int, tuple[str, str, Object, Object]]) -> dict:
-        index, (video, split, first, second) = entry
-        twin = video.endswith("_twin")
-        rare = 0 if index % 25 or split == "test" else 1 + index // 25 % (len(FORMATS) - 1)
-        suffix, codec = list(FORMATS.items())[rare]
-        path = folder / f"{video}{suffix}"
-        shown = (
-            (second, first) if twin else (first, second)
-        )  # the twin draws its original, then turns it round
-        frames = clip_frames(np.random.default_rng([seed, 1, index - twin]), *shown)
-        write_video(
-            path, frames[::-1] if twin else frames, codec, sound=index % 10 == 3 and codec == "libx264"
-        )
-        caption = f"{name(first)} then {name(second)}"
-        return {"video": f"videos/{path.name}", "split": split, "captions": [caption]}
+    def write(entry: tuple[int, PlannedVideo]) -> Path:
+        index, video = entry
+        return _write_planned(folder, index, video, seed)
 
+    lines = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        lines = []
-        for line in pool.map(one, enumerate(plan)):
-            lines.append(line)
-            yield line["video"]
-    whole = (folder / Path(lines[-1]["video"]).name).read_bytes()
-    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
-    (folder / "not_a_video.mp4").write_text("<html>404 Not Found</html>\n")
-    for broken in ("truncated.mp4", "not_a_video.mp4"):
-        lines.append(
-            {"video": f"videos/{broken}", "split": "train", "captions": ["a red circle then a blue square"]}
-        )
+        for video, path in zip(plan, pool.map(write, enumerate(plan)), strict=True):
+            name = f"videos/{path.name}"
+            lines.append({"video": name, "split": video.split, "captions": [video.caption]})
+            yield name
+
+    _write_broken(folder, folder / Path(lines[-1]["video"]).name)
+    for name in BROKEN:
+        caption = "a red ball and then a blue ball"
+        lines.append({"video": f"videos/{name}", "split": "train", "captions": [caption]})
+
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     partial = root / "captions.jsonl.part"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial.write_text(text)
     partial.rename(root / "captions.jsonl")
+
+
+def _write_planned(folder: Path, index: int, video: PlannedVideo, seed: int) -> Path:
+    """Draw and encode one video; returns its file."""
+    suffix = ".mp4"
+    if index % 25 == 0 and video.split != "test":
+        rarer = list(CODECS)[1:]
+        suffix = rarer[index // 25 % len(rarer)]
+    codec = CODECS[suffix]
+
+    rng = np.random.default_rng([seed, 1, video.number])
+    if video.reversed:
+        frames = video_frames(rng, video.second, video.first)[::-1]
+    else:
+        frames = video_frames(rng, video.first, video.second)
+
+    path = folder / f"{video.name}{suffix}"
+    has_sound = index % 10 == 3 and codec == "libx264"
+    write_video(path, frames, codec, has_sound)
+    return path
+
+
+def _write_broken(folder: Path, whole: Path) -> None:
+    """The two files that cannot be decoded."""
+    truncated, no_video = (folder / name for name in BROKEN)
+    content = whole.read_bytes()
+    truncated.write_bytes(content[: len(content) // 2])
+    no_video.write_text("<html>404 Not Found</html>\n")

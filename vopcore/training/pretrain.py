@@ -20,7 +20,7 @@ from vopcore.training.loss import contrastive
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, list[str]]]
 
 
-class Pretraining:
+class StillsTraining:
     """Training of all of `clip`, in place, on freshly drawn stills; iterating it trains to the last step.
 
     AdamW, 5 % warm-up, cosine to zero, as CLIP itself was trained (Radford et al. 2021, section 2.5). The

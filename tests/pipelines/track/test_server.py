@@ -90,7 +90,12 @@ def story(tmp_path_factory):
     """vop_p whose server dies, then zero_shot that never sees it; then the server is back and gets all."""
     folder = tmp_path_factory.mktemp("server")
     server, seen = Server(folder), {}
-    small = ["shapes.clips=64", "shapes.twins=4", "shapes.upstream.steps=2", "shapes.upstream.batch_size=16"]
+    small = [
+        "shapes.videos=64",
+        "shapes.twins=4",
+        "shapes.pretraining.steps=2",
+        "shapes.pretraining.batch_size=16",
+    ]
     small += ["train.batch_size=16", "train.epochs=6", "video.max_failed=5%", "resources.workers=1"]
     places = [f"output={folder}/out", f"data.root={folder}/shapes", f"mlflow.uri={server.uri}"]
     arguments = [f"{ROOT}/conf/quickstart.yaml", *small, *places]

@@ -15,7 +15,9 @@ SETTINGS = settings()
 def test_the_keys_a_user_sets_are_all_listed_once():
     keys = [setting.key for setting in SETTINGS]
     assert len(keys) == len(set(keys))
-    assert {"name", "data.root", "video.frames", "clip.model", "train.lr", "shapes.upstream.lr"} <= set(keys)
+    assert {"name", "data.root", "video.frames", "clip.model", "train.lr", "shapes.pretraining.lr"} <= set(
+        keys
+    )
     assert {"methods", "methods.NAME.pooling", "compare", "method.name", "resources.cache.folder"} <= set(
         keys
     )

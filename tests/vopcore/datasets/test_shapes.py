@@ -13,7 +13,7 @@ from vopcore.datasets import shapes
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
-    done = list(shapes.render(root, clips=80, twins=4, seed=0))
+    done = list(shapes.render(root, videos=80, twins=4, seed=0))
     return root, done, [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()]
 
 
@@ -58,18 +58,18 @@ def test_a_twin_is_its_clip_played_backwards_with_the_order_swapped(corpus):
     captions = {line["video"]: line["captions"][0] for line in lines}
     for i in range(4):
         clip, twin = f"videos/test{i:04}.mp4", f"videos/test{i:04}_twin.mp4"
-        first, second = captions[clip].split(" then ")
-        assert captions[twin] == f"{second} then {first}"
+        first, second = captions[clip].split(" and then ")
+        assert captions[twin] == f"{second} and then {first}"
         a, b = decoded(root / clip).astype(int), decoded(root / twin).astype(int)
         assert len(a) == len(b)
         assert np.abs(a - b[::-1]).mean() < 3  # what the encoder makes of it
         assert np.abs(a - b).mean() > 3 * np.abs(a - b[::-1]).mean()
 
 
-def test_no_pair_of_objects_is_in_both_splits(corpus):
+def test_no_pair_of_balls_is_in_both_splits(corpus):
     pairs = {"train": set(), "test": set()}
     for line in corpus[2][:-2]:
-        pairs[line["split"]].add(frozenset(line["captions"][0].split(" then ")))
+        pairs[line["split"]].add(frozenset(line["captions"][0].split(" and then ")))
     assert not pairs["train"] & pairs["test"]
 
 
@@ -83,17 +83,38 @@ def test_stills_never_say_when(corpus):
     assert captions == same
 
 
+def middle(image, colour) -> float:
+    """Of the pixels that look like the colour, in pixels from the left."""
+    likeness = np.abs(image.astype(int) - shapes.COLOURS[colour]).sum(-1)
+    return np.nonzero(likeness < 30)[1].mean()
+
+
+def test_each_still_stands_beside_its_opposite():
+    """The first thing that a batch must tell apart is where a ball is."""
+    images, captions = shapes.stills(np.random.default_rng(0), 200, 32)
+    kinds = Counter()
+    for i in range(0, 200, 2):
+        words, swapped = captions[i].split(), captions[i + 1].split()
+        kinds[len(words)] += 1
+        if "left of" in captions[i]:
+            assert swapped == words[5:] + words[3:5] + words[:3]
+        else:
+            assert (words[-1], swapped[-1], swapped[:-1]) == ("left", "right", words[:-1])
+            assert middle(images[i], words[1]) < 12
+            assert middle(images[i + 1], words[1]) > 20
+    assert min(kinds[6], kinds[8]) > 20
+
+
 @pytest.mark.parametrize("colour", list(shapes.COLOURS))
-@pytest.mark.parametrize("shape", shapes.SHAPES)
-def test_an_object_shows_its_colour_where_it_is_put(colour, shape):
+def test_a_ball_shows_its_colour_where_it_is_put(colour):
     canvas = np.zeros((64, 64, 3), np.uint8)
-    shapes.draw(canvas, (colour, shape), (40, 24), 12)
+    shapes.draw(canvas, colour, (40, 24), 12)
     y, x = np.nonzero((canvas == shapes.COLOURS[colour]).all(-1))
-    assert len(x) > 60
-    assert abs(x.mean() - 40) < 2
-    assert abs(y.mean() - 24) < 5
+    assert len(x) == pytest.approx(np.pi * 12**2, rel=0.1)
+    assert abs(x.mean() - 40) < 1
+    assert abs(y.mean() - 24) < 1
 
 
 def test_more_twins_than_pairs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"shapes.twins: 435 is out of range, choose 1 to 434"):
-        list(shapes.render(tmp_path, 10, 435, 0))
+    with pytest.raises(ValueError, match=r"shapes.twins: 66 is out of range, choose 1 to 65"):
+        list(shapes.render(tmp_path, 10, 66, 0))
