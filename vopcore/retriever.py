@@ -63,8 +63,9 @@ class Retriever(nn.Module):
             thaw([clip.logit_scale])
         if precision == "bf16":
             keep_in_bf16(clip)
+        device = clip.logit_scale.device  # where the clip is already, pixels are normalised too
         for name, value in zip(("mean", "std"), normalisation(clip), strict=True):
-            self.register_buffer(name, 255 * value.view(3, 1, 1), persistent=False)
+            self.register_buffer(name, 255 * value.view(3, 1, 1).to(device), persistent=False)
 
     def train(self, mode: bool = True) -> "Retriever":
         """As ever, but nothing drops patches from the frozen CLIP."""
@@ -110,6 +111,10 @@ class Retriever(nn.Module):
         if mask is not None and not mask.any(dim=1).all():
             row = int((~mask.any(dim=1)).nonzero()[0])
             raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
+        return self.compare(text, video, mask)
+
+    def compare(self, text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+        """`similarity` of videos that are known to have a real frame: asking a GPU would stop the host."""
         compare = mean_similarity if self.pooling == "mean" else query_aware_similarity
         with torch.autocast(text.device.type, enabled=False):
             return compare(text.float(), video, mask)

@@ -5,11 +5,14 @@ and workers on several machines would look for each other on their own.
 """
 
 import os
+import socket
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray.util
+import torch
 from ray.train.torch import TorchConfig
 
 
@@ -19,17 +22,39 @@ class Backend(TorchConfig().backend_cls):  # Ray's own, whose name is private
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:  # noqa: ANN401 - Ray's, private
         """Ray calls this on the controller when all workers are there."""
         worker_group.execute(choose_interface)
+        if backend_config.gpu:
+            worker_group.execute(check_gpu)
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
 class OverRaysNetwork(TorchConfig):
-    """Ray's TorchConfig with the Backend above."""
+    """Ray's TorchConfig with the Backend above. gpu: every worker must find one."""
+
+    gpu: bool = False
 
     @property
     def backend_cls(self) -> type[Backend]:
         """Ray asks for it."""
         return Backend
+
+
+def check_gpu() -> None:
+    """Say what is wrong with a worker's GPU before NCCL does in words of its own.
+
+    Raises RuntimeError, with torch's reason: a driver that is too old for it, or no driver.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable:
+        return
+    reasons = [str(warning.message).split(" (Triggered")[0] for warning in caught]
+    reason = " ".join(reasons) or "torch finds no NVIDIA driver"
+    raise RuntimeError(
+        f"{socket.gethostname()}: the GPU cannot be used by torch {torch.__version__}: {reason}; update its"
+        " driver, or install the torch build for the CUDA version of the driver"
+    )
 
 
 def choose_interface() -> None:

@@ -20,6 +20,7 @@ from pipelines import track
 from pipelines.experiment.prepare import DecodedData
 from pipelines.tune.worker import WEIGHTS
 from vopcore.config import MethodRun
+from vopcore.retriever import Precision
 from vopcore.storage import Store
 from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
 
@@ -105,7 +106,8 @@ def log_result(
     track.end_run(store, run_id, tags=facts["tags"])
 
     if data.config.mlflow.model != "none":
-        _log_model(data, store, run, files, run_id, settings)
+        precision = "bf16" if facts["tags"]["precision"] == "bf16" else "fp32"
+        _log_model(data, store, run, files, run_id, settings, precision)
 
 
 def _log_model(
@@ -115,15 +117,16 @@ def _log_model(
     files: ResultFiles,
     run_id: str,
     settings: Mapping[str, Any],
+    precision: Precision,
 ) -> None:
-    """The tuned method, ready to be loaded anywhere."""
+    """The tuned method, ready to be loaded anywhere; precision: what its towers were trained in."""
     config = data.config
     model_settings = ModelSettings(
         **config.clip.model_dump(),
         **config.video.model_dump(include={"frames", "size", "sampler"}),
         stored_frames=config.video.kept,
         seed=config.seed,
-        precision=run.train.precision,
+        precision=precision,
     )
     vectors = None
     if (files.unlogged / VECTORS).is_file():

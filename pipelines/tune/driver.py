@@ -1,7 +1,11 @@
 """Ray Train, seen from the driver: tune one method over the workers, from the last checkpoint if any."""
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import ray
+import ray.actor
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -30,11 +34,13 @@ def tune(
     Raises RunFailedError.
     """
     resources = config.resources
-    with remote_bars(run.name) as mailbox, say_what_is_missing(resources):
-        trainer = TorchTrainer(
+
+    def trainer(mailbox: ray.actor.ActorHandle) -> TorchTrainer:
+        """Goes on from the last checkpoint under this key."""
+        return TorchTrainer(
             work,
             train_loop_config={"task": task, "mailbox": mailbox},
-            torch_config=OverRaysNetwork(timeout_s=TIMEOUT),
+            torch_config=OverRaysNetwork(timeout_s=TIMEOUT, gpu=resources.gpu),
             scaling_config=ScalingConfig(
                 num_workers=(resources.workers, resources.max_workers)
                 if resources.max_workers
@@ -45,21 +51,48 @@ def tune(
             run_config=ray.train.RunConfig(
                 name=key,
                 storage_path=below(config.storage or config.output, "runs"),
-                failure_config=FailureConfig(max_failures=resources.max_failures),
+                failure_config=FailureConfig(max_failures=0),  # `_fit` counts them
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 callbacks=[Curves(store, run_id)],
             ),
         )
-        try:
-            result = trainer.fit()
-        except TrainingFailedError as error:
-            raise RunFailedError(f"{run.name}: {_last_line(error)}") from error
-        except SystemExit:  # Ray's answer to Ctrl-C, with code 0
-            raise KeyboardInterrupt from None
+
+    with remote_bars(run.name) as mailbox, say_what_is_missing(resources):
+        result = _fit(lambda: trainer(mailbox), run.name, resources.max_failures)
     if "error" in result.return_value:
         kept = f"; the last checkpoint before it is {result.checkpoint.path}" if result.checkpoint else ""
         raise RunFailedError(f"{run.name}: {result.return_value['error']}{kept}")
     return result.return_value | {"checkpoint": result.checkpoint}
+
+
+def _fit(trainer: Callable[[], TorchTrainer], name: str, max_failures: int) -> ray.train.Result:
+    """Train to the end, with at most `max_failures` restarts after failures of the code.
+
+    A machine that is gone (a spot instance, a node that lost its power) is no failure of the code: a long run
+    sees many. Raises RunFailedError.
+    """
+    failures = 0
+    while True:
+        machines = _machines()
+        try:
+            return trainer().fit()
+        except SystemExit:  # Ray's answer to Ctrl-C, with code 0
+            raise KeyboardInterrupt from None
+        except TrainingFailedError as error:
+            reason = _last_line(error)
+            if machines - _machines():
+                print(f"{name}: a machine is gone; going on from the last checkpoint", file=sys.stderr)
+                continue
+
+            failures += 1
+            if failures > max_failures:
+                raise RunFailedError(f"{name}: {reason}") from error
+            print(f"{name}: failed ({reason}); restart {failures} of {max_failures}", file=sys.stderr)
+
+
+def _machines() -> set[str]:
+    """The nodes that are alive now."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _last_line(error: TrainingFailedError) -> str:

@@ -1,8 +1,11 @@
 """What each Ray Train worker runs: build, attach, go on from the last checkpoint, train, embed, measure."""
 
+import math
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +21,20 @@ from ray.train.torch import get_device, prepare_model
 from pipelines.tune.evaluate import SplitEvaluator
 from vopcore import clip as clips
 from vopcore.config import MethodRun, RunConfig
+from vopcore.config.sections import interval_seconds
 from vopcore.methods import save_tuned, tune
 from vopcore.metrics.names import CURVES
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 from vopcore.storage import ShardCache, below
+from vopcore.training import memory, precision
 from vopcore.training import prefix_cache as prefix
 from vopcore.training.batches import TrainingBatches
 from vopcore.training.trainer import DivergedError, Step, Tuner, peak_memory
+from vopcore.training.transfer import moved_to
 
 STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
+ASK_EVERY = 16  # steps between two looks of several workers at rank 0's clock
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,10 @@ def work(loop: dict[str, Any]) -> dict[str, Any]:
         return Worker(loop["task"], loop["mailbox"]).run()
     except (DivergedError, ValueError) as error:
         return {"error": str(error)}
+    except torch.OutOfMemoryError as error:
+        return {"error": f"the GPU's memory is too small ({first_sentence(error)}): {memory.WAYS_OUT}"}
+    except MemoryError as error:
+        return {"error": f"the memory is too small: {error}"}
 
 
 class Worker:
@@ -59,23 +70,33 @@ class Worker:
 
     def __init__(self, task: Task, mailbox: Any) -> None:  # noqa: ANN401 - a handle of Ray's
         context = ray.train.get_context()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.task, self.config, self.settings = task, task.config, task.run.train
-        self._mailbox, self._began = mailbox, time.perf_counter()
+        self.rank = context.get_world_rank()
+        self.workers = context.get_world_size()
+        self.task = task
+        self.config = task.config
+        self.settings = task.run.train
+        self.device = get_device()
+        self._mailbox = mailbox
+        self._began = time.perf_counter()
+
         torch.set_num_threads(self.config.resources.cpus_per_worker)  # whatever the machine's own setting
         torch.manual_seed(self.config.seed)  # the method's own initial values
         clip = clips.load(self.config.clip.model, self.config.clip.pretrained)
         clip.requires_grad_(False)
-        gpu = torch.cuda.get_device_name() if get_device().type == "cuda" else "none"
+        chosen = precision.resolve(self.settings.precision, self.device)
+        gpu = torch.cuda.get_device_name() if self.device.type == "cuda" else "none"
         self.tags = {
             "gpu": gpu,
+            "precision": chosen,
             "activation": clips.activation(clip),
             "backbone_hash": clips.frozen_hash(clip),
         }
+        self._say(f"computes in {chosen} on {'the CPU' if gpu == 'none' else gpu}")
+
         tune(clip, task.run.method, self.config.video.frames)
-        self.retriever = Retriever(
-            clip, task.run.pooling, self.settings.learn_logit_scale, self.settings.precision
-        ).to(get_device())
+        learn_scale = self.settings.learn_logit_scale
+        towers = precision.apply(chosen)
+        self.retriever = Retriever(clip, task.run.pooling, learn_scale, towers).to(self.device)
         self.tokenize = clips.tokenizer(clip, self.config.clip.words)
         self.cache = ShardCache(**self.config.resources.cache.model_dump())
         self.shards = Shards(task.shards, self.cache)
@@ -102,7 +123,7 @@ class Worker:
             for name, number in result.numbers.items():
                 metrics[name if split == "test" else f"{split}/{name}"] = number
         metrics["seconds/total"] = time.perf_counter() - self._began
-        metrics["memory/peak_mb"] = peak_memory(get_device()) / 2**20  # of its GPU, else of this process
+        metrics["memory/peak_mb"] = peak_memory(self.device) / 2**20  # of its GPU, else of this process
         done = {"steps": steps, "metrics": metrics, "tags": self.tags, "predictions": result.predictions}
         wanted = self.rank == 0 and self.config.mlflow.model == "search"
         return done | ({"gallery": result.videos} if wanted else {})
@@ -125,14 +146,19 @@ class Worker:
             augment=settings.augment,
             rank=self.rank,
             workers=self.workers,
+            pin=self.device.type == "cuda",
         )
+        micro_batch = self._micro_batch(batches)
         model = prepare_model(self.retriever) if self.workers > 1 else self.retriever
-        tuner = Tuner(self.retriever, settings, batches.steps_per_epoch, self.config.seed, model)
+        tuner = Tuner(self.retriever, settings, batches.steps_per_epoch, self.config.seed, model, micro_batch)
         spent, checkpoint = 0.0, ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 tuner.load(Path(folder) / STATE)
                 spent = float((Path(folder) / SECONDS).read_text())
+            total = settings.epochs * tuner.steps_per_epoch
+            workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
+            self._say(f"going on from step {tuner.steps_done} of {total} with {workers}")
         spent = self._steps(tuner, batches, spent)
         seconds = {"seconds/tune": spent} | ({"seconds/prefix": there} if source is not self.shards else {})
         return tuner.steps_done, seconds
@@ -140,20 +166,57 @@ class Worker:
     def _steps(self, tuner: Tuner, batches: TrainingBatches, spent: float) -> float:
         """All steps that are left, with a checkpoint and the curves up to it now and then."""
         total = self.settings.epochs * tuner.steps_per_epoch
-        every = self.settings.checkpoint_every or tuner.steps_per_epoch
+        is_due = CheckpointClock(self.settings.checkpoint_every, tuner.steps_per_epoch, total)
         watch = self.config.evaluate.each_epoch and "val" in self.splits
         curves: list[tuple[int, dict[str, float]]] = []
+
         while tuner.steps_done < total:
             for step in tuner.epoch(batches):
-                spent += step.wait + step.seconds
-                self._tell("tune", "steps", step.number, total, f"loss {step.loss:.3f}")
-                curves.append((step.number, _numbers(step, self.settings.batch_size)))
-                if watch and step.number % tuner.steps_per_epoch == 0 and step.number < total:
-                    curves.append((step.number, self._val_curves()))
-                if step.number % every == 0 or step.number == total:
+                # A checkpoint holds all steps that the tuner has taken: the numbers of the last one too.
+                due = is_due(tuner.steps_done)
+                steps = [step, *(tuner.flush() if due else ())]
+                for told in steps:
+                    spent += told.wait + told.seconds
+                    self._tell("tune", "steps", told.number, total, f"loss {told.loss:.3f}")
+                    curves.append((told.number, _numbers(told, self.settings.batch_size)))
+
+                last = steps[-1].number
+                if watch and last % tuner.steps_per_epoch == 0 and last < total:
+                    curves.append((last, self._val_curves()))
+                if due:
                     self._report(curves, tuner, spent)
                     curves = []
         return spent
+
+    def _micro_batch(self, batches: TrainingBatches) -> int | None:
+        """Videos that hold activations at once: as the settings say, or as many as the GPU has room for."""
+        setting = self.settings.micro_batch
+        if self.device.type != "cuda":
+            return None if setting == "auto" else setting
+
+        with closing(batches.epoch(0)) as reading:
+            first = next(reading)
+        like = moved_to(first, self.retriever.clip, self.device)
+        needs = memory.estimate(self.retriever.train(), like)
+        videos = len(first.videos)
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        chosen = setting
+        if setting == "auto":
+            chosen = self._least(needs.micro_batch(videos, int(memory.USABLE * total)) or videos)
+            chosen = None if chosen >= videos else chosen
+
+        peak = needs.bytes(min(chosen or videos, videos)) / 2**30
+        at_once = "" if chosen is None else f", with the activations of {chosen} at a time (micro_batch)"
+        self._say(f"a batch of {videos} needs about {peak:.1f} of {total / 2**30:.1f} GiB{at_once}")
+        return chosen
+
+    def _least(self, number: int) -> int:
+        """The least of all workers' numbers: they must do the same."""
+        if self.workers == 1:
+            return number
+        least = torch.tensor(number, device=self.device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
 
     def _source(self) -> Shards | prefix.Prefix:
         """Where to read training frames from: the shards, or with `prefix_cache` what the frozen blocks make
@@ -211,9 +274,54 @@ class Worker:
             checkpoint = Checkpoint.from_directory(folder) if self.rank == 0 else None
             ray.train.report({"curves": curves}, checkpoint=checkpoint)
 
+    def _say(self, line: str) -> None:
+        """One line of the log."""
+        if self.rank == 0:
+            print(f"{self.task.run.name}: {line}", file=sys.stderr, flush=True)
+
     def _tell(self, what: str, unit: str, done: int, total: int, words: str) -> None:
         if self.rank == 0:
             self._mailbox.put.remote(what, unit, done, total, words)
+
+
+class CheckpointClock:
+    """Says after which steps a checkpoint is due; the same on every worker.
+
+    every: a number of steps, or a time such as `5min` beside the end of each epoch, or None for each epoch.
+    """
+
+    def __init__(self, every: int | str | None, steps_per_epoch: int, total: int) -> None:
+        self._steps = every if isinstance(every, int) else steps_per_epoch
+        self._seconds = interval_seconds(every) if isinstance(every, str) else math.inf
+        self._total = total
+        self._last = time.monotonic()
+
+    def __call__(self, steps_done: int) -> bool:
+        """Whether to save now."""
+        due = steps_done % self._steps == 0 or steps_done == self._total or self._time_is_up(steps_done)
+        if due:
+            self._last = time.monotonic()
+        return due
+
+    def _time_is_up(self, steps_done: int) -> bool:
+        if self._seconds == math.inf:
+            return False
+        is_up = time.monotonic() - self._last >= self._seconds
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return is_up
+
+        # Clocks differ: rank 0 decides for all, and not after every step, as asking stops the GPUs.
+        if steps_done % ASK_EVERY:
+            return False
+        device = get_device()
+        answer = torch.tensor(int(is_up), device=device)
+        dist.broadcast(answer, src=0)
+        return bool(answer)
+
+
+def first_sentence(error: Exception) -> str:
+    """What an error says first."""
+    return str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
 
 
 def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from vopcore.clip.encode import (
     prefix_hash,
     prefix_shape,
     set_grad_checkpointing,
+    text_length,
 )
 from vopcore.clip.frozen import (
     Tuning,
@@ -59,6 +60,7 @@ __all__ = [
     "set_grad_checkpointing",
     "share",
     "stop_dropping",
+    "text_length",
     "thaw",
     "tokenizer",
     "tokenizer_name",

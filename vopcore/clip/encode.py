@@ -24,6 +24,12 @@ def encode_text(clip: nn.Module, tokens: Tensor) -> Tensor:
     return text_tower(clip).encode(tokens)
 
 
+def text_length(clip: nn.Module, tokens: Tensor, multiple: int = 1) -> int:
+    """Positions of tokens Int [N, L] that a batch must be read to: its longest text, up to a `multiple`."""
+    longest = text_tower(clip).longest(tokens)
+    return min(-(-longest // multiple) * multiple, tokens.shape[1])
+
+
 def encode_video(clip: nn.Module, frames: Tensor, mask: Tensor | None) -> Tensor:
     """frames Float [B, F, 3, H, W], normalised; mask Bool [B, F] of real frames -> features [B, F, D]."""
     x = vision_tower(clip).embed(frames.flatten(0, 1))

@@ -228,8 +228,8 @@ class OpenClipText(OpenClipTower, TextTower):
         """ids Int [N, L] -> features [N, D]. Where what follows the end token is not seen, a batch costs in
         training its longest text; a tower that reads its padding gets all of it.
         """
-        if self.clip.training and self.can_be_trimmed and not ids.is_meta:
-            ids = self._trimmed(ids)
+        if self.clip.training and ids.device.type == "cpu":  # asking a GPU would stop the host
+            ids = ids[:, : self.longest(ids)]
 
         tokens = self._embed(ids)
         for block in self.blocks:
@@ -247,11 +247,12 @@ class OpenClipText(OpenClipTower, TextTower):
         """The last norm and the projection."""
         return parameters_of([self.text.ln_final, self.text.text_projection])
 
-    def _trimmed(self, ids: Tensor) -> Tensor:
-        """Without the columns behind the last end token."""
+    def longest(self, ids: Tensor) -> int:
+        """Positions up to the last end token, where what follows it is not seen."""
+        if not self.can_be_trimmed:
+            return ids.shape[1]
         is_end = ids if self.pool_type == "argmax" else (ids == self.eos_id).int()
-        longest = int(is_end.argmax(dim=-1).max()) + 1
-        return ids[:, :longest]
+        return int(is_end.argmax(dim=-1).max()) + 1
 
     def _embed(self, ids: Tensor) -> Tokens:
         text = self.text

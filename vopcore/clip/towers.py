@@ -178,6 +178,10 @@ class TextTower(Tower):
     def encode(self, ids: Tensor) -> Tensor:
         """ids Int [N, L], L <= context length -> features [N, D], not normalised."""
 
+    def longest(self, ids: Tensor) -> int:
+        """How many of the L positions must be read: all, where what follows the text is seen."""
+        return ids.shape[1]
+
 
 class Towers(NamedTuple):
     """Both towers of one CLIP, and the longest text it reads (tokens, start and end included)."""

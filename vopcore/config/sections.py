@@ -53,6 +53,24 @@ def _share(value: object) -> object:
         return value  # the type's own check says what is wrong
 
 
+INTERVAL = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h)")
+UNITS = {"s": 1, "min": 60, "h": 3600}  # seconds
+
+
+def interval_seconds(text: str) -> float:
+    """`5min` is 300. Raises ValueError for what is no time."""
+    matched = INTERVAL.fullmatch(text.strip())
+    if matched is None:
+        raise ValueError(f"must be a number of steps, or a time such as 30s, 5min or 1h; got {text}")
+    number, unit = matched.groups()
+    return float(number) * UNITS[unit]
+
+
+def _interval(text: str) -> str:
+    interval_seconds(text)
+    return text
+
+
 def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"must be a finite number, got {value}")
@@ -85,6 +103,7 @@ Label = Annotated[str, AfterValidator(_label)]
 Name = Annotated[Label, AfterValidator(_not_empty)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 Finite = Annotated[float, AfterValidator(_finite)]
+Interval = Annotated[str, AfterValidator(_interval)]
 Positive = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[Finite, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -207,12 +226,22 @@ class Train(Section):
     a video."""
     learn_logit_scale: bool = False
     """Whether CLIP's temperature is tuned too."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the towers, also when they are measured; parameters and similarities stay in fp32."""
-    micro_batch: Positive | None = None
-    """Videos of a worker that hold activations at once; null: all of its batch."""
-    checkpoint_every: Positive | None = None
-    """Steps between checkpoints; null: one after each epoch."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Loss: softmax over the batch in both directions (CLIP), or a sigmoid per pair (SigLIP; needs a model
+    with a logit_bias)."""
+    mask_duplicates: bool = False
+    """Whether pairs of a batch that share their caption's text or their video are not negatives."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Precision of the towers, also when they are measured; parameters and similarities stay in fp32. auto:
+    bf16 on a GPU of compute capability 8.0 or more, else fp32."""
+    micro_batch: Positive | Literal["auto"] | None = "auto"
+    """Videos of a worker that hold activations at once; auto: as many as the GPU's memory has room for; null:
+    all of its batch."""
+    compile: bool = False
+    """Whether torch compiles the towers' blocks: minutes at the start, then fewer passes over memory."""
+    checkpoint_every: Positive | Interval | None = "5min"
+    """Steps between checkpoints (200); or time between them (30s, 5min, 1h), beside those after each epoch;
+    null: only those after each epoch."""
     prefix_cache: Literal["bf16", "fp32"] | None = None
     """Precision in which the input of the first tuned vision block is kept between epochs; null: not kept."""
     grad_checkpointing: bool = False

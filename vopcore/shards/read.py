@@ -87,8 +87,10 @@ class Shards:
         shard = self._index.shards[self._index.value("shard", position)]
         return shard.sha256, self._index.value("row", position)
 
-    def frames(self, video: str, indices: list[int] | None = None) -> np.ndarray:
-        """The stored frames of a video, uint8 [F, size, size, 3], or those at `indices`.
+    def frames(
+        self, video: str, indices: list[int] | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The stored frames of a video, uint8 [F, size, size, 3], or those at `indices`; into `out` if given.
 
         All frames of a raw shard are a read-only view of the file. A failed video has none: [0, size,
         size, 3]. Raises KeyError for a video that is not committed.
@@ -100,7 +102,7 @@ class Shards:
 
         file = FileName(arrow_name(shard.number), shard.sha256)
         batch = self._files.batch(file, self._index.value("row", position))
-        return shard.layout.pixels(batch, indices)
+        return shard.layout.pixels(batch, indices, out)
 
     def prefetch(self, videos: Iterable[str]) -> None:
         """Begin to fetch the shards of videos that will be read soon; returns at once."""

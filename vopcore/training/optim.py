@@ -16,28 +16,29 @@ def build(
     eps: float = 1e-6,
     no_decay: tuple[str, ...] = (),
 ) -> torch.optim.AdamW:
-    """AdamW over named parameters (`tuned(clip).items()`).
+    """AdamW over named parameters (`tuned(clip).items()`); on a GPU its fused kernel.
 
     no_decay: parameters whose name contains one of these words are not decayed: `("bias",)` as
     Cross-Modal Adapter, `("bias", "prompts")` for prompts too, () for decay everywhere as VoP. AdamW
     always corrects its bias: the released Cross-Modal Adapter's BertAdam does not, and no optimizer that
     torch keeps does. Raises ValueError if there is nothing to train.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in parameters:
-        groups[not any(word in name for word in no_decay)].append(parameter)
-    if not any(groups.values()):
+        group = kept if any(word in name for word in no_decay) else decayed
+        group.append(parameter)
+
+    groups = []
+    if decayed:
+        groups.append({"params": decayed, "weight_decay": weight_decay})
+    if kept:
+        groups.append({"params": kept, "weight_decay": 0.0})
+    if not groups:
         raise ValueError("nothing to train: the method tunes no parameter")
-    return torch.optim.AdamW(
-        [
-            {"params": group, "weight_decay": weight_decay if decayed else 0.0}
-            for decayed, group in groups.items()
-            if group
-        ],
-        lr=lr,
-        betas=betas,
-        eps=eps,
-    )
+
+    on_gpu = all(parameter.is_cuda for parameter in (*decayed, *kept))
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=on_gpu or None)
 
 
 def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1) -> LambdaLR:
@@ -53,6 +54,7 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1) 
     def factor(step: int) -> float:
         if step < rising:
             return step / rising
-        return (1 + math.cos(math.pi * min(1, (step - rising) / (steps - rising)))) / 2
+        share = min(1, (step - rising) / (steps - rising))
+        return (1 + math.cos(math.pi * share)) / 2
 
     return LambdaLR(optimizer, factor)

@@ -18,6 +18,7 @@ from vopcore.config import fingerprint
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 from vopcore.shards.readers import ArrowFiles, FileName
+from vopcore.shards.schema import pick
 from vopcore.storage import ShardCache, Store, below, file_sha256
 
 Kept = Literal["bf16", "fp32"]
@@ -128,11 +129,14 @@ class Prefix:
         """How many frames of a video are kept: all that are stored."""
         return len(self._frames(video))
 
-    def frames(self, video: str, indices: list[int] | None = None) -> np.ndarray:
-        """What is kept of the frames at `indices`, or of all: [F, L, D], as the bits of bf16 or float32."""
+    def frames(
+        self, video: str, indices: list[int] | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What is kept of the frames at `indices`, or of all: [F, L, D], as the bits of bf16 or float32; into
+        `out`, if given."""
         kept = self._frames(video)
         frames = kept.storage.flatten().to_numpy().reshape(-1, *kept.type.shape)  # a view of the file
-        return frames if indices is None else frames[indices]
+        return pick(frames, indices, out)
 
     @staticmethod
     def tensor(frames: np.ndarray) -> torch.Tensor:

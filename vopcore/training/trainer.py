@@ -5,11 +5,12 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vopcore.clip import set_grad_checkpointing
 from vopcore.config import Train
@@ -17,6 +18,8 @@ from vopcore.retriever import Retriever
 from vopcore.training import optim
 from vopcore.training.batches import Batch, TrainingBatches
 from vopcore.training.gradients import backward
+from vopcore.training.loss import loss_of, pair_numbers
+from vopcore.training.transfer import moved_to, on_device
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP itself was trained (Radford et al. 2021, section 2.5)
 
@@ -41,10 +44,38 @@ class Step:
     memory: int
 
 
+class Reading:
+    """Loss and gradient norm of a step, on their way from the device; `values` waits for them."""
+
+    def __init__(self, number: int, lr: float, videos: list[str], loss: Tensor, norm: Tensor) -> None:
+        self.number = number
+        self.lr = lr
+        self._videos = videos
+        self._event: torch.cuda.Event | None = None
+        both = torch.stack([loss.float(), norm.float()])
+        self._both = both.to("cpu", non_blocking=True)
+        if both.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def values(self) -> tuple[float, float]:
+        """Raises DivergedError if the step was not taken, and none after it."""
+        if self._event is not None:
+            self._event.synchronize()
+        loss, norm = self._both.tolist()
+        if math.isfinite(loss) and norm < EXPLODED:  # NaN is not less either
+            return loss, norm
+        raise DivergedError(
+            f"step {self.number}: loss {loss:g}, gradient norm {norm:g}, learning rate {self.lr:g},"
+            f" on videos {', '.join(self._videos)}"
+        )
+
+
 class Tuner:
     """The tuned tensors of a retriever, their optimizer and how far it has come.
 
-    `model` is the retriever or its DistributedDataParallel wrapper.
+    `model` is the retriever or its DistributedDataParallel wrapper. micro_batch: as `settings` has it, or
+    what `auto` has come to.
     """
 
     def __init__(
@@ -54,10 +85,19 @@ class Tuner:
         steps_per_epoch: int,
         seed: int,
         model: nn.Module | None = None,
+        micro_batch: int | None = None,
     ) -> None:
-        self.retriever, self.model, self._settings, self._seed = retriever, model or retriever, settings, seed
+        self.retriever = retriever
+        self.model = model or retriever
+        self._settings = settings
+        self._seed = seed
+        self._device = retriever.mean.device
+        if micro_batch is None and settings.micro_batch != "auto":
+            micro_batch = settings.micro_batch
+        self.micro_batch = micro_batch
+
         set_grad_checkpointing(retriever.clip, settings.grad_checkpointing)
-        self.tuned = {n: p for n, p in retriever.named_parameters() if p.requires_grad}
+        self.tuned = {name: p for name, p in retriever.named_parameters() if p.requires_grad}
         self._optimizer = optim.build(
             self.tuned.items(),
             settings.lr,
@@ -67,24 +107,48 @@ class Tuner:
             () if settings.decay_biases_and_prompts else ("bias", "prompts"),
         )
         self._schedule = optim.schedule(self._optimizer, settings.epochs * steps_per_epoch, settings.warmup)
-        self.steps_per_epoch, self.steps_done = steps_per_epoch, 0
+        self.steps_per_epoch = steps_per_epoch
+        self.steps_done = 0
+
+        # 1 from the first step on that has diverged: the fused optimizer then leaves everything as it is, and
+        # the host need not wait to see it.
+        self._diverged = torch.zeros((), device=self._device)
+        self._unread: Reading | None = None  # of the last step, while the GPU is at it
+        self._told_at = 0.0  # when the last Step was given out
+        self._waited = 0.0  # seconds for data since then
 
     @property
     def epochs_done(self) -> int:
         return self.steps_done // self.steps_per_epoch
 
     def epoch(self, batches: TrainingBatches) -> Iterator[Step]:
-        """Train to the end of the epoch that `steps_done` is in."""
+        """Train to the end of the epoch that `steps_done` is in.
+
+        On a GPU each Step comes when the next one is under way; `flush` gives the last one.
+        Raises DivergedError.
+        """
         epoch, start = divmod(self.steps_done, self.steps_per_epoch)
         self.model.train()
-        asked = time.perf_counter()
-        for batch in batches.epoch(epoch, start):
-            began = time.perf_counter()
-            loss, norm, lr = self.step(batch)
-            done = time.perf_counter()
-            memory = peak_memory(self.retriever.mean.device)
-            yield Step(self.steps_done, loss, norm, lr, done - began, began - asked, memory)
-            asked = time.perf_counter()
+        self._told_at = time.perf_counter()
+        asked_at = self._told_at
+        for batch in on_device(batches.epoch(epoch, start), self.retriever.clip, self._device):
+            self._waited += time.perf_counter() - asked_at
+            reading = self._launch(batch)
+
+            # On a GPU what is read now are the numbers of the step before, while it is at this one.
+            if self._is_late:
+                reading, self._unread = self._unread, reading
+            if reading is not None:
+                yield self._tell(reading)
+                self._told_at = time.perf_counter()
+            asked_at = time.perf_counter()
+        yield from self.flush()
+
+    def flush(self) -> Iterator[Step]:
+        """The Step that is still to come, if one is: all up to `steps_done` are told then."""
+        reading, self._unread = self._unread, None
+        if reading is not None:
+            yield self._tell(reading)
 
     def step(self, batch: Batch) -> tuple[float, float, float]:
         """One optimizer step: loss of the global batch, gradient norm before clipping, learning rate.
@@ -92,23 +156,60 @@ class Tuner:
         Raises:
             DivergedError: the loss is NaN or infinite, or the gradient has exploded; nothing was changed.
         """
+        if self._device.type == "cuda" and not batch.frames.is_cuda:
+            batch = moved_to(batch, self.retriever.clip, self._device)
+        reading = self._launch(batch)
+        loss, norm = reading.values()
+        return loss, norm, reading.lr
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether a step's numbers are read when the next one is under way."""
+        return self._device.type == "cuda"
+
+    def _launch(self, batch: Batch) -> Reading:
+        """Start one step; nothing of it waits for a GPU."""
         seed = (self._seed, self.steps_done)  # of dropout: the same after a restart
         self._optimizer.zero_grad(set_to_none=True)
-        loss = backward(self.model, self.retriever, batch, self._settings.micro_batch, seed)
+        identity = None
+        if self._settings.mask_duplicates:
+            identity = pair_numbers(batch.videos, batch.captions).to(self._device, non_blocking=True)
+        loss = backward(
+            self.model,
+            self.retriever,
+            batch,
+            self.micro_batch,
+            seed,
+            partial(loss_of, self._settings.loss, identity=identity),
+        )
         limit = self._settings.clip_grad or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.tuned.values(), limit)
-        lr = self._schedule.get_last_lr()[0]
-        if not (loss.isfinite() and norm < EXPLODED):  # NaN is not less either
-            raise DivergedError(
-                f"step {self.steps_done + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, learning"
-                f" rate {lr:g}, on videos {', '.join(batch.videos)}"
-            )
+        foreach = True if self._is_late else None  # few kernels for all tensors
+        norm = nn.utils.clip_grad_norm_(self.tuned.values(), limit, foreach=foreach)
+        reading = Reading(self.steps_done + 1, self._schedule.get_last_lr()[0], batch.videos, loss, norm)
+
+        if self._is_late:
+            is_healthy = loss.isfinite() & (norm < EXPLODED)
+            self._diverged = torch.where(is_healthy, self._diverged, 1.0)
+            self._optimizer.found_inf = self._diverged  # as GradScaler tells it: skip the update
+        else:
+            reading.values()
         self._optimizer.step()
         self._schedule.step()
-        if (scale := self.retriever.clip.logit_scale).requires_grad:
+
+        scale = self.retriever.clip.logit_scale
+        if scale.requires_grad:
             scale.data.clamp_(max=MAX_LOGIT_SCALE)
         self.steps_done += 1
-        return loss.item(), norm.item(), lr
+        return reading
+
+    def _tell(self, reading: Reading) -> Step:
+        """What is told of a step; its time is that since the last one was told."""
+        loss, norm = reading.values()
+        now = time.perf_counter()
+        wait, self._waited = self._waited, 0.0
+        seconds = now - self._told_at - wait
+        self._told_at = now
+        return Step(reading.number, loss, norm, reading.lr, seconds, wait, peak_memory(self._device))
 
     def save(self, path: Path) -> None:
         """Write tuned tensors, optimizer and place: all that a restart needs."""
@@ -124,7 +225,8 @@ class Tuner:
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""
-        state: dict[str, Any] = torch.load(path, map_location=self.retriever.mean.device, weights_only=True)
+        # To the CPU first: the optimizer moves what belongs on the device, and its step counts may not.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in self.tuned.items():
                 parameter.copy_(state["tuned"][name])

@@ -1,0 +1,33 @@
+"""Which precision a machine computes a training run in."""
+
+from typing import Literal
+
+import torch
+
+from vopcore.retriever import Precision
+
+PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16"]
+BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 and tf32 products
+
+
+def resolve(setting: PrecisionSetting, device: torch.device) -> PrecisionSetting:
+    """`auto` as what this device is good at: bf16 on a GPU of compute capability 8.0 or more, else fp32.
+
+    Older GPUs have neither bf16 nor tf32 products.
+    """
+    if setting != "auto":
+        return setting
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
+        return "bf16"
+    return "fp32"
+
+
+def apply(resolved: PrecisionSetting) -> Precision:
+    """Set up this process for a precision; returns that of the towers, for a `Retriever`.
+
+    tf32 is fp32 whose products round their factors to 10 bits, a setting of the whole process.
+    """
+    allowed = resolved == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+    return "bf16" if resolved == "bf16" else "fp32"
