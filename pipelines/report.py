@@ -89,7 +89,12 @@ class ReportSection:
 
 def report(stores: Sequence[track.RunStore], out: Path) -> list[Path]:
     """Write everything about the experiments to `out`; the page comes first. Raises track.StoreError."""
-    found = [(run, store) for store in stores for run in track.runs(store) if "kind" not in run.tags]
+    found = [
+        (track.with_all_metrics(store, run), store)
+        for store in stores
+        for run in track.runs(store)
+        if "kind" not in run.tags
+    ]
     home = {run.id: store for run, store in found}
     cells, left_out = summarize([run for run, _ in found])
     names = ", ".join(store.experiment for store in stores)

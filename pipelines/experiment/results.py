@@ -96,7 +96,7 @@ def log_result(
     """Bring a finished run to MLflow and end it there; the model comes last, as some servers take none."""
     run_id = result.run_id
     facts = json.loads((files.unlogged / FACTS).read_text())
-    track.log_metrics(store, run_id, result.metrics, facts["steps"])  # the curves end here
+    track.log_results(store, run_id, result.metrics, facts["steps"])  # the curves end here
 
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / track.PREDICTIONS

@@ -5,7 +5,7 @@ not take is kept in files (`journal`) and delivered later; it never ends a run.
 """
 
 from pipelines.track.journal import waiting
-from pipelines.track.read import TrackedRun, curve, fetch, runs
+from pipelines.track.read import TrackedRun, curve, fetch, runs, with_all_metrics
 from pipelines.track.store import (
     RunStore,
     ServerAwayError,
@@ -28,6 +28,8 @@ from pipelines.track.write import (
     log_files,
     log_metrics,
     log_model,
+    log_results,
+    log_training,
     start_run,
     watch_machine,
 )
@@ -54,6 +56,8 @@ __all__ = [
     "log_files",
     "log_metrics",
     "log_model",
+    "log_results",
+    "log_training",
     "one_line",
     "open_or_wait",
     "open_store",
@@ -63,4 +67,5 @@ __all__ = [
     "store_uri",
     "waiting",
     "watch_machine",
+    "with_all_metrics",
 ]

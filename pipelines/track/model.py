@@ -3,6 +3,7 @@
 Made of MlflowClient's pieces: `mlflow.pyfunc.log_model` wants a global URI and the run of this thread.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -28,6 +31,8 @@ SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", name, required=False) for name in ("caption", "video")]),
     params=ParamSchema([ParamSpec("top_k", "long", 0)]),  # videos to rank for a caption; 0: vectors
 )
+BEST = "best"  # the alias in MLflow's registry
+CHOSEN_BY = ("val/t2v/R1", "t2v/R1")
 HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1", "params/trainable")  # shown beside the model
 
 
@@ -59,6 +64,43 @@ def upload_model(client: MlflowClient, run_id: str, value: Mapping[str, Any]) ->
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     client.log_batch(run_id, metrics=_headlines(client, run_id, model.model_id))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    register_best(client, run_id, model.model_id)
+
+
+def register_best(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """Make the model a version of the registered model of its experiment, and `best` if it is.
+
+    The best is told by R@1 on the val split; without one by that on the test split, and the tag `chosen_by`
+    says so. `models:/NAME@best` loads it.
+    """
+    run = client.get_run(run_id)
+    name = registered_name(client.get_experiment(run.info.experiment_id).name)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+    chosen_by = CHOSEN_BY[0] if CHOSEN_BY[0] in run.data.metrics else CHOSEN_BY[1]
+    recall = run.data.metrics.get(chosen_by, 0.0)
+    tags = {"method": run.data.tags.get("method", ""), "chosen_by": chosen_by, "recall": str(recall)}
+    version = client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+
+    best = _best_version(client, name)
+    if best is None or recall > float(best.tags.get("recall", "-1")):
+        client.set_registered_model_alias(name, BEST, version.version)
+
+
+def registered_name(experiment: str) -> str:
+    """MLflow's registry takes no `/` and no `:` in a name."""
+    return re.sub(r"[/:]", "_", experiment)
+
+
+def _best_version(client: MlflowClient, name: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, BEST)
+    except MlflowException:  # no version has the alias yet
+        return None
 
 
 def _entry(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a LoggedModel

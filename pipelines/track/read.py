@@ -1,10 +1,13 @@
 """Runs as they stand in MLflow, for reports."""
 
+import json
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.track.store import RunStore, one_line
+from pipelines.track.results import ALL_METRICS
+from pipelines.track.store import RunStore, StoreError, one_line
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ def runs(store: RunStore) -> list[TrackedRun]:
         )
         for run in sorted(found, key=lambda run: run.info.start_time)
     ]
+
+
+def with_all_metrics(store: RunStore, run: TrackedRun) -> TrackedRun:
+    """The run with every number it measured, not only those that MLflow shows."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = fetch(store, run.id, ALL_METRICS, Path(folder))
+            return replace(run, metrics={**run.metrics, **json.loads(file.read_text())})
+        except (StoreError, ValueError):  # a run of an older version, or a store whose artifacts are gone
+            return run
 
 
 def curve(store: RunStore, run_id: str, metric: str) -> list[tuple[int, float]]:

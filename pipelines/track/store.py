@@ -145,3 +145,5 @@ def _settle() -> None:
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow"):  # a page of migration messages on a new store
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Traces each error of the database, such as a full disk, over pages; `one_line` says it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from pipelines.command.secrets import without_secrets
 from pipelines.track.journal import Journal, waiting
 from pipelines.track.model import upload_model, write_model
+from pipelines.track.results import ALL_METRICS, CURVES, describe, shown_metrics
 from pipelines.track.store import RunStore, ServerAwayError, StoreError, one_line, open_store
 
 BATCH = 1000  # the most metrics MLflow takes at once
@@ -52,6 +53,30 @@ def log_metrics(store: RunStore, run_id: str, metrics: Mapping[str, float], step
     log_curves(store, run_id, [(step, metrics)])
 
 
+def log_results(store: RunStore, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+    """Log what a run measured: what matters as metrics, rounded, all of it in ALL_METRICS, and in words."""
+    log_metrics(store, run_id, shown_metrics(metrics), step)
+    exact = {name: float(number) for name, number in metrics.items()}
+    _log_text(store, run_id, ALL_METRICS, json.dumps(exact, indent=1))
+    _log(store, run_id, "describe", exact)
+
+
+def log_training(store: RunStore, run_id: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    """Log the (step, numbers) pairs of an epoch: CURVES as metrics, the others as a file of JSON lines."""
+    shown = [(step, {name: numbers[name] for name in CURVES if name in numbers}) for step, numbers in points]
+    log_curves(store, run_id, shown)
+    if points:
+        lines = [json.dumps({"step": step, **numbers}) for step, numbers in points]
+        _log_text(store, run_id, f"from_step_{points[0][0]:06}.jsonl", "\n".join(lines) + "\n", "curves")
+
+
+def _log_text(store: RunStore, run_id: str, name: str, text: str, folder: str | None = None) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / name
+        file.write_text(text)
+        log_files(store, run_id, [file], folder)
+
+
 def log_curves(store: RunStore, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
     """Log (step, numbers) pairs."""
     now = int(time.time() * 1000)
@@ -67,10 +92,7 @@ def log_files(store: RunStore, run_id: str, files: Iterable[Path], folder: str |
 
 def log_config(store: RunStore, run_id: str, file: Path) -> None:
     """Keep a YAML file as an artifact of the run, without the passwords in its URIs."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / file.name
-        copy.write_text(without_secrets(file.read_text()))
-        log_files(store, run_id, [copy])
+    _log_text(store, run_id, file.name, without_secrets(file.read_text()))
 
 
 def log_model(
@@ -220,5 +242,6 @@ CALLS: dict[str, Callable[[MlflowClient, str, Any], None]] = {
     "file": _file,
     "data": _data,
     "model": upload_model,
+    "describe": describe,
     "end": _end,
 }

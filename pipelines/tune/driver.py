@@ -112,4 +112,4 @@ class Curves(ray.train.UserCallback):
         self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """Ray calls this when all workers have reported."""
-        track.log_curves(self._store, self._run_id, metrics[0]["curves"])
+        track.log_training(self._store, self._run_id, metrics[0]["curves"])

@@ -51,7 +51,7 @@ def add_run(
             "t2v/R5": recall + 20,
         }
         numbers |= {"v2t/R1": recall + 1, "t2v/MdR": 2.0, "params/trainable": trainable, "seconds/tune": 90.0}
-        track.log_metrics(store, run_id, numbers)
+        track.log_results(store, run_id, numbers)
         track.log_curves(store, run_id, [(step, {"train/loss": 5.0 - step}) for step in range(3)])
     if predictions is not None:
         with tempfile.TemporaryDirectory() as folder:

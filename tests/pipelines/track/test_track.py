@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -163,12 +164,62 @@ def test_the_experiment_opens_on_its_runs_with_recall_and_costs_best_first(store
     view = json.loads(tags["mlflow.sharedViewState.recall"])
     assert view["orderByKey"] == view["selectedColumns"][0] == "metrics.`t2v/R1`"
     start, page = track.browse(store.uri, store.experiment_id)
-    assert start == f"mlflow ui --backend-store-uri {store.uri}"
+    assert start == f"mlflow ui --port 5000 --workers 1 --backend-store-uri {store.uri}"
     assert page == f"http://127.0.0.1:5000/#/experiments/{store.experiment_id}/runs?viewStateShareKey=recall"
     assert track.browse("http://mlflow:80", "7") == [
         "http://mlflow:80/#/experiments/7/runs?viewStateShareKey=recall"
     ]
     assert track.browse("http://mlflow:80", None) == ["http://mlflow:80"]
+
+
+def test_a_run_shows_the_numbers_that_matter_rounded_and_keeps_all_of_them(store, tmp_path):
+    metrics = {"t2v/R1": 41.23456, "t2v/R1_low": 38.2, "t2v/R1_high": 44.1, "v2t/R50": 90.123, "v2t/R1": 40.0}
+    metrics |= {"params/trainable": 122_880, "params/percent": 0.0812, "seconds/tune": 190.4}
+    tags = {"method": "vop", "dataset": "msvd", "seed": "0"}
+    run_id = track.start_run(store, "vop-s0", "vop seed 0", {}, tags)
+    epoch = [(1, {"train/loss": 2.0, "train/lr": 0.1}), (2, {"train/loss": 1.0, "train/lr": 0.05})]
+    track.log_training(store, run_id, epoch)
+    track.log_results(store, run_id, metrics, 2)
+    track.end_run(store, run_id)
+
+    (run,) = track.runs(store)
+    assert run.metrics["t2v/R1"] == 41.23
+    assert "v2t/R50" not in run.metrics
+    assert "train/lr" not in run.metrics
+    assert len(run.metrics) <= 15
+    assert track.with_all_metrics(store, run).metrics["v2t/R50"] == 90.123
+    assert track.with_all_metrics(store, run).metrics["t2v/R1"] == 41.23456
+    assert (run.tags["trainable"], run.tags["tuning time"]) == ("122,880 (0.081%)", "3 min")
+    assert "R@1 **41.2%** (95%: 38.2 to 44.1)" in run.tags["mlflow.note.content"]
+    file = track.fetch(store, run_id, "curves/from_step_000001.jsonl", tmp_path)
+    assert [json.loads(line)["train/lr"] for line in file.read_text().splitlines()] == [0.1, 0.05]
+    note = store.client.get_experiment(store.experiment_id).tags["mlflow.note.content"]
+    assert "| vop | 0 | 41.2 | 122,880 (0.081%) | 3 min |" in note
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from pipelines import track
+store = track.open_store(sys.argv[1], "msrvtt_9k", Path(sys.argv[2]))
+run_id = track.start_run(store, "vop-s0", "vop seed 0", {}, {})
+size = Path(sys.argv[2], "mlflow.db").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+for epoch in range(40):
+    points = [(100 * epoch + step, {f"train/loss{n}": 1.0 for n in range(10)}) for step in range(100)]
+    track.log_curves(store, run_id, points)
+track.end_run(store, run_id)
+print("ended")
+"""
+
+
+def test_a_store_that_cannot_grow_ends_no_run_and_says_so_in_lines(store, tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, store.uri, tmp_path]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.stdout == "ended\n", process.stderr[-2000:]
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) <= 3, process.stderr[-2000:]
+    assert "what it misses is kept in" in lines[0]
 
 
 def test_the_machine_is_watched_while_a_run_lasts(store, monkeypatch):

@@ -100,6 +100,19 @@ def test_the_model_is_tied_to_its_run_with_settings_and_recall(made, store):
     assert [point.value for point in store.client.get_metric_history(run_id, "t2v/R1")] == [41.5]
 
 
+def test_the_best_model_of_an_experiment_has_an_alias(made, store):
+    for number, recall in enumerate([41.0, 43.0, 42.0]):
+        tags = {"method": "vop_p"}
+        run_id = track.start_run(store, f"vop_p-s{number}", f"vop_p seed {number}", {}, tags)
+        track.log_metrics(store, run_id, {"t2v/R1": 50.0 - number, "val/t2v/R1": recall})
+        track.end_run(store, run_id)
+        track.log_model(store, run_id, "vop_p", made.folder, {"caption": CAPTIONS[0]}, {})
+    best = store.client.get_model_version_by_alias("msrvtt_9k", "best")
+    assert best.version == "2"
+    assert best.tags["chosen_by"] == "val/t2v/R1"
+    assert len(store.client.search_model_versions("name='msrvtt_9k'")) == 3
+
+
 def test_a_model_that_no_server_took_is_delivered_later_and_stands_there_once(made, store, tmp_path):
     live(replace(store, uri=AWAY), made.folder)
     shutil.copytree(store.journal, tmp_path / "copy")
