@@ -23,7 +23,9 @@ from pipelines import track
 from pipelines.command.secrets import hides_secrets
 from pipelines.report import store_uri
 from pipelines.reports.page import render
-from pipelines.reports.queries import gallery_data
+from pipelines.reports.queries import VideoFile, gallery_data
+from pipelines.reports.text import file_name
+from vopcore.datasets import DATASETS
 from vopcore.shards import Shards
 
 CLI = argparse.ArgumentParser(
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)
     words = [word for word in (args.run, args.other) if word]
-    name = f"gallery_{'_and_'.join(words)}.html".replace(" ", "_")
+    name = f"gallery_{file_name('_and_'.join(words))}.html"
     out = args.out or Path("outputs/reports") / args.experiment / name
     try:
         store = track.find_store(store_uri(args.uri, args.experiment), args.experiment)
@@ -68,8 +70,38 @@ def main(argv: Sequence[str]) -> int:
 
 def gallery(store: track.RunStore, runs: Sequence[track.TrackedRun], shards: Shards | None, most: int) -> str:
     """The page of one run or two. Raises ValueError where there is nothing to show."""
-    data = gallery_data([run.name for run in runs], [predictions(store, run) for run in runs], shards, most)
-    return render("gallery.html", title=" beside ".join(run.name for run in runs), data=data)
+    tables = [predictions(store, run) for run in runs]
+    data = gallery_data(short_names(runs), tables, shards, most, files=video_files(runs[0]))
+    return render("gallery.html", title=" beside ".join(run.name for run in runs), data=data.as_json())
+
+
+def short_names(runs: Sequence[track.TrackedRun]) -> list[str]:
+    """The methods, where that tells the runs apart; else with their seeds, else whole names."""
+    methods = [run.tags.get("method", run.name) for run in runs]
+    with_seeds = [f"{run.tags.get('method', run.name)} seed {run.tags.get('seed', '?')}" for run in runs]
+    for names in (methods, with_seeds):
+        if len(set(names)) == len(names):
+            return names
+    return [run.name for run in runs]
+
+
+def video_files(run: track.TrackedRun) -> dict[str, VideoFile]:
+    """Where the run's videos are, from the data set as its settings say; none where that is gone."""
+    dataset = run.params.get("data.dataset", "")
+    root = Path(run.params.get("data.root", ""))
+    if dataset not in DATASETS or not root.is_dir():
+        return {}
+    try:
+        rows = DATASETS[dataset](root, run.params.get("data.videos", root))
+    except (OSError, ValueError):
+        return {}
+
+    files = {}
+    columns = (rows[name].to_pylist() for name in ("video", "path", "start", "end"))
+    for video, path, start, end in zip(*columns, strict=True):
+        if path is not None:
+            files[video] = VideoFile(path, start, end)
+    return files
 
 
 def pick(runs: Sequence[track.TrackedRun], word: str) -> track.TrackedRun:

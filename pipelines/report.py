@@ -17,15 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import track
 from pipelines.command.secrets import hides_secrets
 from pipelines.reports import plots, tables
-from pipelines.reports.page import data_uri, render
+from pipelines.reports.headline import headline
+from pipelines.reports.page import ReportPlot, render
 from pipelines.reports.published import SOURCES
+from pipelines.reports.ranking import Ranking, rank
 from pipelines.reports.summary import LeftOut, MethodResult, summarize
+from pipelines.reports.text import file_name
 
 CLI = argparse.ArgumentParser(
     prog="pipelines/report.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
@@ -66,135 +69,209 @@ def store_uri(uri: str | None, experiment: str) -> str:
 
 
 @dataclass(frozen=True)
-class ReportPlot:
-    """A figure on the page, and the name of its file."""
-
-    name: str
-    caption: str
-    svg: str
-
-    @property
-    def image(self) -> str:
-        return data_uri(self.svg, "svg+xml")
-
-
-@dataclass(frozen=True)
 class ReportSection:
-    """A section of the page."""
+    """A section of the page: what it says first, its first picture, tables, and more pictures."""
 
     title: str
     tables: Sequence[tables.TextTable]
     plots: Sequence[ReportPlot]
+    sentences: str = ""
+    first_plot: ReportPlot | None = None
+
+    @property
+    def all_plots(self) -> list[ReportPlot]:
+        return [*([self.first_plot] if self.first_plot else []), *self.plots]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the runs of a report are kept, by the id of the run."""
+
+    stores: Mapping[str, track.RunStore]
+
+    def curve(self, result: MethodResult, metric: str) -> list[tuple[int, float]] | None:
+        """(step, value) of the first seed; None where there are no two points."""
+        run = result.runs[0]
+        if metric not in run.metrics:
+            return None
+        points = track.curve(self.stores[run.id], run.id, metric)
+        every = max(1, len(points) // MOST_POINTS)
+        return points[::every] if len(points) > 1 else None
+
+    def predictions(self, result: MethodResult) -> list[pa.Table]:
+        """PREDICTIONS of each seed; none of all, and a word on stderr, where one is gone."""
+        found = []
+        for run in result.runs:
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    file = track.fetch(self.stores[run.id], run.id, track.PREDICTIONS, Path(folder))
+                except track.StoreError as error:
+                    print(f"warning: {run.name} is left out of the rank histogram: {error}", file=sys.stderr)
+                    return []
+                found.append(pq.read_table(file, columns=["caption", "video", "rank"]))
+        return found
 
 
 def report(stores: Sequence[track.RunStore], out: Path) -> list[Path]:
     """Write everything about the experiments to `out`; the page comes first. Raises track.StoreError."""
-    found = [
-        (track.with_all_metrics(store, run), store)
-        for store in stores
-        for run in track.runs(store)
-        if "kind" not in run.tags
-    ]
-    home = {run.id: store for run, store in found}
-    cells, left_out = summarize([run for run, _ in found])
+    runs, sources = _read_runs(stores)
+    results, left_out = summarize(runs)
     names = ", ".join(store.experiment for store in stores)
-    if not cells:
+    if not results:
         why = "; ".join(f"{left.run.name}: {left.why}" for left in left_out[:5]) or "there are no runs"
         raise track.StoreError(f"nothing to show of {names} yet: {why}")
-    looks = plots.palette(cells)
-    datasets = sorted({cell.dataset for cell in cells})
-    across = _across(cells, looks, len(datasets))
-    parts = [_dataset(dataset, cells, home, looks) for dataset in datasets]
-    parts = [part for part in (across, *parts) if part.tables or part.plots]
-    page = render(
+
+    looks = plots.palette(results)
+    predictions = {(result.dataset, result.label): sources.predictions(result) for result in results}
+    datasets = sorted({result.dataset for result in results})
+    rankings = {}
+    sections = []
+    for dataset in datasets:
+        rows = [result for result in results if result.dataset == dataset]
+        tables_of = {result.label: predictions[dataset, result.label] for result in rows}
+        rankings[dataset] = rank(rows, tables_of)
+        sections.append(_dataset(dataset, rows, rankings[dataset], sources, tables_of, looks))
+
+    across = _across(results, rankings, looks)
+    if len(datasets) > 1:
+        sections.insert(0, across)
+    elif across.plots:
+        sections.append(across)
+    return _write(out, _page(names, sections, results, left_out), sections, results)
+
+
+def _read_runs(stores: Sequence[track.RunStore]) -> tuple[list[track.TrackedRun], Sources]:
+    """The runs of methods, with all their numbers, and where each is kept."""
+    runs = []
+    home = {}
+    for store in stores:
+        for run in track.runs(store):
+            if "kind" in run.tags:  # a report, or a round of a benchmark
+                continue
+            runs.append(track.with_all_metrics(store, run))
+            home[run.id] = store
+    return runs, Sources(home)
+
+
+def _page(
+    names: str,
+    sections: Sequence[ReportSection],
+    results: Sequence[MethodResult],
+    left_out: Sequence[LeftOut],
+) -> str:
+    backbones = {Path(run.tags.get("backbone", "?")).stem for result in results for run in result.runs}
+    return render(
         "report.html",
         title=f"Comparison: {names}",
-        counted=_counted(cells, left_out),
+        counted=_counted(results, left_out),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        parts=parts,
+        sections=sections,
         left_out=left_out,
         sources=list(SOURCES.values()),
-        backbones=", ".join(
-            sorted({Path(run.tags.get("backbone", "?")).stem for c in cells for run in c.runs})
-        ),
+        backbones=", ".join(sorted(backbones)),
+        marks=tables.MARKS,
     )
-    return _write(out, page, parts, cells)
 
 
-def _across(cells: Sequence[MethodResult], looks: plots.Palette, num_datasets: int) -> ReportSection:
-    """What only shows beside other datasets, or beside full fine-tuning."""
-    shown = [tables.overview(cells)] if num_datasets > 1 else []
-    gain = plots.gain_over_full(cells, looks)
+def _across(
+    results: Sequence[MethodResult], rankings: Mapping[str, Ranking], looks: plots.Palette
+) -> ReportSection:
+    """What only shows beside other data sets, or beside full fine-tuning."""
+    is_alone = len(rankings) == 1
+    gain = plots.gain_over_full(results, looks)
     caption = "What each method finds more, or less, than full fine-tuning: t2v R@1, mean over seeds."
     return ReportSection(
-        "All datasets" if num_datasets > 1 else "Against full fine-tuning",
-        shown,
+        "Against full fine-tuning" if is_alone else "All datasets",
+        [] if is_alone else [tables.overview(results, rankings)],
         [ReportPlot("gain_over_full", caption, gain)] if gain else [],
     )
 
 
 def _dataset(
-    dataset: str, cells: Sequence[MethodResult], home: Mapping[str, track.RunStore], looks: plots.Palette
+    dataset: str,
+    results: Sequence[MethodResult],
+    ranking: Ranking,
+    sources: Sources,
+    predictions: Mapping[str, Sequence[pa.Table]],
+    looks: plots.Palette,
 ) -> ReportSection:
-    own = [cell for cell in cells if cell.dataset == dataset]
-    drawn = [
+    sentences = headline(dataset, results, ranking)
+    name = file_name(dataset)
+    first = ReportPlot(
+        f"{name}_recall",
+        "Text to video R@1 of each method with its 95% interval, best on top."
+        " Hollow: the same experiment in a paper.",
+        plots.recall_with_intervals(results, ranking, looks),
+        seen=sentences,
+    )
+    more = [
         ReportPlot(
-            f"{dataset}_parameters",
-            "Recall against what is trained. Whiskers: 95%. Hollow: published for this dataset.",
-            plots.recall_against_parameters(dataset, cells, looks),
-        )
+            f"{name}_parameters",
+            "Recall against what is tuned. Whiskers: 95%. Hollow: the same experiment in a paper.",
+            plots.recall_against_parameters(results, looks),
+        ),
+        *_curve_plots(dataset, name, results, sources, looks),
     ]
-    first = f"of each method's first seed, {dataset}"
-    for metric, ylabel, caption in [
-        ("val/t2v/R1", "val t2v R@1, %", f"Recall on the val split while tuning, {first}."),
-        ("train/loss", "contrastive loss", f"Loss while tuning, {first}."),
-    ]:
-        curves = {cell.label: curve for cell in own if (curve := _curve(home, cell, metric))}
-        if curves:
-            name = f"{dataset}_{metric.replace('/', '_')}"
-            drawn.append(ReportPlot(name, caption, plots.over_time(curves, ylabel, looks)))
-    ranks = {cell.label: found for cell in own if (found := _ranks(home, cell)) is not None}
+
+    ranks = {label: tables_[0]["rank"].to_numpy() for label, tables_ in predictions.items() if tables_}
     if ranks:
-        caption = f"Where the right video stands: share of captions by its rank, {first}."
-        drawn.append(ReportPlot(f"{dataset}_ranks", caption, plots.rank_histogram(ranks, looks)))
-    shown = [tables.details(dataset, direction, own) for direction in tables.DIRECTIONS]
-    return ReportSection(dataset, shown, drawn)
+        caption = f"Where the right video stands: share of captions by its rank, {_first_seed(dataset)}."
+        shares = {label: 100 * float((found == 1).mean()) for label, found in ranks.items()}
+        seen = ", ".join(f"{label} {share:.0f}% at rank 1" for label, share in shares.items()) + "."
+        more.append(ReportPlot(f"{name}_ranks", caption, plots.rank_histogram(ranks, looks), seen))
+
+    t2v, v2t = (
+        tables.details(dataset, direction, results, ranking if direction == "t2v" else None)
+        for direction in tables.DIRECTIONS
+    )
+    return ReportSection(dataset, [t2v, v2t], more, sentences, first)
 
 
-def _curve(
-    home: Mapping[str, track.RunStore], cell: MethodResult, metric: str
-) -> list[tuple[int, float]] | None:
-    run = cell.runs[0]
-    points = track.curve(home[run.id], run.id, metric) if metric in run.metrics else []
-    return points[:: max(1, len(points) // MOST_POINTS)] if len(points) > 1 else None
+def _first_seed(dataset: str) -> str:
+    return f"of each method's first seed, {dataset}"
 
 
-def _ranks(home: Mapping[str, track.RunStore], cell: MethodResult) -> np.ndarray | None:
-    """The ranks of a run's captions; None, and a word on stderr, where its predictions are gone."""
-    run = cell.runs[0]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            file = track.fetch(home[run.id], run.id, track.PREDICTIONS, Path(folder))
-        except track.StoreError as error:
-            print(f"warning: {run.name} is left out of the rank histogram: {error}", file=sys.stderr)
-            return None
-        return pq.read_table(file, columns=["rank"])["rank"].to_numpy()
+def _curve_plots(
+    dataset: str, name: str, results: Sequence[MethodResult], sources: Sources, looks: plots.Palette
+) -> list[ReportPlot]:
+    """Recall and loss while tuning, where they were logged."""
+    drawn = []
+    for metric, ylabel, caption in [
+        ("val/t2v/R1", "val t2v R@1, %", f"Recall on the val split while tuning, {_first_seed(dataset)}."),
+        ("train/loss", "contrastive loss", f"Loss while tuning, {_first_seed(dataset)}."),
+    ]:
+        curves = {result.label: sources.curve(result, metric) for result in results}
+        curves = {label: points for label, points in curves.items() if points}
+        if not curves:
+            continue
+        ends = ", ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in curves.items())
+        svg = plots.over_time(curves, ylabel, looks)
+        drawn.append(ReportPlot(f"{name}_{metric.replace('/', '_')}", caption, svg, seen=f"{ends}."))
+    return drawn
 
 
-def _counted(cells: Sequence[MethodResult], left_out: Sequence[LeftOut]) -> str:
-    num_runs = sum(len(cell.runs) for cell in cells)
+def _counted(results: Sequence[MethodResult], left_out: Sequence[LeftOut]) -> str:
+    num_runs = sum(len(result.runs) for result in results)
     left = f", {len(left_out)} left out" if left_out else ""
-    return f"{num_runs} finished runs of {len({cell.label for cell in cells})} methods{left}"
+    return f"{num_runs} finished runs of {len({result.label for result in results})} methods{left}"
 
 
-def _write(out: Path, page: str, parts: Sequence[ReportSection], cells: Sequence[MethodResult]) -> list[Path]:
-    shown = [table for part in parts for table in part.tables]
+def _write(
+    out: Path, page: str, sections: Sequence[ReportSection], results: Sequence[MethodResult]
+) -> list[Path]:
+    shown = [table for section in sections for table in section.tables]
+    sentences = [section.sentences for section in sections if section.sentences]
+    markdown = [*sentences, *(f"### {table.title}\n\n{tables.markdown(table)}" for table in shown)]
     texts = {
         "report.html": page,
-        "report.md": "\n".join(f"### {table.title}\n\n{tables.markdown(table)}" for table in shown),
-        "report.csv": tables.comma_separated(cells),
+        "report.md": "\n\n".join(markdown),
+        "report.csv": tables.comma_separated(results),
         "report.tex": "\n".join(tables.latex(table) for table in shown),
-    } | {f"plots/{plot.name}.svg": plot.svg for part in parts for plot in part.plots}
+    }
+    for section in sections:
+        for plot in section.all_plots:
+            texts[f"plots/{plot.name}.svg"] = plot.svg
+
     (out / "plots").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (out / name).write_text(text)

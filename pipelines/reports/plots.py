@@ -1,33 +1,43 @@
-"""The plots of a report, as SVG text."""
+"""The plots of a report, as SVG text: narrow, with large words and the legend below, for a phone too."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from pipelines.reports.summary import MethodResult, labels
+from pipelines.reports.published import PublishedRow
+from pipelines.reports.ranking import RECALL, Ranking
+from pipelines.reports.summary import Estimate, MethodResult, labels
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # label: (step, value)
 Palette = Mapping[str, tuple[str, str]]  # label: colour and marker, the same in all plots
 
-INK, FAINT = "#2b2f36", "#b8bec8"
-COLOURS = ("#1f6feb", "#d1495b", "#2a9d6f", "#c77d0a", "#7b4fbf", "#0f8b8d", "#a3476f", "#5c6b1f", "#475569")
+INK = "#2b2f36"  # the page gives INK, FAINT and GRID other values in the dark
+FAINT = "#7a828e"
+GRID = "#e7eaef"
+COLOURS = ("#1f6feb", "#d1495b", "#2a9d6f", "#c77d0a", "#7b4fbf", "#0f8b8d", "#a3476f", "#6f8522", "#5b6b85")
 MARKERS = "osD^vP"
+WIDTH = 5.2  # inches: on a phone the words are two thirds as large
 STYLE = {
-    "font.size": 10,
+    "font.size": 11,
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a $ in a name is a $
     "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": "#e7eaef",
+    "figure.facecolor": "none",
+    "grid.color": GRID,
     "legend.frameon": False,
+    "legend.fontsize": 10,
+    "savefig.facecolor": "none",
     "svg.hashsalt": "vopcore",  # the same numbers, the same file
     "text.color": INK,
     "xtick.color": INK,
@@ -36,110 +46,187 @@ STYLE = {
 BINS = {"1": (1, 1.5), "2–5": (1.5, 5.5), "6–10": (5.5, 10.5), "11–50": (10.5, 50.5), ">50": (50.5, np.inf)}
 
 
-def palette(cells: Sequence[MethodResult]) -> Palette:
-    """A look for each label: nine colours, then their lighter shades with another marker, and so on."""
-    looks = []
-    for round_, marker in enumerate(MARKERS):
-        paler = 0.45 * (round_ % 2)
-        looks += [(to_hex([c + (1 - c) * paler for c in to_rgb(colour)]), marker) for colour in COLOURS]
-    return {label: looks[place % len(looks)] for place, label in enumerate(labels(cells))}
+def palette(results: Sequence[MethodResult]) -> Palette:
+    """A look for each label: nine colours with one marker, then the same colours with the next."""
+    looks = [(colour, marker) for marker in MARKERS for colour in COLOURS]
+    return {label: looks[place % len(looks)] for place, label in enumerate(labels(results))}
 
 
-def recall_against_parameters(dataset: str, cells: Sequence[MethodResult], looks: Palette) -> str:
-    """t2v R@1 against trainable parameters, the papers' figure: ours filled, published hollow."""
+def recall_with_intervals(results: Sequence[MethodResult], ranking: Ranking, looks: Palette) -> str:
+    """t2v R@1 of each method of one data set, best on top, with its 95% interval; papers' numbers hollow."""
+    ordered = sorted(results, key=lambda result: result.value(RECALL) or 0)
+
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(8, 4.6)
-        own = [cell for cell in cells if cell.dataset == dataset]
-        for cell in own:
-            _point(axes, cell, *looks[cell.label])
-        for row in (row for cell in own for row in cell.published("t2v")):
-            if row.trainable and "R1" in row.numbers:
-                at = (row.trainable, row.numbers["R1"])
-                axes.plot(*at, "o", mfc="none", mec=FAINT, ms=7)
-                axes.annotate(
-                    f"{row.method} {row.paper}",
-                    at,
-                    (6, -9),
-                    textcoords="offset points",
-                    color="#8a919c",
-                    size=7,
-                )
-        axes.set(xscale="log", xlabel="trainable parameters", ylabel="text to video R@1, %")
-        if all(not cell.value("params/trainable") for cell in own):
-            axes.set_xlim(1e3, 1e9)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        figure, axes = _axes(1.1 + 0.32 * len(ordered))
+        for place, result in enumerate(ordered):
+            number = result.number(RECALL)
+            assert number is not None, "a row without recall"
+            colour, marker = looks[result.label]
+            axes.errorbar(
+                number.mean, place, xerr=_whiskers(number), color=colour, fmt=marker, ms=7, lw=1.6, capsize=3
+            )
+            for row in result.published("t2v"):
+                axes.plot(row.numbers["R1"], place + 0.28, marker="d", mfc="none", mec=FAINT, ls="", ms=6)
+
+        names = [_with_mark(result, ranking) for result in ordered]
+        axes.set_yticks(range(len(ordered)), names)
+        axes.set_ylim(-0.6, len(ordered) - 0.3)
+        axes.set_xlabel("text to video R@1, %")
+        axes.grid(visible=False, axis="y")
         return _svg(figure)
 
 
-def _point(axes: Axes, cell: MethodResult, colour: str, marker: str) -> None:
-    recall, trainable = cell.number("t2v/R1"), cell.value("params/trainable")
-    assert recall is not None, "a cell without recall"
+def _with_mark(result: MethodResult, ranking: Ranking) -> str:
+    mark = ranking.mark(result)
+    return f"{result.label} ({mark})" if mark else result.label
+
+
+def recall_against_parameters(results: Sequence[MethodResult], looks: Palette) -> str:
+    """t2v R@1 of one data set against trainable parameters: ours filled, the same experiment in a paper
+    hollow.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(3.6 + _legend_height(len(results)))
+        for result in results:
+            _draw_result(axes, result, *looks[result.label])
+            for row in result.published("t2v"):
+                _draw_published(axes, row)
+
+        axes.set(xscale="log", xlabel="trainable parameters", ylabel="text to video R@1, %")
+        if all(not result.value("params/trainable") for result in results):
+            axes.set_xlim(1e3, 1e9)
+        _legend_below(figure)
+        return _svg(figure)
+
+
+def _draw_result(axes: Axes, result: MethodResult, colour: str, marker: str) -> None:
+    recall = result.number(RECALL)
+    trainable = result.value("params/trainable")
+    assert recall is not None, "a row without recall"
+
     if not trainable:  # a log axis has no 0
-        axes.axhline(recall.mean, color=colour, ls="--", lw=1.2, label=f"{cell.label}: nothing trained")
+        label = f"{result.label}: nothing tuned"
+        axes.axhline(recall.mean, color=colour, ls="--", lw=1.4, label=label)
         return
-    low = recall.mean if recall.low is None else max(recall.low, 0)
-    high = recall.mean if recall.high is None else min(recall.high, 100)
-    error = [[recall.mean - low], [high - recall.mean]]
     axes.errorbar(
-        trainable, recall.mean, error, color=colour, fmt=marker, ms=8, lw=1.2, capsize=3, label=cell.label
+        trainable,
+        recall.mean,
+        yerr=_whiskers(recall),
+        color=colour,
+        fmt=marker,
+        ms=8,
+        lw=1.4,
+        capsize=3,
+        label=result.label,
     )
+
+
+def _draw_published(axes: Axes, row: PublishedRow) -> None:
+    if row.trainable is None or not row.trainable:
+        return
+    position = (row.trainable, row.numbers["R1"])
+    axes.plot(*position, "d", mfc="none", mec=FAINT, ms=7)
+    axes.annotate(row.paper, position, (6, -10), textcoords="offset points", color=FAINT, size=8)
+
+
+def _whiskers(number: Estimate) -> list[list[float]]:
+    """How far the 95% interval reaches below and above, within what a percentage can be."""
+    low = number.mean if number.low is None else max(number.low, 0)
+    high = number.mean if number.high is None else min(number.high, 100)
+    return [[number.mean - low], [high - number.mean]]
 
 
 def over_time(curves: Curves, ylabel: str, looks: Palette) -> str:
     """A line per run, against training steps."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(8, 3.6)
+        figure, axes = _axes(3.2 + _legend_height(len(curves)))
         for label, points in curves.items():
-            marker = "o" if len(points) < 30 else None
+            colour, marker = looks[label]
+            steps = [step for step, _ in points]
+            values = [value for _, value in points]
             axes.plot(
-                *zip(*points, strict=True), color=looks[label][0], marker=marker, ms=4, lw=1.4, label=label
+                steps,
+                values,
+                color=colour,
+                marker=marker,
+                markevery=max(1, len(points) // 6),
+                ms=5,
+                lw=1.5,
+                label=label,
             )
         axes.set(xlabel="step", ylabel=ylabel)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend_below(figure)
         return _svg(figure)
 
 
 def rank_histogram(ranks: Mapping[str, np.ndarray], looks: Palette) -> str:
     """Share of queries by the rank of the right video, a group of bars per range of ranks."""
-    heights = {
-        label: [100 * float(np.mean((own >= low) & (own < high))) for low, high in BINS.values()]
-        for label, own in ranks.items()
-    }
+    heights = {}
+    for label, found in ranks.items():
+        shares = [np.mean((found >= low) & (found < high)) for low, high in BINS.values()]
+        heights[label] = [100 * float(share) for share in shares]
     return _bars(heights, list(BINS), "rank of the right video", "queries, %", looks)
 
 
-def gain_over_full(cells: Sequence[MethodResult], looks: Palette) -> str | None:
-    """t2v R@1 minus that of full fine-tuning, per dataset; None where `full` was not run beside another."""
-    full = {cell.dataset: cell.value("t2v/R1") for cell in reversed(cells) if cell.method == "full"}
-    others = [cell for cell in cells if cell.method != "full" and cell.dataset in full]
+def gain_over_full(results: Sequence[MethodResult], looks: Palette) -> str | None:
+    """t2v R@1 minus that of full fine-tuning, per data set; None where `full` was not run beside another."""
+    full = {result.dataset: result.value(RECALL) for result in reversed(results) if result.method == "full"}
+    others = [result for result in results if result.method != "full" and result.dataset in full]
     if not others:
         return None
-    datasets = sorted({cell.dataset for cell in others})
-    heights = {label: [float("nan")] * len(datasets) for label in labels(others)}
-    for cell in others:
-        heights[cell.label][datasets.index(cell.dataset)] = cell.value("t2v/R1") - full[cell.dataset]
-    return _bars(heights, datasets, "", "R@1 above full fine-tuning, points", looks)
+
+    datasets = sorted({result.dataset for result in others})
+    heights = {label: [math.nan] * len(datasets) for label in labels(others)}
+    for result in others:
+        gain = (result.value(RECALL) or 0) - (full[result.dataset] or 0)
+        heights[result.label][datasets.index(result.dataset)] = gain
+    return _bars(heights, datasets, "", "R@1 above full, points", looks)
+
+
+def change_with_intervals(names: Sequence[str], changes: Sequence[tuple[float, float, float]]) -> str:
+    """A row for each name: a change in points of R@1 and its 95% interval (change, low, high)."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(1.1 + 0.32 * len(names))
+        for place, (change, low, high) in enumerate(reversed(changes)):
+            colour = COLOURS[1] if high < 0 else COLOURS[2] if low > 0 else FAINT
+            reach = [[change - low], [high - change]]
+            axes.errorbar(change, place, xerr=reach, color=colour, fmt="o", ms=6, lw=1.6, capsize=3)
+        axes.axvline(0, color=INK, lw=0.9)
+        axes.set_yticks(range(len(names)), list(reversed(names)))
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_xlabel("change of text to video R@1, points")
+        axes.grid(visible=False, axis="y")
+        return _svg(figure)
 
 
 def _bars(
     heights: Mapping[str, Sequence[float]], groups: Sequence[str], xlabel: str, ylabel: str, looks: Palette
 ) -> str:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(8, 3.6)
+        figure, axes = _axes(3.2 + _legend_height(len(heights)))
         width = 0.8 / len(heights)
-        for place, (label, own) in enumerate(heights.items()):
-            at = np.arange(len(groups)) - 0.4 + width * (place + 0.5)
-            axes.bar(at, own, width * 0.92, color=looks[label][0], label=label)
+        for place, (label, values) in enumerate(heights.items()):
+            positions = np.arange(len(groups)) - 0.4 + width * (place + 0.5)
+            axes.bar(positions, values, width * 0.92, color=looks[label][0], label=label)
         axes.axhline(0, color=INK, lw=0.8)
         axes.grid(visible=False, axis="x")
         axes.set(xticks=range(len(groups)), xticklabels=groups, xlabel=xlabel, ylabel=ylabel)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend_below(figure)
         return _svg(figure)
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _legend_height(num_labels: int) -> float:
+    """Inches that `_legend_below` takes."""
+    return 0.2 * math.ceil(num_labels / 2)
+
+
+def _legend_below(figure: Figure) -> None:
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 def _svg(figure: Figure) -> str:

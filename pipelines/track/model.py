@@ -10,7 +10,7 @@ from typing import Any
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -64,10 +64,10 @@ def upload_model(client: MlflowClient, run_id: str, value: Mapping[str, Any]) ->
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     client.log_batch(run_id, metrics=_headlines(client, run_id, model.model_id))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    register_best(client, run_id, model.model_id)
+    register_best(client, run_id, model)
 
 
-def register_best(client: MlflowClient, run_id: str, model_id: str) -> None:
+def register_best(client: MlflowClient, run_id: str, model: LoggedModel) -> None:
     """Make the model a version of the registered model of its experiment, and `best` if it is.
 
     The best is told by R@1 on the val split; without one by that on the test split, and the tag `chosen_by`
@@ -84,7 +84,9 @@ def register_best(client: MlflowClient, run_id: str, model_id: str) -> None:
     chosen_by = CHOSEN_BY[0] if CHOSEN_BY[0] in run.data.metrics else CHOSEN_BY[1]
     recall = run.data.metrics.get(chosen_by, 0.0)
     tags = {"method": run.data.tags.get("method", ""), "chosen_by": chosen_by, "recall": str(recall)}
-    version = client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+    version = client.create_model_version(
+        name, model.artifact_location, run_id, tags=tags, model_id=model.model_id
+    )
 
     best = _best_version(client, name)
     if best is None or recall > float(best.tags.get("recall", "-1")):

@@ -27,6 +27,8 @@ ADDRESS = "store.json"  # in the journal: where its calls were meant to go
 KEPT = "kept-"  # before the key of a run that MLflow does not know yet
 CONTEXT = {"train": "training", "val": "validation", "test": "testing"}  # MLflow's words for splits
 
+FULL: set[str] = set()  # journals that took no more, each said once
+
 log = logging.getLogger(__name__)
 
 
@@ -170,7 +172,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _log(store: RunStore, run_id: str, call: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
     """Deliver a call; keep it where MLflow does not take it, or where calls before it are kept."""
     if store.journal and not Journal(store.journal, run_id).is_empty:
-        Journal(store.journal, run_id).add(call, value)
+        _add(store, run_id, call, value)
         return
     try:
         with one_line(store.uri):
@@ -182,14 +184,24 @@ def _log(store: RunStore, run_id: str, call: str, value: Any) -> None:  # noqa: 
 def _keep(store: RunStore, run_id: str, call: str, value: Any, error: Exception) -> None:  # noqa: ANN401
     if store.journal is None:
         raise error
+    if _add(store, run_id, call, value):
+        log.warning("%s; what it misses is kept in %s", error, store.journal)
+
+
+def _add(store: RunStore, run_id: str, call: str, value: Any) -> bool:  # noqa: ANN401
+    """Keep a call, and whom it is for; whether that worked: no number is worth the run."""
     try:
         Journal(store.journal, run_id).add(call, value)
         address = {"uri": without_secrets(store.uri), "experiment": store.experiment}
         (Path(store.journal) / ADDRESS).write_text(json.dumps(address))
-    except OSError as second:  # most often one full disk for both; no number is worth the run
-        log.warning("%s; and it cannot be kept in %s: %s", error, store.journal, second.strerror)
-        return
-    log.warning("%s; what it misses is kept in %s", error, store.journal)
+    except OSError as error:  # most often one full disk for the store and for this
+        if store.journal not in FULL:
+            FULL.add(store.journal)
+            log.warning(
+                "%s: %s; what MLflow does not take from here on is lost", store.journal, error.strerror
+            )
+        return False
+    return True
 
 
 def _experiment(store: RunStore) -> str:

@@ -4,15 +4,18 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.report import add_run, dumped, make_store, predicted
 from support.tuning import SIZE, make_shards
+from support.video import write_video
 
 from pipelines import gallery
-from pipelines.reports.queries import FRAMES, chosen
+from pipelines.reports.queries import FRAMES, VideoFile, chosen
+from pipelines.track import TrackedRun
 
 OURS, THEIRS = [1, 1, 3, 60], [1, 9, 1, 60]  # ranks: both, fixed by ours, broken by ours, neither
 
@@ -72,6 +75,10 @@ def test_a_strip_is_frames_of_that_video_evenly_over_its_time(world, tmp_path):
     )  # noise in JPEG, yet its own
 
 
+LAST = "a red ball 3"
+ALL = "at('outcome').value = 'all'"
+
+
 def shown(folder, tmp_path, choose: str, page: str = "vop_p_full.html") -> list[str]:
     """The captions that a browser shows after `choose` was done."""
     script = f"<script>{choose}; document.querySelector('form').dispatchEvent(new Event('input'));</script>"
@@ -83,17 +90,73 @@ def shown(folder, tmp_path, choose: str, page: str = "vop_p_full.html") -> list[
 @pytest.mark.parametrize(
     ("choose", "captions"),
     [
-        ("at('outcome').selectedIndex = 1", ["a red ball 1"]),  # fixed
-        ("at('outcome').selectedIndex = 2; at('low').value = 2", ["a red ball 2"]),  # broken
-        ("at('low').value = 3; at('high').value = 60; at('words').value = 'BALL 3'", ["a red ball 3"]),
+        ("at('outcome').selectedIndex = 0", ["a red ball 1"]),  # fixed
+        ("at('outcome').selectedIndex = 1; at('low').value = 2", ["a red ball 2"]),  # broken
+        (
+            f"{ALL}; at('low').value = 3; at('high').value = 60; at('words').value = '3  BALL'",
+            ["a red ball 3"],
+        ),
+        (f"{ALL}; at('words').value = 'ball green'", []),
     ],
 )
 def test_a_browser_shows_the_captions_that_are_asked_for(world, tmp_path, choose, captions):
     assert shown(world[0], tmp_path, choose) == captions
 
 
-def test_the_right_video_is_marked_also_where_it_is_not_among_the_five(world):
+def test_what_is_chosen_stands_in_the_address_and_a_link_opens_it(world, tmp_path):
+    name = "document.title = decodeURIComponent(location.hash)"
+    choose = (
+        f"at('outcome').value = 'both'; at('words').value = 'ball red'; setTimeout(() => {{ {name} }}, 0)"
+    )
+    assert shown(world[0], tmp_path, choose) == ["a red ball 0"]
+    assert "<title>#show=both&amp;from=1&amp;words=ball+red</title>" in dumped(tmp_path / "page.html")
+    page = dumped(world[0] / "vop_p_full.html", fragment="show=neither&words=3+red")
+    assert re.findall(r"<article.*?<h2>(.*?)</h2>", page, re.S) == ["a red ball 3"]
+
+
+def test_an_empty_result_says_so_and_leads_back(world, tmp_path):
+    page = dumped(world[0] / "vop_p_full.html", fragment="show=fixed&words=green")
+    assert "No caption is like that." in page
+    assert "0 of 4 captions; page 1 of 1" in page
+    press = "at('outcome').value = 'all'; at('words').value = 'green'; setTimeout(() =>"
+    press += " document.querySelector('#queries button').click(), 0)"
+    shown(world[0], tmp_path, press)
+    assert dumped(tmp_path / "page.html").count("<article") == 4
+
+
+def test_two_runs_open_on_what_one_fixed_and_labels_are_short(world):
     page = dumped(world[0] / "vop_p_full.html")
+    assert re.findall(r"<article.*?<h2>(.*?)</h2>", page, re.S) == ["a red ball 1"]
+    labels = re.findall(r"<option[^>]*>(.*?)</option>", page)
+    assert labels[:3] == ["fixed by vop_p (1)", "broken by vop_p (1)", "right with both (1)"]
+    assert max(map(len, labels)) < 30
+
+
+def test_a_video_plays_from_its_moment_and_only_from_a_file_of_the_data_set(tmp_path):
+    path = tmp_path / "a b#1.mp4"
+    path.write_bytes(b"x")
+    assert VideoFile(str(path), 2.5, 7.0).address == f"file://{tmp_path}/a%20b%231.mp4#t=2.5,7"
+    assert VideoFile(str(path), 2.5).address == f"file://{tmp_path}/a%20b%231.mp4#t=2.5"
+    assert VideoFile(str(path)).address == f"file://{tmp_path}/a%20b%231.mp4"
+    assert VideoFile(str(tmp_path / "none.mp4")).address is None
+    assert VideoFile("s3://bucket/a.mp4").address is None
+
+
+def test_the_files_of_a_run_are_those_its_settings_name(tmp_path):
+    write_video(tmp_path / "v000.mp4", 5)
+    (tmp_path / "captions.jsonl").write_text(
+        '{"split": "test", "video": "v000.mp4", "caption": "a", "start": 1, "end": 2}\n'
+    )
+    run = TrackedRun(
+        "1", "vop", "FINISHED", 0.0, {}, {"data.dataset": "folder", "data.root": str(tmp_path)}, {}
+    )
+    (file,) = gallery.video_files(run).values()
+    assert file == VideoFile(str(tmp_path / "v000.mp4"), 1.0, 2.0)
+    assert gallery.video_files(replace(run, params={"data.dataset": "folder", "data.root": "/nowhere"})) == {}
+
+
+def test_the_right_video_is_marked_also_where_it_is_not_among_the_five(world):
+    page = dumped(world[0] / "vop_p_full.html", fragment="show=all")
     first, *_, last = re.findall(r"<article.*?</article>", page, re.S)
     assert first.count("✓ right") == last.count("✓ right") == 2
     assert re.search(r'<li class="right "><img src="data:image/jpeg[^>]*alt="frames of v000"', first)
@@ -105,7 +168,7 @@ def test_keys_go_from_caption_to_caption(world, tmp_path):
     pressed = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}))"
     name = "document.title = document.activeElement.querySelector('h2').textContent"
     page = (world[0] / "vop_p_full.html").read_text()
-    script = f"<script>for (const key of 'jjk') {pressed}; {name}</script>"
+    script = f"<script>show({{show: 'all'}}); for (const key of 'jjk') {pressed}; {name}</script>"
     (tmp_path / "page.html").write_text(page.replace("</body>", script + "</body>"))
     assert "<title>a red ball 0</title>" in dumped(tmp_path / "page.html")
 

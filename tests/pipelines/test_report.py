@@ -11,6 +11,7 @@ import pytest
 from support.report import add_run, dumped, make_store, predicted
 
 from pipelines import report, track
+from pipelines.reports.page import TEMPLATES
 from pipelines.reports.published import beside, published
 from pipelines.track import TrackedRun
 from vopcore.methods import METHODS
@@ -73,22 +74,106 @@ def test_published_numbers_stand_beside_ours_with_their_paper(world):
     full = rows(world[0])["msrvtt_9k", "full"]
     assert (full["t2v/R1 vop_paper"], full["t2v/R1 cma_paper"]) == ("41.7", "43.1")
     text = (world[0] / "out/report.md").read_text()
-    assert re.search(r"\| full \| 1 \| 10 \|.*\| 31\.0 \| 28\.0–34\.0 \| 41\.7 VoP, 43\.1 CMA \|", text)
-    assert "| vop | 39.5 (38.2 VoP) | 37.0 (39.6 VoP) |" in text
+    assert re.search(
+        r"\| full \| 31\.0 ?[≈★]? \| 28\.0–34\.0 \| 41\.7 VoP, 43\.1 CMA \|.*\| 10 \| .*\| 1 \|\n", text
+    )
+    assert "| vop | 39.5 ≈ (38.2 VoP) | 37.0 (39.6 VoP) |" in text
 
 
 def test_methods_stand_in_their_own_order_with_what_they_cost(world):
     text = (world[0] / "out/report.md").read_text()
     table = text.split("### msrvtt_9k, text to video")[1].split("###")[0]
+    assert table.strip().splitlines()[0].startswith("| method | R@1 | 95% | published | R@5 |")
     assert re.findall(r"^\| (\w+) \| \d", table, re.M) == METHODS_14
-    assert "| vop | 1 | 10,000,000 | 1.5 | 37.0 |" in table  # 90 seconds are 1.5 minutes
+    assert re.search(
+        r"\| vop \| 37\.0 \|.*\| 10,000,000 \| 1\.5 \| 1 \|", table
+    )  # 90 seconds are 1.5 minutes
+
+
+def test_the_page_begins_with_who_won_by_how_much_and_how_sure_that_is(world):
+    text = (world[0] / "out/report.md").read_text()
+    best = METHODS_14[-1]
+    assert text.startswith(
+        "On didemo, full puts the right video first for 41.0% of the captions (95% interval 38.0 to 44.0)"
+    )
+    assert f"On msrvtt_9k, {best} puts the right video first for 43.0% of the captions" in text
+    assert "Full fine-tuning finds 12.0 points less with 10 times" not in text  # it is 10 parameters here
+    page = (world[0] / "out/report.html").read_text()
+    section = page.split('<h2 id="section-2">didemo</h2>')[1]
+    assert section.index('class="verdict"') < section.index("<img") < section.index("<table")
+    assert "is too close to call" in section.split("</p>")[0]
+
+
+def test_the_best_row_and_those_tied_with_it_are_marked(tmp_path):
+    store = make_store(tmp_path)
+    hits = [1.0] * 60 + [9.0] * 40
+    add_run(store, "vop", recall=60.0, predictions=predicted(hits))
+    add_run(store, "full", recall=59.0, predictions=predicted([9.0, *hits[1:]]))
+    add_run(store, "bias", recall=20.0, predictions=predicted([9.0] * 80 + [1.0] * 20))
+    report.report([store], tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| vop | 60.0 ★ |" in text
+    assert "| full | 59.0 ≈ |" in text
+    assert "| bias | 20.0 |" in text
+    page = (tmp_path / "out/report.html").read_text()
+    assert re.findall(r'<tr class="(\w+)"><th scope="row">(\w+)', page) == [("tied", "full"), ("best", "vop")]
+
+
+HOSTILE = "=cmd|'/c calc'!A1 $x_1$ <b>&\"team/own"
+
+
+def test_a_name_from_anywhere_harms_no_file_no_plot_and_no_spreadsheet(tmp_path):
+    store = make_store(tmp_path, HOSTILE)
+    add_run(store, "vop", dataset="folder", params={"name": HOSTILE, "train.lr": "0.1"}, tags={"gpu": "$"})
+    add_run(store, "vop", recall=30.0, dataset="folder", params={"name": HOSTILE, "train.lr": "$0.2^"})
+    files = report.report([store], tmp_path / "out")
+    assert {file.parent.name for file in files} == {"out", "plots"}
+    with (tmp_path / "out/report.csv").open(newline="") as file:
+        assert {row["dataset"] for row in csv.DictReader(file)} == {f"'{HOSTILE}"}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<b>" not in page.split("</h1>")[0].split("<h1>")[1]
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2's relative luminance of #rgb or #rrggbb."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(theme):
+    style = (TEMPLATES / "base.html").read_text()
+    light, dark = re.findall(r":root \{([^}]*)\}", style)
+    colours = dict(re.findall(r"--(\w+): (#\w+)", light))
+    if theme == "dark":
+        colours |= dict(re.findall(r"--(\w+): (#\w+)", dark))
+    for word in ("ink", "soft", "accent", "right", "wrong"):
+        for behind in ("paper", "wash"):
+            bright, dim = sorted((luminance(colours[word]), luminance(colours[behind])), reverse=True)
+            assert (bright + 0.05) / (dim + 0.05) >= 4.5, (word, behind)
+
+
+def test_a_page_is_no_wider_than_a_phone_and_its_tables_scroll(world, tmp_path):
+    page = (world[0] / "out/report.html").read_text()
+    measure = """<script>
+      const wide = [...document.querySelectorAll(".scroll")].map(box => box.scrollWidth > box.clientWidth);
+      document.title = [document.documentElement.scrollWidth, innerWidth, wide.every(Boolean)].join(" ");
+    </script>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", measure + "</body>"))
+    title = re.search(r"<title>(.*?)</title>", dumped(tmp_path / "page.html", width=500))[1]
+    scroll_width, inner_width, is_wide = title.split()
+    assert int(scroll_width) <= int(inner_width)
+    assert is_wide == "true"
 
 
 def test_latex_holds_the_same_table_with_its_special_characters_escaped(world):
     text = (world[0] / "out/report.tex").read_text()
     assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 5
-    assert r"vop\_p & 3 & " in text
+    assert re.search(r"^vop\\_p & .* & 3 \\\\$", text, re.M)
     assert r" $\pm$ " in text
+    assert r" $\star$ & " in text
     assert not re.search(r"(?<!\\)[_%](?!.*text to)", re.sub(r"^%.*$", "", text, flags=re.M))
 
 
@@ -104,7 +189,7 @@ def test_the_page_asks_nothing_of_the_network_and_names_every_picture(world):
     page = (world[0] / "out/report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "url(" not in page
-    assert page.count("<img ") == 6  # gain; parameters and loss of two datasets; ranks where there are any
+    assert page.count("<img ") == 8  # gain; recall, parameters and loss of two; ranks where there are any
     assert all('alt="' in image for image in re.findall(r"<img [^>]*>", page))
 
 
@@ -112,6 +197,8 @@ def test_plots_show_parameters_on_a_log_axis_and_ranks_in_their_bins(world):
     plots = {path.name for path in (world[0] / "out/plots").iterdir()}
     assert plots == {
         "gain_over_full.svg",
+        "msrvtt_9k_recall.svg",
+        "didemo_recall.svg",
         "msrvtt_9k_parameters.svg",
         "msrvtt_9k_train_loss.svg",
         "msrvtt_9k_ranks.svg",
@@ -195,7 +282,7 @@ def test_a_lost_artifact_store_costs_only_the_rank_histogram(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "is left out of the rank histogram" in said
     assert "not logged" in said
-    assert "| vop | 1 | 100,000 |" in (tmp_path / "out/report.md").read_text()
+    assert re.search(r"\| vop \| 40\.0 ★ \|.*\| 100,000 \|", (tmp_path / "out/report.md").read_text())
 
 
 def experiment(method: str, dataset: str = "msrvtt_9k", metrics: dict | None = None, **params) -> TrackedRun:

@@ -85,8 +85,8 @@ def predicted(ranks: list[float]) -> pa.Table:
     )
 
 
-def dumped(page: Path) -> str:
-    """The page as a real browser holds it, after its scripts ran."""
+def dumped(page: Path, width: int = 1400, fragment: str = "") -> str:
+    """The page, at `#fragment`, as a real browser of that width holds it, after its scripts ran."""
     quiet = [
         "--no-first-run",
         "--disable-background-networking",
@@ -94,5 +94,6 @@ def dumped(page: Path) -> str:
         "--disable-sync",
     ]
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *quiet]
-    command += [f"--user-data-dir={page.parent / 'chromium'}", "--dump-dom", page.as_uri()]
+    command += [f"--user-data-dir={page.parent / 'chromium'}", f"--window-size={width},900", "--dump-dom"]
+    command.append(f"{page.as_uri()}#{fragment}")
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
