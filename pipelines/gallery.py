@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         store = track.find_store(store_uri(args.uri, args.experiment), args.experiment)
         found = track.runs(store)
-        runs = [pick(found, word) for word in words]
+        runs = [track.pick(found, word) for word in words]
         page = gallery(store, runs, frames(args.shards or runs[0].tags.get("shards")), args.most)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -102,20 +102,6 @@ def video_files(run: track.TrackedRun) -> dict[str, VideoFile]:
         if path is not None:
             files[video] = VideoFile(path, start, end)
     return files
-
-
-def pick(runs: Sequence[track.TrackedRun], word: str) -> track.TrackedRun:
-    """The newest finished run that `word` names; raises track.StoreError listing what there is."""
-    finished = [run for run in runs if run.status == "FINISHED" and "kind" not in run.tags]
-    for named in (
-        [run for run in finished if run.id == word],
-        [run for run in finished if run.tags.get("method") == word],
-        [run for run in finished if run.name.startswith(word)],
-    ):
-        if named:
-            return named[-1]
-    names = ", ".join(run.name for run in finished) or "none"
-    raise track.StoreError(f"no finished run {word!r}; there are: {names}")
 
 
 def predictions(store: track.RunStore, run: track.TrackedRun) -> pa.Table:

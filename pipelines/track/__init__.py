@@ -5,7 +5,7 @@ not take is kept in files (`journal`) and delivered later; it never ends a run.
 """
 
 from pipelines.track.journal import waiting
-from pipelines.track.read import TrackedRun, curve, fetch, runs, with_all_metrics
+from pipelines.track.read import TrackedRun, curve, fetch, pick, runs, splits, with_all_metrics
 from pipelines.track.store import (
     RunStore,
     ServerAwayError,
@@ -61,8 +61,10 @@ __all__ = [
     "one_line",
     "open_or_wait",
     "open_store",
+    "pick",
     "runs",
     "serve_command",
+    "splits",
     "start_run",
     "store_uri",
     "waiting",

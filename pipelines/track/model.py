@@ -54,6 +54,7 @@ def upload_model(client: MlflowClient, run_id: str, value: Mapping[str, Any]) ->
     """Make the model of `write_model` at `path` the one of this run, called `name`; once, however often."""
     model = _entry(client, run_id, value)
     if model.status == LoggedModelStatus.READY:
+        register_best(client, run_id, model)  # killed in between, it may not be there yet
         return
     folder = Path(value["path"])
     said = Model.load(folder / "MLmodel")
@@ -81,6 +82,8 @@ def register_best(client: MlflowClient, run_id: str, model: LoggedModel) -> None
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
+    if client.search_model_versions(f"run_id = '{run_id}'"):
+        return
     chosen_by = CHOSEN_BY[0] if CHOSEN_BY[0] in run.data.metrics else CHOSEN_BY[1]
     recall = run.data.metrics.get(chosen_by, 0.0)
     tags = {"method": run.data.tags.get("method", ""), "chosen_by": chosen_by, "recall": str(recall)}

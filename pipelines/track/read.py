@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,34 @@ def runs(store: RunStore) -> list[TrackedRun]:
         )
         for run in sorted(found, key=lambda run: run.info.start_time)
     ]
+
+
+def pick(runs: Sequence[TrackedRun], word: str) -> TrackedRun:
+    """The newest finished run that `word` names: its id, its method or the start of its name.
+
+    Raises StoreError listing what there is.
+    """
+    finished = [run for run in runs if run.status == "FINISHED" and "kind" not in run.tags]
+    by_id = [run for run in finished if run.id == word]
+    by_method = [run for run in finished if run.tags.get("method") == word]
+    by_name = [run for run in finished if run.name.startswith(word)]
+    for matches in (by_id, by_method, by_name):
+        if matches:
+            return matches[-1]
+
+    names = ", ".join(run.name for run in finished) or "none"
+    raise StoreError(f"no finished run {word!r}; there are: {names}")
+
+
+def splits(store: RunStore, run_id: str) -> dict[str, dict[str, int]]:
+    """Of each split that went into a run, how many captions and videos; as `log_data` was told."""
+    with one_line(store.uri):
+        inputs = store.client.get_run(run_id).inputs
+    counts = {}
+    for given in inputs.dataset_inputs if inputs else []:
+        split = given.dataset.digest.rpartition("-")[2]
+        counts[split] = json.loads(given.dataset.profile or "{}")
+    return {split: counts[split] for split in ("train", "val", "test") if split in counts}
 
 
 def with_all_metrics(store: RunStore, run: TrackedRun) -> TrackedRun:

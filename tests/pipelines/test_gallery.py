@@ -145,7 +145,7 @@ def test_a_video_plays_from_its_moment_and_only_from_a_file_of_the_data_set(tmp_
 def test_the_files_of_a_run_are_those_its_settings_name(tmp_path):
     write_video(tmp_path / "v000.mp4", 5)
     (tmp_path / "captions.jsonl").write_text(
-        '{"split": "test", "video": "v000.mp4", "caption": "a", "start": 1, "end": 2}\n'
+        '{"split": "test", "video": "v000.mp4", "captions": ["a"], "start": 1, "end": 2}\n'
     )
     run = TrackedRun(
         "1", "vop", "FINISHED", 0.0, {}, {"data.dataset": "folder", "data.root": str(tmp_path)}, {}

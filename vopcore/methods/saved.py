@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vopcore.clip import activation, frozen_hash, model_name, share, thaw
 from vopcore.clip.frozen import update
 from vopcore.methods.attach import tune, tuned
+from vopcore.methods.hub import weights_file
 
 FORMAT = "vopcore 1"
 
@@ -45,6 +46,8 @@ def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """A CLIP tuned as the file says, over the memory of `clip`'s frozen weights; `clip` itself stays as
     it is.
 
+    path: a file of `save_tuned`, or `hub:ORG/NAME` of Hugging Face's hub, `@REVISION` behind it.
+
     Call it several times for several tuned CLIPs on one backbone, after the backbone is on its device. Raises
     ValueError, one line, for a file that is damaged, belongs to another CLIP, or names an unknown method
     or option.
@@ -58,9 +61,10 @@ def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 def attach_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
     """`load_tuned` without the look at every frozen weight, and the settings of the file.
 
+    `path` may be `hub:ORG/NAME`, or `hub:ORG/NAME@REVISION`.
     For a CLIP of which one tower was read: the caller compares `settings["backbone"]` with what it knows.
     """
-    settings, tensors = read(path)
+    settings, tensors = read(weights_file(path))
     try:
         method = _method(settings)
         copy = tune(share(clip), method, settings["frames"])

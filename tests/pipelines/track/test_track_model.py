@@ -108,7 +108,7 @@ def test_the_best_model_of_an_experiment_has_an_alias(made, store):
         track.end_run(store, run_id)
         track.log_model(store, run_id, "vop_p", made.folder, {"caption": CAPTIONS[0]}, {})
     best = store.client.get_model_version_by_alias("msrvtt_9k", "best")
-    assert best.version == "2"
+    assert int(best.version) == 2
     assert best.tags["chosen_by"] == "val/t2v/R1"
     assert len(store.client.search_model_versions("name='msrvtt_9k'")) == 3
 
