@@ -5,7 +5,7 @@
 
 Cells that are finished with the same settings, data and code are shown again, failed ones are tried again,
 --rerun runs all anew. Interrupt it anywhere: the same command goes on. In `output`, history/ keeps what each
-round found, comparison.md and .json say what has changed, logs/ what each cell said.
+round found, comparison.html, .md and .json say what has changed, logs/ what each cell said.
 
 Exit codes: 0 done, 1 a cell failed, 2 something to put right in the config or the data, 4 a cell finds less
 than the last time, by more than noise; 130 interrupted.

@@ -2,7 +2,7 @@
 
     python pipelines/reproduce.py conf/reference/shapes_vop_p.yaml
     python pipelines/reproduce.py conf/reference/CARD.yaml data.root=/data/msrvtt
-    python pipelines/reproduce.py --make CARD.yaml --of quickstart/vop_p conf/quickstart.yaml method.name=vop_p
+    python pipelines/reproduce.py --make CARD.yaml --of quickstart/vop_p conf/quickstart.yaml
 
 Fetches nothing: where the data is is said by `data.root=`, and it must be the reference's, by the hash of its
 annotations and by its counts. If a number is outside, the first setting that differs is named. --make writes

@@ -18,6 +18,8 @@ from pipelines.matrix.groups import CellGroup, check, grouped
 from pipelines.matrix.regressions import RowChange, compare_rounds
 from pipelines.matrix.rounds import Round, RoundRecord
 from pipelines.matrix.scheduler import Outcome, needs, run_cells
+from pipelines.reports.changes import ShownChange, changes_page
+from pipelines.reports.tables import TextTable
 from vopcore.config import Cell, Matrix, cells
 from vopcore.storage import Store
 
@@ -98,8 +100,8 @@ def _heading(changes: Sequence[RowChange]) -> str:
 
 def _write_comparison(
     output: Path, matrix: Matrix, record: RoundRecord, changes: Sequence[RowChange]
-) -> tuple[Path, Path]:
-    """The same as comparison.md and comparison.json; returns the files."""
+) -> list[Path]:
+    """The same as comparison.md, comparison.json and comparison.html; returns the files."""
     ended_at = record["ended"][:16].replace("T", " ")
     page = [
         f"# {matrix.name}, round {record['id']}",
@@ -116,7 +118,27 @@ def _write_comparison(
     store = Store(output)
     store.write("comparison.md", ("\n\n".join(page) + "\n").encode())
     store.write("comparison.json", json.dumps(rows, indent=1).encode())
-    return output / "comparison.md", output / "comparison.json"
+    store.write("comparison.html", _comparison_page(matrix, record, changes).encode())
+    return [output / f"comparison.{ending}" for ending in ("md", "json", "html")]
+
+
+def _comparison_page(matrix: Matrix, record: RoundRecord, changes: Sequence[RowChange]) -> str:
+    ended_at = record["ended"][:16].replace("T", " ")
+    shown = [
+        ShownChange(row.row, row.word, row.baseline, row.change.change, row.change.low, row.change.high)
+        for row in changes
+        if row.change is not None
+    ]
+    change_header, *change_rows = tables.change_rows(changes)
+    cell_header, *cell_rows = tables.cell_rows(record)
+    return changes_page(
+        f"{matrix.name}, round {record['id']}",
+        f"{ended_at} UTC, code {record['code_version']}. {tables.summary(record)}.",
+        shown,
+        TextTable("What has changed", change_header, change_rows),
+        TextTable("Cells", cell_header, cell_rows),
+        matrix.false_alarms,
+    )
 
 
 def _log_round(

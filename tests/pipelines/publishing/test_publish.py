@@ -102,6 +102,7 @@ def environment(folder: Path, endpoint: str) -> dict[str, str]:
         "HF_HOME": str(folder / "cache"),
         "HF_TOKEN": "hf_none",
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
     }
     return os.environ | own | {"PYTHONPATH": str(ROOT)}
 
