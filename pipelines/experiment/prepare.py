@@ -105,7 +105,7 @@ def decoded(preparation: Preparation) -> DecodedData:
         _verify(folder)
 
     shards = Shards(folder)
-    with_frames = [video for video, entry in shards.videos.items() if entry.num_frames]
+    with_frames = shards.decoded().to_pylist()
     table = preparation.annotations
     if "tune" in config.stages:
         table = usable(config, table, with_frames)
@@ -222,21 +222,15 @@ def _short(section: object) -> str:
 
 def _decode(config: RunConfig, annotations: pa.Table) -> str:
     """Decode what is not in the shards yet; returns their folder."""
-    video = config.video
     ingested = ingest(
         annotations,
         below(config.storage or config.output, "shards"),
-        stored_frames=video.kept,
-        size=video.size,
-        sampler=video.sampler,
-        storage=None if video.storage == "auto" else video.storage,
-        quality=video.quality,
-        max_failed=video.max_failed,
-        shard_megabytes=video.shard_megabytes,
-        time_limit=video.time_limit,
+        config.video,
         videos=config.data.videos,
     )
     counts = f"{ingested.ok:,} ok, {ingested.damaged} damaged, {ingested.failed} failed"
+    if ingested.missing:
+        counts += f", {ingested.missing:,} without a file"
     cost = f"{ingested.decoded_now:,} decoded now, in {ingested.seconds:.0f} s"
     print(f"{ingested.videos:,} videos: {counts} ({cost}); shards in {ingested.folder}")
     if ingested.failed:

@@ -1,52 +1,79 @@
 """Videos to shards, each video once: Ray Data hands out shards to write; only index rows come back.
 
 Kill it anywhere and start it again: committed shards stay, the others are decoded. A video that fails is
-a row with a reason.
+a row with a reason. One ingest at a time writes to a folder of shards; another one waits and then decodes
+what is left.
 """
 
 import csv
 import io
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from pyarrow import fs
 
 from pipelines.cluster.machines import num_cpus
 from pipelines.command.exit_codes import CommandFailedError
-from pipelines.ingest.progress import followed
+from pipelines.ingest.progress import Teller, followed
 from pipelines.ingest.task import DiskFullError, IngestSettings, decode_shard
+from vopcore.config.sections import Video
 from vopcore.shards import (
-    Entry,
     Layout,
     Moment,
-    Sidecar,
-    Storage,
+    ShardIndex,
+    State,
     default_storage,
     folder_name,
-    is_current,
-    moments_in,
+    moment_table,
+    moments_of,
+    read_index,
     rows_per_shard,
+    save_index,
     shard_plan,
-    sidecars,
+    states,
 )
-from vopcore.storage import Store, below, open_uri, source_facts
+from vopcore.storage import (
+    LockedError,
+    StorageError,
+    Store,
+    all_source_facts,
+    below,
+    open_uri,
+    source_sha256,
+    writer_lock,
+)
 from vopcore.video import DECODER_VERSION
 
-INDEX = pa.schema([("video", pa.string()), ("status", pa.string()), ("disk_full", pa.string())])
+log = logging.getLogger(__name__)
+
+# What a task returns of each of its videos; or one row that says why it could not write its shard.
+INDEX = pa.schema(
+    [
+        ("status", pa.string()),
+        ("disk_full", pa.string()),
+        ("store_away", pa.string()),
+    ]
+)
+COMPARERS = 16  # threads that read files whose time has changed
+REMOTE_CLOCK = 1.0  # seconds: an object store tells an object's time in two ways
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What an ingest leaves behind: the folder of shards, how many of the wanted videos ended how, and
-    what it cost now.
+    """What an ingest leaves behind: the folder of shards, how many of the wanted videos ended how (`missing`:
+    no file was found for them), and what it cost now.
     """
 
     folder: str
@@ -54,6 +81,7 @@ class Ingested:
     ok: int
     damaged: int
     failed: int
+    missing: int
     decoded_now: int
     seconds: float
 
@@ -64,155 +92,238 @@ class TooManyFailedError(CommandFailedError):
     exit_code = 3
 
 
-def ingest(
-    annotations: pa.Table,
-    root: str,
-    *,
-    stored_frames: int,
-    size: int = 224,
-    sampler: str = "uniform",
-    storage: Storage | None = None,
-    quality: int = 95,
-    max_failed: float = 0.01,
-    shard_megabytes: int = 256,
-    time_limit: float = 600.0,
-    videos: str | None = None,
-) -> Ingested:
-    """Decodes the videos of an ANNOTATIONS table into shards under `root` (path or URI), on the Ray this
+class IngestFailedError(CommandFailedError):
+    """An ingest that could not go on, for a reason that lies in the machines; one line says which."""
+
+
+def ingest(annotations: pa.Table, root: str, video: Video, videos: str | None = None) -> Ingested:
+    """Decodes the videos of an ANNOTATIONS table into shards under `root` (path or address), on the Ray this
     process has joined.
 
-    `videos` is the folder that holds the videos, where that is no local one: paths of the table are paths
-    in its file system.
-
-    `storage` None picks raw or jpeg by the size of a video's frames. `max_failed` is a share of all
-    videos. `time_limit` (seconds) is for one video. Raises ValueError (no room for the shards, a video id
-    with two meanings, nothing that can be decoded), DiskFullError (a ValueError) and TooManyFailedError;
-    what was committed until then stays.
+    `video` says which frames are kept and how. `videos` is the folder that holds the videos, where that is
+    no local one: paths of the table are paths in its file system. Raises ValueError (no room for the shards,
+    a video id with two meanings, nothing that can be decoded), DiskFullError (a ValueError),
+    TooManyFailedError and IngestFailedError; what was committed until then stays.
     """
-    started = time.monotonic()
-    layout = Layout(size, storage or default_storage(stored_frames, size), quality)
-    name = folder_name(
-        sampler=sampler, stored_frames=stored_frames, layout=layout, decoder_version=DECODER_VERSION
-    )
-    settings = IngestSettings(
-        folder=below(root, name),
-        layout=layout,
-        sampler=sampler,
-        stored_frames=stored_frames,
-        time_limit=time_limit,
-        filesystem=open_uri(videos or "/")[0],
-    )
-    store, moments = Store(settings.folder), moments_in(annotations)
-    committed = sidecars(store)
-    entries = _current(settings, _by_video(committed), moments)
-    todo = [moment for moment in moments if moment.video not in entries]
-    check_room(store, layout, sum(moment.path is not None for moment in todo) * stored_frames)
-    rows = rows_per_shard(len(moments), stored_frames * layout.bytes_per_frame(), shard_megabytes, num_cpus())
-    plan = shard_plan(todo, [sidecar.number for sidecar in committed], rows)
+    with _plain_errors():
+        return _ingest(annotations, root, video, videos)
 
-    may_fail = int(max_failed * len(moments)) - _num_failed(entries)
-    if may_fail >= 0:
-        _decode_all(settings, plan, may_fail)
-    entries = _current(settings, _by_video(sidecars(store)), moments, look=False)
-    _write_failed(store, moments, entries)
-    if _num_failed(entries) == len(entries):
-        raise ValueError(
-            f"none of the {len(moments):,} videos can be decoded: {store.path('failed.csv')} says why"
-        )
-    if _num_failed(entries) > max_failed * len(moments):
-        raise TooManyFailedError(_failure_summary(store, entries, len(moments), max_failed))
-    if len(entries) < len(moments):
-        raise ValueError(
-            f"{len(moments) - len(entries):,} videos were decoded by other machines, and {settings.folder}"
-            " here does not show them: shards belong on a disk that all machines share, or in s3:// or gs://"
-        )
-    counts = Counter(entry.status for entry in entries.values())
-    return Ingested(
+
+def _ingest(annotations: pa.Table, root: str, video: Video, videos: str | None) -> Ingested:
+    started = time.monotonic()
+    settings = ingest_settings(root, video, videos)
+    store = Store(settings.folder)
+    moments = moment_table(annotations)
+
+    index = read_index(store)
+    state, index = _compared(settings, moments, index)
+    _check_missing(moments, state, video.max_failed)
+    num_wanted = int((state == State.WANTED).sum())
+    if num_wanted:
+        check_room(store, settings.layout, num_wanted * settings.stored_frames)
+        with writer_lock(store.folder, wait=True, tell=_tell):
+            decoded_now, index = _ingest_alone(settings, store, moments, video)
+    else:
+        decoded_now = 0
+        _save_if_free(store, index)
+
+    statuses = _statuses(moments, index, state)
+    counts = Counter(statuses.to_pylist())
+    result = Ingested(
         folder=settings.folder,
-        videos=len(moments),
+        videos=moments.num_rows,
         ok=counts["ok"],
         damaged=counts["damaged"],
         failed=counts["failed"],
-        decoded_now=len(todo),
+        missing=counts["missing"],
+        decoded_now=decoded_now,
         seconds=time.monotonic() - started,
+    )
+    _write_failed(store, moments, index, statuses)
+    _check_result(store, moments, index, statuses, result, video.max_failed)
+    return result
+
+
+def ingest_settings(root: str, video: Video, videos: str | None = None) -> IngestSettings:
+    """What the tasks of an ingest into `root` need to know; `videos` as in `ingest`."""
+    storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
+    layout = Layout(video.size, storage, video.quality)
+    name = folder_name(
+        sampler=video.sampler,
+        stored_frames=video.kept,
+        layout=layout,
+        decoder_version=DECODER_VERSION,
+    )
+    filesystem, _ = open_uri(videos or "/")
+    return IngestSettings(
+        folder=below(root, name),
+        layout=layout,
+        sampler=video.sampler,
+        stored_frames=video.kept,
+        time_limit=video.time_limit,
+        filesystem=filesystem,
     )
 
 
 def check_room(store: Store, layout: Layout, num_frames: int) -> None:
     """Raises ValueError if the disk cannot hold `num_frames` more frames."""
-    needed, free = num_frames * layout.bytes_per_frame(), store.free_bytes()
+    needed = num_frames * layout.bytes_per_frame()
+    free = store.free_bytes()
     if free is not None and needed > free:
         raise ValueError(
-            f"{store.folder} needs about {needed / 1e9:.1f} GB for {num_frames:,} frames and has "
+            f"{store} needs about {needed / 1e9:.1f} GB for {num_frames:,} frames and has "
             f"{free / 1e9:.1f} GB free; choose another folder, fewer stored_frames, or storage: jpeg"
         )
 
 
-def _by_video(committed: list[Sidecar]) -> dict[str, Entry]:
-    return {entry.video: entry for sidecar in committed for entry in sidecar.entries}
+def _ingest_alone(
+    settings: IngestSettings, store: Store, moments: pa.Table, video: Video
+) -> tuple[int, ShardIndex]:
+    """Decode what is wanted, as the only one who writes to the folder; how many that were, and the index."""
+    index = read_index(store)  # another ingest may have ended in the meantime
+    state, index = _compared(settings, moments, index)
+    wanted = moments_of(moments.filter(pa.array(state == State.WANTED)))
+    store.sweep()
+
+    bytes_per_video = settings.stored_frames * settings.layout.bytes_per_frame()
+    rows = rows_per_shard(moments.num_rows, bytes_per_video, video.shard_megabytes, num_cpus())
+    plan = shard_plan(wanted, index.shards, rows)
+
+    statuses = Counter(_statuses(moments, index, state).to_pylist())
+    may_fail = int(video.max_failed * moments.num_rows) - statuses["failed"] - statuses["missing"]
+    if may_fail >= 0:
+        _decode_all(settings, plan, may_fail)
+    index = read_index(store)
+    _save(store, index)
+    return len(wanted), index
 
 
-def _num_failed(entries: dict[str, Entry]) -> int:
-    return sum(entry.status == "failed" for entry in entries.values())
+def _compared(
+    settings: IngestSettings, moments: pa.Table, index: ShardIndex
+) -> tuple[np.ndarray, ShardIndex]:
+    """The State of each moment, none TOUCHED any more; and the index with the times of files that were
+    copied or moved and hold what they held.
+    """
+    filesystem = settings.filesystem
+    facts = all_source_facts(filesystem, moments.column("path").to_pylist())
+    clock = 1e-6 if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_CLOCK
+    state = states(moments, index, facts, clock)
+    touched = np.flatnonzero(state == State.TOUCHED)
+    if not len(touched):
+        return state, index
+
+    rows = index.positions(moments.column("video").take(touched).combine_chunks())
+    hashes = index.table.column("source_sha256").take(rows).to_pylist()
+    paths = moments.column("path").take(touched).to_pylist()
+    _tell(f"comparing {len(touched):,} files that have another time than when they were decoded")
+    with ThreadPoolExecutor(COMPARERS) as pool:
+        is_same = list(pool.map(lambda path, sha256: _holds(filesystem, path, sha256), paths, hashes))
+    state[touched] = np.where(is_same, State.CURRENT, State.WANTED)
+
+    same = np.flatnonzero(is_same)
+    mtimes = facts.column("mtime").take(touched[same])
+    return state, index.with_mtimes(rows.take(pa.array(same)), mtimes)
 
 
-def _current(
-    settings: IngestSettings, entries: dict[str, Entry], moments: list[Moment], look: bool = True
-) -> dict[str, Entry]:
-    """The entries that still answer for their moments. Looks at local files and, as that costs a request,
-    at remote ones only where they failed."""
+def _holds(filesystem: fs.FileSystem, path: str, sha256: str | None) -> bool:
+    """Whether a file holds what it held when it was decoded."""
+    try:
+        return sha256 is not None and source_sha256(filesystem, path) == sha256
+    except StorageError:
+        raise
+    except OSError:  # decoding it will say what is wrong with it
+        return False
 
-    def current(moment: Moment) -> bool:
-        entry = entries.get(moment.video)
-        if entry is None:
-            return False
-        looked = look and (entry.status == "failed" or isinstance(settings.filesystem, fs.LocalFileSystem))
-        return is_current(entry, moment, source_facts(settings.filesystem, moment.path) if looked else None)
 
-    return {moment.video: entries[moment.video] for moment in moments if current(moment)}
+def _statuses(moments: pa.Table, index: ShardIndex, state: np.ndarray) -> pa.Array:
+    """Of each moment ok, damaged, failed or missing; null where nothing is committed of it."""
+    rows = index.positions(moments.column("video").combine_chunks())
+    stored = index.table.column("status").take(rows).combine_chunks()
+    is_missing = pa.array(state == State.MISSING)
+    return pc.if_else(is_missing, pa.scalar("missing"), stored)
+
+
+def _check_missing(moments: pa.Table, state: np.ndarray, max_failed: float) -> None:
+    """Refuse at once a data set that lacks more files than videos may fail."""
+    num_missing = int((state == State.MISSING).sum())
+    if num_missing > max_failed * moments.num_rows:
+        first = moments.filter(pa.array(state == State.MISSING)).column("video")[0].as_py()
+        raise TooManyFailedError(
+            f"{num_missing:,} of {moments.num_rows:,} videos have no file, more than max_failed"
+            f" ({max_failed:.2%}) allows; the first is {first!r}\n"
+            "put them into the videos' folder, or raise video.max_failed"
+        )
 
 
 def _decode_all(settings: IngestSettings, plan: list[tuple[int, list[Moment]]], may_fail: int) -> None:
     """Writes the planned shards; stops early once more than `may_fail` videos have failed."""
     if not plan:
         return
-    failed = 0
-    with followed(sum(len(moments) for _, moments in plan)) as tally:
-        for index in _index_rows(settings, plan, tally):
-            if reason := next(filter(None, index["disk_full"].to_pylist()), None):
-                raise DiskFullError(
-                    f"{reason}; make room and run the same command again, finished shards are kept"
-                )
-            failed += index["status"].to_pylist().count("failed")
-            if failed > may_fail:
+    num_videos = sum(len(moments) for _, moments in plan)
+    num_failed = 0
+    with followed(num_videos) as tell:
+        for rows in _index_rows(settings, plan, tell):
+            for reason in rows.column("disk_full").drop_null().to_pylist():
+                hint = "make room and run the same command again, finished shards are kept"
+                raise DiskFullError(f"{reason}; {hint}")
+            for reason in rows.column("store_away").drop_null().to_pylist():
+                raise StorageError(f"{reason}; the same command goes on from here")
+            num_failed += rows.column("status").to_pylist().count("failed")
+            if num_failed > may_fail:
                 return
 
 
 def _index_rows(
-    settings: IngestSettings, plan: list[tuple[int, list[Moment]]], tally: ray.actor.ActorHandle
+    settings: IngestSettings, plan: list[tuple[int, list[Moment]]], tell: Teller
 ) -> Iterator[pa.Table]:
     """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
     items = [{"number": number, "moments": json.dumps(moments)} for number, moments in plan]
-    given = {"settings": settings, "tally": tally}
+    arguments = {"settings": settings, "tell": tell}
     with quiet_ray_data():
-        yield from (
-            ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(_task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=given)
-            .iter_batches(batch_size=None, batch_format="pyarrow")
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        tasks = dataset.map_batches(
+            _task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=arguments
         )
+        yield from tasks.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _task(batch: pa.Table, settings: IngestSettings, tally: ray.actor.ActorHandle) -> pa.Table:
-    number, moments = batch["number"][0].as_py(), json.loads(batch["moments"][0].as_py())
+def _task(batch: pa.Table, settings: IngestSettings, tell: Teller) -> pa.Table:
+    """Write one shard. What ends the ingest is a row, as Ray would drown the reason in its traceback."""
+    number = batch["number"][0].as_py()
+    moments = [Moment(*fields) for fields in json.loads(batch["moments"][0].as_py())]
 
-    def tell(done: int, failed: int) -> None:
-        tally.tell.remote(number, done, failed)
+    def tell_shard(decoded: int, failed: int) -> None:
+        tell(number, decoded, failed)
 
     try:
-        entries = decode_shard(settings, number, [Moment(*moment) for moment in moments], tell)
-    except DiskFullError as error:  # a row, not an exception: Ray would drown the reason in its traceback
+        entries = decode_shard(settings, number, moments, tell_shard)
+    except DiskFullError as error:
         return pa.Table.from_pylist([{"disk_full": str(error)}], schema=INDEX)
-    return pa.Table.from_pylist([{"video": e.video, "status": e.status} for e in entries], schema=INDEX)
+    except StorageError as error:
+        return pa.Table.from_pylist([{"store_away": str(error)}], schema=INDEX)
+    return pa.Table.from_pylist([{"status": entry.status} for entry in entries], schema=INDEX)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What Ray wraps around an error is taken off, and what the system did to a task is named."""
+    try:
+        yield
+    except StorageError as error:
+        raise IngestFailedError(str(error)) from error
+    except ray.exceptions.OutOfMemoryError as error:
+        raise IngestFailedError(
+            "a machine ran out of memory, and Ray ended the task that decoded there: fewer CPUs per machine"
+            " (ray start --num-cpus) or more memory help; finished shards are kept"
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        while isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        raise IngestFailedError(f"a task of the ingest failed: {type(cause).__name__}: {cause}") from error
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())
+        raise IngestFailedError(f"Ray could not go on: {reason}; finished shards are kept") from error
 
 
 @contextmanager
@@ -220,14 +331,15 @@ def quiet_ray_data() -> Iterator[None]:
     """Without Ray Data's own bars, its log of each execution, and its advice to turn the bars on again."""
     context = ray.data.DataContext.get_current()
     levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in levels}
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    levels_before = {name: logging.getLogger(name).level for name in levels}
+    bars_before = context.enable_progress_bars
+    context.enable_progress_bars = False
     _set_levels(levels)
     try:
         yield
     finally:
-        context.enable_progress_bars = bars
-        _set_levels(before)
+        context.enable_progress_bars = bars_before
+        _set_levels(levels_before)
 
 
 def _set_levels(levels: dict[str, int]) -> None:
@@ -235,25 +347,85 @@ def _set_levels(levels: dict[str, int]) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _write_failed(store: Store, moments: list[Moment], entries: dict[str, Entry]) -> None:
-    """failed.csv beside the shards: every video that is damaged or failed, with the reason."""
-    table = io.StringIO()
-    writer = csv.writer(table)
+def _save_if_free(store: Store, index: ShardIndex) -> None:
+    """Save an index that is newer than its file, unless somebody writes to the folder, who will save it."""
+    if index.is_saved or not len(index):
+        return
+    try:
+        with writer_lock(store.folder):
+            _save(store, index)
+    except (LockedError, OSError) as error:
+        log.info("the index of %s is not saved: %s", store, error)
+
+
+def _save(store: Store, index: ShardIndex) -> None:
+    """An index that cannot be saved is made again by everyone who needs it, so that ends no work."""
+    try:
+        save_index(store, index)
+    except OSError as error:
+        log.warning("the index of %s cannot be saved, so every start reads it anew: %s", store, error)
+
+
+def _write_failed(store: Store, moments: pa.Table, index: ShardIndex, statuses: pa.Array) -> None:
+    """failed.csv beside the shards: every video that is damaged, failed or missing, with the reason."""
+    is_odd = pc.fill_null(pc.not_equal(statuses, "ok"), False)
+    odd = moments.append_column("status", statuses).filter(is_odd)
+    if not odd.num_rows and not store.exists("failed.csv"):
+        return
+
+    rows = index.positions(odd.column("video").combine_chunks())
+    errors = index.table.column("error").take(rows).to_pylist()
+    text = io.StringIO()
+    writer = csv.writer(text)
     writer.writerow(["video", "status", "error", "path"])
-    for moment in moments:
-        entry = entries.get(moment.video)
-        if entry is not None and entry.status != "ok":
-            writer.writerow([entry.video, entry.status, entry.error, moment.path])
-    store.write("failed.csv", table.getvalue().encode())
+    for moment, status, error in zip(moments_of(odd), odd["status"].to_pylist(), errors, strict=True):
+        reason = "no file was found for this video" if status == "missing" else error
+        writer.writerow([moment.video, status, reason, moment.path])
+    store.write("failed.csv", text.getvalue().encode())
 
 
-def _failure_summary(store: Store, entries: dict[str, Entry], num_videos: int, max_failed: float) -> str:
-    failures = [entry for entry in entries.values() if entry.status == "failed"]
-    reasons = Counter(entry.error for entry in failures).most_common(5)
+def _check_result(
+    store: Store,
+    moments: pa.Table,
+    index: ShardIndex,
+    statuses: pa.Array,
+    result: Ingested,
+    max_failed: float,
+) -> None:
+    """Refuse to go on with too few frames."""
+    if result.ok + result.damaged == 0 and statuses.null_count == 0:
+        raise ValueError(
+            f"none of the {result.videos:,} videos can be decoded: {store.path('failed.csv')} says why"
+        )
+    if result.failed + result.missing > max_failed * result.videos:
+        raise TooManyFailedError(_failure_summary(store, moments, index, statuses, max_failed))
+    if statuses.null_count:
+        raise ValueError(
+            f"{statuses.null_count:,} videos were decoded by other machines, and {store} here does not show"
+            " them: shards belong on a disk that all machines share, or in s3:// or gs://"
+        )
+
+
+def _failure_summary(
+    store: Store, moments: pa.Table, index: ShardIndex, statuses: pa.Array, max_failed: float
+) -> str:
+    failed = moments.filter(pc.fill_null(pc.equal(statuses, "failed"), False))
+    rows = index.positions(failed.column("video").combine_chunks())
+    reasons = Counter(index.table.column("error").take(rows).to_pylist())
+    num_missing = statuses.to_pylist().count("missing")
+    if num_missing:
+        reasons["no file was found for this video"] = num_missing
+
+    num_failed = failed.num_rows + num_missing
     lines = [
-        f"{len(failures)} of {num_videos} videos failed, more than max_failed ({max_failed:.2%}) allows",
-        *(f"  {count:>5}  {reason}" for reason, count in reasons),
-        f"all of them: {store.path('failed.csv')}",
-        "mend them, or raise video.max_failed: the same command goes on from here",
+        f"{num_failed} of {moments.num_rows} videos failed, more than max_failed ({max_failed:.2%}) allows"
     ]
+    for reason, count in reasons.most_common(5):
+        lines.append(f"  {count:>5}  {reason}")
+    lines.append(f"all of them: {store.path('failed.csv')}")
+    lines.append("mend them, or raise video.max_failed: the same command goes on from here")
     return "\n".join(lines)
+
+
+def _tell(line: str) -> None:
+    print(f"ingest: {line}", file=sys.stderr, flush=True)

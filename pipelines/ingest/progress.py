@@ -1,52 +1,79 @@
-"""How far an ingest is: tasks tell of each video, the driver's bar follows."""
+"""How far an ingest is: tasks tell of each video, the driver's bar follows.
+
+Nothing here may end an ingest: where the counter is gone, the bar stands still and the shards are written.
+"""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import ray
 
 from pipelines.command.progress import Bar, beside_driver
 
+Tell = Callable[[int, int, int], None]  # a shard's number, its videos that are decoded, those that failed
+ANSWER = 10.0  # seconds that the counter has to answer
+
 
 @ray.remote(num_cpus=0)
-class Tally:
-    """For each shard, how many videos are done and how many of them failed; a shard tried again starts
+class ShardCounts:
+    """For each shard, how many videos are decoded and how many of them failed; a shard tried again starts
     again.
     """
 
     def __init__(self) -> None:
         self._shards: dict[int, tuple[int, int]] = {}
 
-    def tell(self, shard: int, done: int, failed: int) -> None:
-        self._shards[shard] = (done, failed)
+    def tell(self, shard: int, decoded: int, failed: int) -> None:
+        """A shard's counts now."""
+        self._shards[shard] = (decoded, failed)
 
     def total(self) -> tuple[int, int]:
-        return sum(done for done, _ in self._shards.values()), sum(
-            failed for _, failed in self._shards.values()
-        )
+        """The counts of all shards together."""
+        decoded = sum(counts[0] for counts in self._shards.values())
+        failed = sum(counts[1] for counts in self._shards.values())
+        return decoded, failed
+
+
+class Teller:
+    """What tasks count with; silent where the counter is gone."""
+
+    def __init__(self, counts: ray.actor.ActorHandle | None) -> None:
+        self._counts = counts
+
+    def __call__(self, shard: int, decoded: int, failed: int) -> None:
+        """Tell a shard's counts."""
+        if self._counts is None:
+            return
+        with suppress(Exception):
+            self._counts.tell.remote(shard, decoded, failed)
 
 
 @contextmanager
-def followed(total: int) -> Iterator[ray.actor.ActorHandle]:
-    """A Tally for tasks to tell, shown on a bar of `total` videos."""
-    tally, stop = beside_driver(Tally), threading.Event()
+def followed(total: int) -> Iterator[Teller]:
+    """A Teller for tasks, shown on a bar of `total` videos."""
+    counts = None
+    with suppress(Exception):
+        counts = beside_driver(ShardCounts)
+    ended = threading.Event()
 
     def show(bar: Bar) -> None:
-        done, failed = ray.get(tally.total.remote())
-        bar.show(done, f"{failed} failed")
+        with suppress(Exception):
+            decoded, failed = ray.get(counts.total.remote(), timeout=ANSWER)
+            bar.show(decoded, f"{failed} failed")
 
     def follow(bar: Bar) -> None:
-        while not stop.wait(0.5):
+        while not ended.wait(0.5):
             show(bar)
 
     with Bar("ingest", total, "videos") as bar:
         thread = threading.Thread(target=follow, args=(bar,), daemon=True)
         thread.start()
         try:
-            yield tally
+            yield Teller(counts)
         finally:
-            stop.set()
-            thread.join()
+            ended.set()
+            thread.join(timeout=ANSWER)
             show(bar)
-            ray.kill(tally)
+            with suppress(Exception):
+                ray.kill(counts)

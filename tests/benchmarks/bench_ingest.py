@@ -28,6 +28,7 @@ from scenes import write_scene
 
 from pipelines.ingest.driver import ingest
 from pipelines.ingest.task import IngestSettings, decode_shard
+from vopcore.config.sections import Video
 from vopcore.shards import Layout, Shards, moments_in, rows_per_shard, shard_plan
 
 ROOT = Path(__file__).parents[2]
@@ -165,19 +166,19 @@ def main(folder: Path, num_videos: int) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
         env = {"env_vars": environment}
         ray.init(_temp_dir=ray_folder, include_dashboard=False, num_cpus=NUM_CPUS, runtime_env=env)
-        settings = {"stored_frames": FRAMES, "storage": "raw"}
-        ingest(fifth, str(scratch / "warm"), **settings)
+        video = Video(stored_frames=FRAMES, storage="raw", time_limit=600)
+        ingest(fifth, str(scratch / "warm"), video)
         with peak_memory() as small:
-            ingest(fifth, str(scratch / "fifth"), **settings)
+            ingest(fifth, str(scratch / "fifth"), video)
         with peak_memory() as large:
-            ray_wall, ray_cpu = clocked(lambda: ingest(table, str(scratch / "ray"), **settings))
+            ray_wall, ray_cpu = clocked(lambda: ingest(table, str(scratch / "ray"), video))
         print(f"Ray ingest:      {num_videos / ray_wall:6.1f} videos/s, {ray_cpu:6.1f} CPU s", flush=True)
         print(f"Ray / pool: {ray_wall / wall:.2f} x wall time, {ray_cpu / cpu:.2f} x CPU time")
         print(
             f"peak memory: {num_videos // 5} videos {small[0]:.0f} MB, {num_videos} videos {large[0]:.0f} MB"
         )
         for storage in ("raw", "jpeg"):
-            result = ingest(fifth, str(scratch / storage), stored_frames=FRAMES, storage=storage)
+            result = ingest(fifth, str(scratch / storage), Video(stored_frames=FRAMES, storage=storage))
             size = sum(file.stat().st_size for file in Path(result.folder).glob("*.arrow"))
             frames = sum(entry.num_frames for entry in Shards(result.folder).videos.values())
             read = reading(result.folder, fifth["video"].to_pylist())

@@ -27,9 +27,10 @@ import os, sys, ray
 from pathlib import Path
 from bench_ingest import corpus
 from pipelines.ingest.driver import ingest
+from vopcore.config.sections import Video
 env = {"PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
 ray.init(_temp_dir=sys.argv[1], include_dashboard=False, runtime_env={"env_vars": env})
-ingest(corpus(Path(sys.argv[2]), int(sys.argv[3])), sys.argv[4], stored_frames=12, shard_megabytes=16)
+ingest(corpus(Path(sys.argv[2]), int(sys.argv[3])), sys.argv[4], Video(stored_frames=12, shard_megabytes=16))
 """
 
 
@@ -64,7 +65,7 @@ def kill_machine(driver: subprocess.Popen) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [file for file in folder.rglob("*") if file.suffix in (".arrow", ".json")]
+    files = [*folder.rglob("??????.arrow"), *folder.rglob("??????.json")]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -80,8 +81,8 @@ def main(folder: Path, num_videos: int, kills: int) -> None:
     while done < kills:
         with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as ray_folder:
             driver = start(folder, num_videos, scratch / "killed", ray_folder)
-            committed = len(list((scratch / "killed").rglob("*.json")))
-            while driver.poll() is None and len(list((scratch / "killed").rglob("*.json"))) == committed:
+            committed = len(list((scratch / "killed").rglob("??????.json")))
+            while driver.poll() is None and len(list((scratch / "killed").rglob("??????.json"))) == committed:
                 time.sleep(0.05)
             time.sleep(rng.uniform(0, pause))
             if driver.poll() is None and done % 2 and kill_worker(driver):

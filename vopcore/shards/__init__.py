@@ -3,7 +3,16 @@ memory map.
 """
 
 from vopcore.shards.index import ShardFile, ShardIndex, read_index, save_index
-from vopcore.shards.plan import Moment, is_current, moments_in, rows_per_shard, shard_plan
+from vopcore.shards.plan import (
+    Moment,
+    State,
+    moment_table,
+    moments_in,
+    moments_of,
+    rows_per_shard,
+    shard_plan,
+    states,
+)
 from vopcore.shards.read import Shards, Sidecar, sidecars, verify
 from vopcore.shards.schema import Entry, Layout, Storage, default_storage, folder_name
 from vopcore.shards.write import write_shard
@@ -16,16 +25,19 @@ __all__ = [
     "ShardIndex",
     "Shards",
     "Sidecar",
+    "State",
     "Storage",
     "default_storage",
     "folder_name",
-    "is_current",
+    "moment_table",
     "moments_in",
+    "moments_of",
     "read_index",
     "rows_per_shard",
     "save_index",
     "shard_plan",
     "sidecars",
+    "states",
     "verify",
     "write_shard",
 ]

@@ -90,6 +90,17 @@ class ShardIndex:
         """All that is known of one video."""
         return Entry(**{name: self.value(name, position) for name in ENTRY_NAMES})
 
+    def with_mtimes(self, positions: pa.Array, mtimes: pa.ChunkedArray) -> "ShardIndex":
+        """The index with other times of change of some source files, float64 [N]; the sidecars keep the old
+        ones.
+        """
+        column = self._columns["source_mtime"].to_numpy(zero_copy_only=False).copy()
+        column[positions.to_numpy()] = mtimes.to_numpy()
+        number = self.table.schema.get_field_index("source_mtime")
+        values = pa.array(column, pa.float64(), from_pandas=True)
+        table = self.table.set_column(number, self.table.schema.field(number), values)
+        return ShardIndex(table, self.shards, is_saved=False)
+
     def digest(self, videos: Sequence[str] | pa.Array | None = None) -> str:
         """Sixteen characters that change when one of `videos` (None: all) gives other frames.
 

@@ -3,14 +3,17 @@ committed.
 """
 
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from vopcore.shards.schema import Entry
-from vopcore.storage import SourceFacts
+from vopcore.shards.index import ShardIndex
 
 TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all CPUs busy to the end
+MOMENT_COLUMNS = ["video", "path", "start", "end"]
 
 
 class Moment(NamedTuple):
@@ -24,41 +27,93 @@ class Moment(NamedTuple):
     end: float | None
 
 
+class State(IntEnum):
+    """How a moment stands to what is committed."""
+
+    CURRENT = 0  # its frames, or the reason why there are none, still hold
+    TOUCHED = 1  # its file has another time and the same size: its content decides
+    WANTED = 2  # to be decoded
+    MISSING = 3  # to be decoded, but no file was found for it
+
+
+def moment_table(annotations: pa.Table) -> pa.Table:
+    """Each video of an annotation table once, sorted by id: the columns of MOMENT_COLUMNS.
+
+    Raises ValueError if an id names two different moments.
+    """
+    moments = annotations.select(MOMENT_COLUMNS).group_by(MOMENT_COLUMNS).aggregate([]).sort_by("video")
+    videos = moments.column("video").combine_chunks()
+    if len(videos) > 1:
+        is_repeated = pc.equal(videos.slice(1), videos.slice(0, len(videos) - 1))
+        if pc.any(is_repeated).as_py():
+            row = is_repeated.index(True).as_py()
+            first, second = moments_of(moments.slice(row, 2))
+            raise ValueError(f"video {first.video!r} names two moments: {first[1:]} and {second[1:]}")
+    return moments
+
+
 def moments_in(annotations: pa.Table) -> list[Moment]:
-    """Each video of an annotation table once, sorted by id. Raises ValueError if an id names two
-    different moments.
+    """The rows of `moment_table`."""
+    return moments_of(moment_table(annotations))
+
+
+def moments_of(table: pa.Table) -> list[Moment]:
+    """The rows of a table with the columns of MOMENT_COLUMNS."""
+    columns = [table.column(name).to_pylist() for name in MOMENT_COLUMNS]
+    return [Moment(*row) for row in zip(*columns, strict=True)]
+
+
+def states(moments: pa.Table, index: ShardIndex, facts: pa.Table, clock: float = 1e-6) -> np.ndarray:
+    """The State of each moment, int8 [N], given `facts` of its file now (FACTS, null where there is none).
+
+    Frames stand as long as their file has the size it had when it was decoded; with another time of change
+    its content decides. A failure stands until anything about the file changes, so repairing a file is
+    enough to have it tried again. Frames whose file is gone stand. `clock`: seconds by which two times of
+    one change may differ.
     """
-    columns = annotations.select(["video", "path", "start", "end"]).to_pydict()
-    moments: dict[str, Moment] = {}
-    for moment in map(Moment._make, zip(*columns.values(), strict=True)):
-        if moments.setdefault(moment.video, moment) != moment:
-            raise ValueError(
-                f"video {moment.video!r} names two moments: {moments[moment.video][1:]} and {moment[1:]}"
-            )
-    return sorted(moments.values())
+    rows = index.positions(moments.column("video").combine_chunks())
+    is_stored = _flags(pc.is_valid(rows))
+    stored = index.table.select(["start", "end", "status", "source_size", "source_mtime"]).take(rows)
+    same_moment = _same(moments.column("start"), stored.column("start"))
+    same_moment &= _same(moments.column("end"), stored.column("end"))
+
+    has_path = _flags(pc.is_valid(moments.column("path")))
+    is_there = _flags(pc.is_valid(facts.column("size")))
+    same_size = _same(facts.column("size"), stored.column("source_size"))
+    same_time = _same(facts.column("mtime"), stored.column("source_mtime"), clock)
+    has_failed = _flags(pc.equal(stored.column("status"), "failed"))
+
+    frames_stand = ~has_failed & (~is_there | (same_size & same_time))
+    failure_stands = has_failed & has_path & same_size & same_time
+    is_touched = ~has_failed & is_there & same_size & ~same_time
+
+    result = np.where(has_path, State.WANTED, State.MISSING).astype(np.int8)
+    result[is_stored & same_moment & is_touched] = State.TOUCHED
+    result[is_stored & same_moment & (frames_stand | failure_stands)] = State.CURRENT
+    return result
 
 
-def is_current(entry: Entry, moment: Moment, facts: SourceFacts | None) -> bool:
-    """Whether a committed entry still answers for a moment; `facts` of its file now, or None if nobody
-    looked.
+def _flags(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Booleans, null as False, bool [N]."""
+    return pc.fill_null(values, False).to_numpy(zero_copy_only=False).astype(bool)
 
-    Decoded frames stand until the file has another size (a copied data set has new times); a failure
-    stands until anything about the file changes, so repairing a file is enough to have it tried again.
-    """
-    if (entry.start, entry.end) != (moment.start, moment.end):
-        return False
-    if facts is None:
-        return True
-    if entry.status == "failed":
-        return facts == (entry.source_size, entry.source_mtime)
-    return facts.size in (None, entry.source_size)
+
+def _same(left: pa.ChunkedArray, right: pa.ChunkedArray, tolerance: float = 0.0) -> np.ndarray:
+    """Where two columns of numbers hold the same, or both nothing, bool [N]."""
+    numbers = [column.cast(pa.float64()).to_numpy(zero_copy_only=False) for column in (left, right)]
+    first, second = numbers  # null is NaN
+    return (np.abs(first - second) <= tolerance) | (np.isnan(first) & np.isnan(second))
 
 
 def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, num_cpus: int) -> int:
-    """As many as fit, but few enough to keep every CPU busy. Counts all videos, committed or not, so that a
-    run that is resumed cuts the same shards."""
+    """As many as fit, but few enough to keep every CPU busy.
+
+    Counts all videos, committed or not, so that a run that is resumed cuts the same shards.
+    """
     fitting = max(shard_megabytes * 2**20 // bytes_per_video, 1)
-    return min(fitting, max(-(-num_videos // (TASKS_PER_CPU * num_cpus)), 1))
+    num_tasks = TASKS_PER_CPU * num_cpus
+    share = -(-num_videos // num_tasks)  # rounded up
+    return min(fitting, max(share, 1))
 
 
 def shard_plan(
@@ -66,11 +121,16 @@ def shard_plan(
 ) -> list[tuple[int, list[Moment]]]:
     """The shards to write: a number and moments each.
 
-    The same moments and committed shards give the same plan.
-    The lowest free numbers are taken in order of the moments' ids, so a run that was killed plans just the
-    shards it had not committed, under the numbers they had.
+    The same moments and committed shards give the same plan. The lowest free numbers are taken in order of
+    the moments' ids, so a run that was killed plans just the shards it had not committed, under the numbers
+    they had.
     """
     taken = set(committed)
-    groups = [list(moments[i : i + rows_per_shard]) for i in range(0, len(moments), rows_per_shard)]
-    free = (number for number in range(len(taken) + len(groups)) if number not in taken)
-    return list(zip(free, groups, strict=False))
+    plan = []
+    number = 0
+    for start in range(0, len(moments), rows_per_shard):
+        while number in taken:
+            number += 1
+        plan.append((number, list(moments[start : start + rows_per_shard])))
+        number += 1
+    return plan

@@ -22,11 +22,17 @@ from support.video import number_in, write_video
 
 from pipelines.ingest.driver import TooManyFailedError, ingest
 from pipelines.ingest.task import DiskFullError
+from vopcore.config.sections import Video
 from vopcore.shards import Layout, Shards, default_storage, verify
 from vopcore.storage import Store
 from vopcore.video import decode
 
-SETTINGS = {"stored_frames": 6, "size": 32, "max_failed": 0.2}
+SETTINGS = Video(stored_frames=6, size=32, max_failed=0.2)
+
+
+def with_(**changes) -> Video:
+    """SETTINGS with some of them changed."""
+    return SETTINGS.model_copy(update=changes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,14 +60,15 @@ def test_every_video_ends_as_ok_damaged_or_failed_with_its_reason(tmp_path, vide
     empty = tmp_path / "empty.mp4"
     empty.touch()
     odd = {"page": page, "cut": cut, "empty": empty, "gone": tmp_path / "gone.mp4", "none": None}
-    result = ingest(annotations(videos | odd, captions=3), str(tmp_path / "shards"), **SETTINGS)
-    assert (result.videos, result.ok, result.damaged, result.failed) == (29, 24, 1, 4)
-    assert result.decoded_now == 29
-    assert committed_videos(result.folder) == sorted(videos | odd)
+    result = ingest(annotations(videos | odd, captions=3), str(tmp_path / "shards"), SETTINGS)
+    assert (result.videos, result.ok, result.damaged, result.failed, result.missing) == (29, 24, 1, 3, 1)
+    assert result.decoded_now == 28
+    assert committed_videos(result.folder) == sorted((videos | odd).keys() - {"none"})
     with (Path(result.folder) / "failed.csv").open() as file:
         listed = {row["video"]: row for row in csv.DictReader(file)}
     assert {video: row["status"] for video, row in listed.items()} == dict.fromkeys(odd, "failed") | {
-        "cut": "damaged"
+        "cut": "damaged",
+        "none": "missing",
     }
     assert "not a readable video file" in listed["page"]["error"]
     assert listed["empty"]["error"] == "the file is empty"
@@ -79,21 +86,21 @@ def test_only_what_is_new_or_changed_is_decoded(tmp_path, videos):
     some = dict(list(videos.items())[:10])
     broken = tmp_path / "broken.mp4"
     broken.write_text("not yet")
-    first = ingest(annotations(some | {"broken": broken}), root, **SETTINGS)
+    first = ingest(annotations(some | {"broken": broken}), root, SETTINGS)
     assert (first.decoded_now, first.failed) == (11, 1)
     before = digests(first.folder)
-    assert ingest(annotations(some | {"broken": broken}), root, **SETTINGS).decoded_now == 0
-    assert ingest(annotations(some | {"broken": broken}, captions=4), root, **SETTINGS).decoded_now == 0
+    assert ingest(annotations(some | {"broken": broken}), root, SETTINGS).decoded_now == 0
+    assert ingest(annotations(some | {"broken": broken}, captions=4), root, SETTINGS).decoded_now == 0
     assert digests(first.folder) == before
 
-    assert ingest(annotations(videos | {"broken": broken}), root, **SETTINGS).decoded_now == 14
+    assert ingest(annotations(videos | {"broken": broken}), root, SETTINGS).decoded_now == 14
     shutil.copy(videos["v00"], broken)
-    repaired = ingest(annotations(videos | {"broken": broken}), root, **SETTINGS)
+    repaired = ingest(annotations(videos | {"broken": broken}), root, SETTINGS)
     assert (repaired.decoded_now, repaired.ok, repaired.failed) == (1, 25, 0)
     assert len(Shards(repaired.folder).frames("broken")) == 6
     assert {name: digests(first.folder)[name] for name in before} == before, "old shards are left alone"
 
-    other = ingest(annotations(some), root, **SETTINGS | {"stored_frames": 3})
+    other = ingest(annotations(some), root, with_(stored_frames=3))
     assert other.folder != first.folder
     assert other.decoded_now == 10
 
@@ -105,29 +112,29 @@ def test_too_many_failures_stop_the_run_with_a_summary(tmp_path, videos):
         pages[f"page{i}"].write_text("<html>")
     some = dict(list(videos.items())[:17]) | pages
     with pytest.raises(TooManyFailedError) as caught:
-        ingest(annotations(some), str(tmp_path / "shards"), **SETTINGS | {"max_failed": 0.1})
+        ingest(annotations(some), str(tmp_path / "shards"), with_(max_failed=0.1))
     assert "of 20 videos failed, more than max_failed (10.00%) allows" in str(caught.value)
     assert "not a readable video file" in str(caught.value)
     assert "failed.csv" in str(caught.value)
-    allowed = ingest(annotations(some), str(tmp_path / "shards"), **SETTINGS | {"max_failed": 0.15})
+    allowed = ingest(annotations(some), str(tmp_path / "shards"), with_(max_failed=0.15))
     assert allowed.failed == 3
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_decoded(tmp_path, videos):
     with pytest.raises(ValueError, match=r"needs about \d+\.\d GB for .* frames and has .* GB free"):
-        ingest(annotations(videos), str(tmp_path / "shards"), stored_frames=10**8)
+        ingest(annotations(videos), str(tmp_path / "shards"), Video(stored_frames=10**8))
     assert not (tmp_path / "shards").exists()
 
 
 def test_an_attempt_that_died_is_repeated_in_a_child_process_with_the_same_result(tmp_path, videos):
     some = annotations(dict(list(videos.items())[:4]))
-    undisturbed = ingest(some, str(tmp_path / "one"), **SETTINGS)
+    undisturbed = ingest(some, str(tmp_path / "one"), SETTINGS)
     again = Path(tmp_path / "two" / Path(undisturbed.folder).name)
     again.mkdir(parents=True)
     for name in digests(undisturbed.folder):
         if name.endswith(".json"):
             (again / name.replace(".json", ".try")).touch()
-    resumed = ingest(some, str(tmp_path / "two"), **SETTINGS)
+    resumed = ingest(some, str(tmp_path / "two"), SETTINGS)
     assert resumed.folder == str(again)
     assert digests(resumed.folder) == digests(undisturbed.folder)
     assert not list(again.glob("*.try"))
@@ -135,7 +142,7 @@ def test_an_attempt_that_died_is_repeated_in_a_child_process_with_the_same_resul
 
 def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, videos):
     many = {f"{video}-{copy}": path for video, path in videos.items() for copy in range(15)}
-    undisturbed = ingest(annotations(many), str(tmp_path / "one"), **SETTINGS)
+    undisturbed = ingest(annotations(many), str(tmp_path / "one"), SETTINGS)
     killed = []
     folder = tmp_path / "two" / Path(undisturbed.folder).name
 
@@ -149,7 +156,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, videos):
 
     killer = threading.Thread(target=kill_a_worker, daemon=True)
     killer.start()
-    result = ingest(annotations(many), str(tmp_path / "two"), **SETTINGS)
+    result = ingest(annotations(many), str(tmp_path / "two"), SETTINGS)
     done.set()
     killer.join()
     assert killed
@@ -171,16 +178,17 @@ import os, sys, tempfile, ray
 sys.path[:0] = [{root!r}, {tests!r}]
 from support.ingest import annotations
 from pipelines.ingest.driver import ingest
+from vopcore.config.sections import Video
 ray.init(_temp_dir=sys.argv[1], include_dashboard=False, num_cpus=2,
          runtime_env={{"env_vars": {{"PYTHONPATH": {root!r}, "OMP_NUM_THREADS": "1"}}}})
 many = dict(line.split("\\t") for line in open(sys.argv[2]).read().splitlines())
-ingest(annotations(many), sys.argv[3], stored_frames=6, size=32, max_failed=0.2)
+ingest(annotations(many), sys.argv[3], Video(stored_frames=6, size=32, max_failed=0.2))
 """
 
 
 def test_a_killed_driver_loses_and_doubles_nothing(tmp_path, videos):
     many = {f"{video}-{copy}": path for video, path in videos.items() for copy in range(15)}
-    undisturbed = ingest(annotations(many), str(tmp_path / "one"), **SETTINGS)
+    undisturbed = ingest(annotations(many), str(tmp_path / "one"), SETTINGS)
     folder = tmp_path / "two" / Path(undisturbed.folder).name
     listing = tmp_path / "videos.tsv"
     listing.write_text("\n".join(f"{video}\t{path}" for video, path in many.items()))
@@ -199,7 +207,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(tmp_path, videos):
         psutil.wait_procs(family)
     done = len(committed_videos(str(folder)))
     assert 0 < done < len(many)
-    result = ingest(annotations(many), str(tmp_path / "two"), **SETTINGS)
+    result = ingest(annotations(many), str(tmp_path / "two"), SETTINGS)
     assert result.decoded_now == len(many) - done
     assert not list(folder.glob("*.try")) + list(folder.glob(".*.part"))
     assert committed_videos(result.folder) == sorted(many)
@@ -216,9 +224,9 @@ def test_a_disk_that_fills_up_stops_the_run_and_room_resumes_it(tmp_path, videos
         with pytest.raises(
             DiskFullError, match=r"no space left in .*; make room and run the same command again"
         ):
-            ingest(annotations(videos), str(disk), **SETTINGS)
+            ingest(annotations(videos), str(disk), SETTINGS)
         subprocess.run(["mount", "-o", "remount,nr_inodes=1000", str(disk)], check=True)
-        result = ingest(annotations(videos), str(disk), **SETTINGS)
+        result = ingest(annotations(videos), str(disk), SETTINGS)
         assert 0 < result.decoded_now < len(videos)
         assert committed_videos(result.folder) == sorted(videos)
         assert verify(result.folder) == []
@@ -230,7 +238,9 @@ def test_jpeg_is_chosen_where_a_video_is_large(tmp_path, videos):
     assert default_storage(12, 224) == default_storage(32, 224) == "raw"
     assert default_storage(64, 224) == "jpeg"
     some = dict(list(videos.items())[:2])
-    result = ingest(annotations(some), str(tmp_path), stored_frames=20, size=64, storage="jpeg", quality=90)
+    result = ingest(
+        annotations(some), str(tmp_path), Video(stored_frames=20, size=64, storage="jpeg", quality=90)
+    )
     stored, exact = Shards(result.folder).frames("v01"), decode(some["v01"], count=20, size=64).pixels
     assert 0 < np.abs(stored.astype(int) - exact).mean() < 3
     assert [number_in(frame) for frame in stored] == [number_in(frame) for frame in exact]

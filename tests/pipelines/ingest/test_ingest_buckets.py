@@ -18,6 +18,7 @@ from support.video import write_video
 from werkzeug.serving import make_server
 
 from pipelines.ingest.driver import ingest
+from vopcore.config.sections import Video
 from vopcore.shards import Shards, verify
 from vopcore.storage import ShardCache
 from vopcore.video import decode
@@ -80,9 +81,9 @@ def ingest_twice(videos: dict[str, Path], folder: str, shards: str, options: str
         pyarrow.fs.copy_files(str(path), f"{folder}/{video}.mp4{options}")
     path = folder.rpartition("://")[2].rpartition("@")[2]
     remote = {video: f"{path}/{video}.mp4" for video in [*videos, "gone"]}
-    settings = {"stored_frames": 4, "size": 32, "max_failed": 0.1, "videos": f"{folder}{options}"}
-    result = ingest(annotations(remote), f"{shards}{options}", **settings)
-    again = ingest(annotations(remote), f"{shards}{options}", **settings)
+    video = Video(stored_frames=4, size=32, max_failed=0.1)
+    result = ingest(annotations(remote), f"{shards}{options}", video, f"{folder}{options}")
+    again = ingest(annotations(remote), f"{shards}{options}", video, f"{folder}{options}")
     assert (result.ok, result.failed, again.decoded_now) == (12, 1, 0)
     assert committed_videos(result.folder) == sorted(remote)
     assert verify(result.folder) == []

@@ -4,10 +4,22 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyarrow.fs import LocalFileSystem
 
-from vopcore.shards import Entry, Moment, is_current, moments_in, rows_per_shard, shard_plan
-from vopcore.storage import SourceFacts, source_facts
+from vopcore.shards import (
+    Entry,
+    Layout,
+    Moment,
+    State,
+    moment_table,
+    moments_in,
+    read_index,
+    rows_per_shard,
+    shard_plan,
+    states,
+    write_shard,
+)
+from vopcore.storage import Store
+from vopcore.storage.source import FACTS
 
 
 def moments(num):
@@ -53,42 +65,59 @@ def test_an_id_for_two_clips_is_refused():
         moments_in(annotations(("a", "/a", 1.0, 2.0), ("a", "/a", 2.0, 3.0)))
 
 
-MOMENT = Moment("a", "/a", None, None)
-NOW, LATER, LARGER, GONE = (
-    SourceFacts(9, 1.0),
-    SourceFacts(9, 2.0),
-    SourceFacts(10, 2.0),
-    SourceFacts(None, None),
-)
+NOW, LATER, LARGER, GONE = (9, 1.0), (9, 2.0), (10, 2.0), (None, None)
+
+
+@pytest.fixture
+def state_of(tmp_path):
+    """The State of the whole of /a, committed with a status when its file had size 9 at time 1."""
+
+    def state(status, facts, path="/a", start=None, size=9):
+        entry = Entry(video="a", status=status, source_size=size, source_mtime=size and 1.0)
+        write_shard(Store(tmp_path / "shards"), 0, Layout(8, "raw"), [(entry, None)])
+        wanted = moment_table(annotations(("a", path, start, None), ("b", "/b", None, None)))
+        now = pa.table([[facts[0], 5], [facts[1], 5.0]], schema=FACTS)
+        return list(map(State, states(wanted, read_index(Store(tmp_path / "shards")), now)))
+
+    return state
 
 
 @pytest.mark.parametrize(
-    ("status", "moment", "facts", "current"),
+    ("status", "facts", "state"),
     [
-        ("ok", MOMENT, NOW, True),
-        ("ok", MOMENT, LATER, True),
-        ("ok", MOMENT, GONE, True),
-        ("ok", MOMENT, None, True),
-        ("damaged", MOMENT, LATER, True),
-        ("ok", MOMENT, LARGER, False),
-        ("ok", MOMENT._replace(start=1.0, end=2.0), NOW, False),
-        ("failed", MOMENT, NOW, True),
-        ("failed", MOMENT, LATER, False),
-        ("failed", MOMENT, LARGER, False),
+        ("ok", NOW, State.CURRENT),
+        ("ok", LATER, State.TOUCHED),
+        ("ok", GONE, State.CURRENT),
+        ("ok", LARGER, State.WANTED),
+        ("damaged", LATER, State.TOUCHED),
+        ("failed", NOW, State.CURRENT),
+        ("failed", LATER, State.WANTED),
+        ("failed", LARGER, State.WANTED),
+        ("failed", GONE, State.WANTED),
     ],
 )
-def test_frames_stand_until_the_file_has_another_size_and_failures_until_it_changes(
-    status, moment, facts, current
-):
-    entry = Entry(video="a", status=status, source_size=9, source_mtime=1.0)
-    assert is_current(entry, moment, facts) is current
+def test_frames_stand_until_their_file_changes_and_failures_too(state_of, status, facts, state):
+    assert state_of(status, facts) == [state, State.WANTED]
 
 
-def test_a_file_that_was_missing_is_tried_when_it_is_there(tmp_path):
-    path = tmp_path / "a.mp4"
-    entry = Entry(video="a", status="failed")
-    assert is_current(entry, MOMENT, source_facts(LocalFileSystem(), str(path)))
-    path.write_bytes(b"now")
-    facts = source_facts(LocalFileSystem(), str(path))
-    assert facts == (3, pytest.approx(path.stat().st_mtime))
-    assert not is_current(entry, MOMENT, facts)
+def test_another_moment_of_the_same_file_is_decoded(state_of):
+    assert state_of("ok", NOW, start=1.0)[0] is State.WANTED
+
+
+def test_a_video_without_a_file_is_missing_unless_it_was_decoded(state_of):
+    assert state_of("ok", GONE, path=None)[0] is State.CURRENT
+    assert state_of("failed", GONE, path=None, size=None)[0] is State.MISSING
+
+
+def test_a_file_that_was_missing_is_tried_when_it_is_there(state_of):
+    assert state_of("failed", GONE, size=None)[0] is State.CURRENT
+    assert state_of("failed", NOW, size=None)[0] is State.WANTED
+
+
+def test_two_times_of_one_change_may_differ_a_little(tmp_path):
+    wanted = moment_table(annotations(("a", "/a", None, None)))
+    entry = Entry(video="a", status="ok", source_size=9, source_mtime=1.0)
+    write_shard(Store(tmp_path), 0, Layout(8, "raw"), [(entry, None)])
+    now = pa.table([[9], [1.4]], schema=FACTS)
+    assert states(wanted, read_index(Store(tmp_path)), now)[0] == State.TOUCHED
+    assert states(wanted, read_index(Store(tmp_path)), now, clock=0.5)[0] == State.CURRENT
