@@ -15,6 +15,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol, Self
@@ -23,7 +24,7 @@ import numpy as np
 from pyarrow import fs
 
 from vopcore.shards import Entry, Layout, Moment, write_shard
-from vopcore.storage import SourceFacts, Store, local_copy, source_facts
+from vopcore.storage import SourceFacts, StorageError, Store, file_sha256, local_copy, source_facts
 from vopcore.video import Decoded, VideoError, decode
 
 VideoResult = tuple[Entry, np.ndarray | None]  # pixels uint8 [F, size, size, 3], None for a failed video
@@ -136,7 +137,10 @@ def ingest_video(settings: IngestSettings, moment: Moment) -> VideoResult:
     facts = NO_FACTS
     try:
         facts = source_facts(settings.filesystem, moment.path)
-        decoded = _decoded_file(settings, moment, facts)
+        decoded, source_sha256 = _decoded_file(settings, moment, facts)
+    except StorageError:
+        # The machine's trouble: every other video would fail as well.
+        raise
     except VideoError as error:
         return failure(moment, facts, str(error))
     except OSError as error:
@@ -162,11 +166,13 @@ def ingest_video(settings: IngestSettings, moment: Moment) -> VideoResult:
         codec=decoded.codec,
         source_size=facts.size,
         source_mtime=facts.mtime,
+        source_sha256=source_sha256,
     )
     return entry, pixels
 
 
-def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> Decoded:
+def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> tuple[Decoded, str]:
+    """The frames, and the SHA-256 of the file."""
     if moment.path is None:
         raise VideoError("no file was found for this video")
     if facts.size is None:
@@ -174,7 +180,7 @@ def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) 
     if facts.size == 0:
         raise VideoError("the file is empty")
     with local_copy(settings.filesystem, moment.path) as path:
-        return decode(
+        decoded = decode(
             path,
             count=settings.stored_frames,
             size=settings.layout.size,
@@ -183,6 +189,13 @@ def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) 
             end=moment.end,
             time_limit=settings.time_limit,
         )
+        # Moments of one file are neighbours in a shard, so a long file is read for this once.
+        return decoded, _file_hash(path, facts)
+
+
+@lru_cache(maxsize=4)
+def _file_hash(path: Path, facts: SourceFacts) -> str:
+    return file_sha256(path)
 
 
 def failure(moment: Moment, facts: SourceFacts, reason: str) -> VideoResult:
@@ -263,12 +276,15 @@ class ChildWorker:
             self._process = self._start()
         try:
             self._pipe.send(moment)
-            return self._pipe.recv()
+            answer = self._pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join()
             reason = self._cause_of_death(self._process.exitcode)
             self._process = None
             return failure(moment, source_facts(self._settings.filesystem, moment.path), reason)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
 
     def _start(self) -> multiprocessing.process.BaseProcess:
         context = multiprocessing.get_context("forkserver")
@@ -295,7 +311,10 @@ def _serve(pipe: Connection, settings: IngestSettings) -> None:
                 moment = pipe.recv()
             except EOFError:
                 return
-            pipe.send(worker.ingest(moment))
+            try:
+                pipe.send(worker.ingest(moment))
+            except StorageError as error:
+                pipe.send(error)
 
 
 def _limit_memory() -> None:

@@ -105,6 +105,68 @@ def test_only_what_is_new_or_changed_is_decoded(tmp_path, videos):
     assert other.decoded_now == 10
 
 
+def test_a_replaced_file_is_decoded_anew_and_a_copied_one_is_not(tmp_path, videos):
+    """A data set that was moved has new times and the same content."""
+    file = tmp_path / "a.mp4"
+    shutil.copy(videos["v03"], file)
+    root = str(tmp_path / "shards")
+    first = ingest(annotations({"a": file}), root, SETTINGS)
+    before = Shards(first.folder).digest()
+
+    shutil.copy(videos["v03"], file)
+    os.utime(file, (1, 1))
+    assert ingest(annotations({"a": file}), root, SETTINGS).decoded_now == 0
+    moved = tmp_path / "moved.mp4"
+    file.rename(moved)
+    assert ingest(annotations({"a": moved}), root, SETTINGS).decoded_now == 0
+    assert Shards(first.folder).digest() == before
+    assert Shards(first.folder).videos["a"].source_mtime == 1, "and is not compared again"
+
+    # of the same size: the last bytes of an MP4's index, then another time
+    content = bytearray(moved.read_bytes())
+    content[-1] ^= 1
+    moved.write_bytes(content)
+    os.utime(moved, (2, 2))
+    assert ingest(annotations({"a": moved}), root, SETTINGS).decoded_now == 1
+
+
+def test_files_that_are_missing_are_known_before_anything_is_decoded(tmp_path, videos):
+    some = dict(list(videos.items())[:3]) | {"gone": None}
+    with pytest.raises(TooManyFailedError, match="1 of 4 videos have no file, more than max_failed"):
+        ingest(annotations(some), str(tmp_path / "shards"), SETTINGS)
+    assert not (tmp_path / "shards").exists()
+    result = ingest(annotations(some), str(tmp_path / "shards"), with_(max_failed=0.25))
+    assert (result.ok, result.missing, result.decoded_now) == (3, 1, 3)
+
+
+def test_a_second_ingest_waits_for_the_first_and_decodes_nothing_twice(tmp_path, videos):
+    some = annotations(dict(list(videos.items())[:6]))
+    results = {}
+
+    def run(number):
+        results[number] = ingest(some, str(tmp_path / "shards"), SETTINGS)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.decoded_now for result in results.values()) == [0, 6]
+    assert committed_videos(results[0].folder) == sorted(some["video"].to_pylist())
+    assert verify(results[0].folder) == []
+
+
+def test_a_counter_that_dies_ends_no_ingest(tmp_path, videos, monkeypatch):
+    def beside_driver(kind):
+        counter = kind.remote()
+        ray.kill(counter)
+        return counter
+
+    monkeypatch.setattr("pipelines.ingest.progress.beside_driver", beside_driver)
+    some = annotations(dict(list(videos.items())[:4]))
+    assert ingest(some, str(tmp_path / "shards"), SETTINGS).ok == 4
+
+
 def test_too_many_failures_stop_the_run_with_a_summary(tmp_path, videos):
     pages = {}
     for i in range(3):

@@ -2,15 +2,18 @@
 Ray repeats them.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
 
+import pytest
 from support import ROOT
 from support.video import write_video
 
-from vopcore.shards import Shards, sidecars
-from vopcore.storage import Store
+from pipelines.ingest.task import IngestSettings, decode_shard
+from vopcore.shards import Layout, Moment, Shards, sidecars
+from vopcore.storage import StorageError, Store
 
 ATTEMPT = '''
 """Decodes one shard with a sampler that does harm, by the number of frames."""
@@ -93,3 +96,33 @@ def test_a_task_that_is_killed_whoever_decodes_still_ends(tmp_path):
 def test_a_decoder_that_hangs_ends_its_process(tmp_path):
     assert attempt(tmp_path, videos_of(tmp_path, [9])) == 1
     assert Store(tmp_path / "shards").exists("000000.try")
+
+
+def test_a_store_that_is_away_stops_the_shard_and_fails_no_video(tmp_path, monkeypatch):
+    """Otherwise every video of a machine without a network would be a failed one."""
+
+    def away(filesystem, path):
+        raise StorageError("this machine cannot use s3://b: no route to host")
+
+    monkeypatch.setattr("pipelines.ingest.task.source_facts", away)
+    settings = IngestSettings(
+        folder=str(tmp_path), layout=Layout(32, "raw"), sampler="uniform", stored_frames=4, time_limit=60
+    )
+    with pytest.raises(StorageError, match="no route to host"):
+        decode_shard(settings, 0, [Moment("a", "/a", None, None)])
+    assert sidecars(Store(tmp_path)) == []
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_an_entry_says_which_bytes_were_decoded(tmp_path):
+    path = write_video(tmp_path / "a.mp4", num_frames=5)
+    settings = IngestSettings(
+        folder=str(tmp_path / "shards"),
+        layout=Layout(32, "raw"),
+        sampler="uniform",
+        stored_frames=4,
+        time_limit=60,
+    )
+    (entry,) = decode_shard(settings, 0, [Moment("a", str(path), None, None)])
+    assert entry.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert Shards(settings.folder).videos["a"] == entry
