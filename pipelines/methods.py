@@ -7,149 +7,38 @@ Parameters are every element that asks for a gradient, each once. FLOPs are thos
 convolutions in the vision tower, forward, for one video. Exit codes: 0 done, 2 a model that cannot be tuned.
 """
 
-import argparse
 import json
-import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from pipelines.command.arguments import CommandLine
+from pipelines.command.exit_codes import DONE, exit_code_of
 
-from pipelines.command.secrets import hides_secrets
-from vopcore.clip import blank, towers
-from vopcore.methods import METHODS, tune, tuned
-from vopcore.retriever import Retriever
-
-CLI = argparse.ArgumentParser(
-    prog="pipelines/methods.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
-)
+CLI = CommandLine("methods", __doc__)
 CLI.add_argument(
     "--model", default="ViT-B-32-quickgelu", help="a name of open_clip, or a model config (.json)"
 )
 CLI.add_argument("--frames", type=int, default=12, help="frames of the video (default: 12)")
 CLI.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-# VoP, Table 1, times 119,826,432: the weights and biases of modules, so without in_proj_*, the two
-# projections, positions, class and scale. ViT-B/32, default options, 12 frames.
-PAPER = {
-    "bias": (124_928, "the paper misses in_proj_bias, which is not named .bias"),
-    "partial": (7_680_512, "the paper misses in_proj_weight and in_proj_bias"),
-    "vop_f": (122_880, "the paper leaves out the frame embedding"),
-    "vop_fp": (393_216, "the paper leaves out the frame embedding"),
-    "vop_fc": (
-        14_121_984,
-        "the paper's 11.785 % is C - (P - F+P), a slip, and leaves out the frame embedding",
-    ),
-}
 
-
-@hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    args = CLI.parse_args(argv)
-    try:
-        rows = table(args.model, args.frames)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(rows, indent=2) if args.json else text(rows))
-    return 0
+    return exit_code_of(lambda: _main(argv))
 
 
-def table(model: str, frames: int = 12) -> list[dict[str, Any]]:
-    """A row per method with its default options. Raises ValueError for a model that cannot be tuned; a
-    method whose options do not fit the model is a row that says so."""
-    with torch.device("meta"):
-        frozen = blank(model)
-        total = sum(parameter.numel() for parameter in frozen.parameters())
-        plain = flops(frozen, frames)
-        return [row(name, model, frames, total, plain) for name in METHODS]
+def _main(argv: Sequence[str]) -> int:
+    arguments = CLI.parse_args(argv)
 
+    # after the arguments: --help should not wait for torch
+    from pipelines.experiment.method_costs import as_text, cost_table
 
-def row(name: str, model: str, frames: int, total: int, plain: int) -> dict[str, Any]:
-    """One method: `parameters`, `percent` of CLIP's own `total`, and where they are."""
-    try:
-        clip = tune(blank(model), METHODS[name](), frames)
-    except ValueError as error:
-        return {"method": name, "refused": str(error)}
-    count = sum(parameter.numel() for parameter in tuned(clip).values())
-    out = {
-        "method": name,
-        "parameters": count,
-        "percent": 100 * count / total,
-        "by_tower": by_tower(clip),
-        "by_kind": by_kind(clip),
-        "extra_flops": flops(clip, frames) - plain,
-        "frozen_flops": plain,
-    }
-    if name in PAPER and model.startswith("ViT-B-32") and frames == 12:
-        out["paper"], out["why"] = PAPER[name]
-    return out
-
-
-OURS = ("vopcore.methods", "vopcore.clip.wrap")  # what else is in vopcore.clip holds CLIP's own weights
-
-
-def by_tower(clip: nn.Module) -> dict[str, int]:
-    """Parameters of `vision`, of `text`, and those `shared` by both (logit_scale among them)."""
-    seen: dict[int, set[str]] = {}
-    for name, parameter in clip.named_parameters(remove_duplicate=False):
-        towers = ("vision", "text") if name == "logit_scale" else ("vision" if "visual." in name else "text",)
-        seen.setdefault(id(parameter), set()).update(towers)
-    counts = Counter({"vision": 0, "text": 0, "shared": 0})
-    for parameter in tuned(clip).values():
-        towers = seen[id(parameter)]
-        counts["shared" if len(towers) == 2 else min(towers)] += parameter.numel()
-    return dict(counts)
-
-
-def by_kind(clip: nn.Module) -> dict[str, int]:
-    """Parameters by the class of ours that holds them (`frame prompts`), the rest being CLIP's own."""
-    counts: Counter[str] = Counter()
-    for name, parameter in tuned(clip).items():
-        path = name.split(".")[:-1]
-        holders = [clip.get_submodule(".".join(path[:i])) for i in range(len(path), 0, -1)]
-        ours = next((type(m).__name__ for m in holders if type(m).__module__.startswith(OURS)), None)
-        kind = re.sub(r"(?<!^)(?=[A-Z])", " ", ours).lower() if ours else "CLIP's own"
-        counts[kind] += parameter.numel()
-    return dict(counts)
-
-
-def flops(clip: nn.Module, frames: int) -> int:
-    """Multiplications and additions of one video, forward. Freezes `clip`."""
-    clip.requires_grad_(False)
-    height, width = towers(clip).vision.image_size
-    pixels = torch.zeros(1, frames, 3, height, width, dtype=torch.uint8, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        Retriever(clip).video(pixels)
-    return counter.get_total_flops()
-
-
-def text(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table to read."""
-    towers = f"{'vision':>13}{'text':>12}{'shared':>9}"
-    lines = [f"{'method':20}{'trained':>13}{'% of CLIP':>11}{towers}{'+GFLOPs':>9}  what"]
-    for one in rows:
-        if "refused" in one:
-            lines.append(f"{one['method']:20}  {one['refused']}")
-            continue
-        towers = one["by_tower"]
-        what = ", ".join(f"{count:,} {kind}" for kind, count in one["by_kind"].items()) or "nothing"
-        lines.append(
-            f"{one['method']:20}{one['parameters']:>13,}{one['percent']:>11.3f}{towers['vision']:>13,}"
-            f"{towers['text']:>12,}{towers['shared']:>9,}{one['extra_flops'] / 1e9:>9.2f}  {what}"
-        )
-        if "paper" in one:
-            lines.append(f"{'':20}{one['paper']:>13,}  in the paper: {one['why']}")
-    frozen = next((one["frozen_flops"] for one in rows if "frozen_flops" in one), 0)
-    return "\n".join([*lines, f"{'frozen CLIP, one video':77}{frozen / 1e9:>10.2f} GFLOPs"])
+    rows = cost_table(arguments.model, arguments.frames)
+    print(json.dumps(rows, indent=2) if arguments.json else as_text(rows))
+    return DONE
 
 
 if __name__ == "__main__":

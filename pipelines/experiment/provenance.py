@@ -43,6 +43,8 @@ ASIDE = (  # what only chooses runs or shows numbers
     "pipelines/deliver.py",
     "pipelines/check_data.py",
     "pipelines/methods.py",
+    "pipelines/experiment/data_check.py",
+    "pipelines/experiment/method_costs.py",
     "vopcore/config/matrix.py",
     "vopcore/metrics/verdict.py",
 )

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from pipelines.methods import main, table
+from pipelines.experiment.method_costs import cost_table
+from pipelines.methods import main
 from vopcore.methods import METHODS
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return {row["method"]: row for row in table("ViT-B-32-quickgelu")}
+    return {row["method"]: row for row in cost_table("ViT-B-32-quickgelu")}
 
 
 def test_every_method_has_a_row_with_its_count(rows):
@@ -54,7 +55,7 @@ def test_flops_are_those_of_the_equations(rows):
     assert rows["vop"]["extra_flops"] == frames * 12 * prompted
 
 
-def test_the_command_prints_json_and_a_table(capsys, tmp_path):
+def test_the_command_prints_json_and_a_cost_table(capsys, tmp_path):
     model = tmp_path / "small.json"
     model.write_text(
         json.dumps(
@@ -79,5 +80,5 @@ def test_the_command_prints_json_and_a_table(capsys, tmp_path):
 def test_a_model_that_cannot_be_tuned_is_one_line_and_exit_code_2(capsys):
     assert main(["--model", "ViT-B32"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ViT-B32: open_clip has no such model")
+    assert error.startswith("error (exit code 2): ViT-B32: open_clip has no such model")
     assert error.count("\n") == 1

@@ -9,7 +9,7 @@ from support import ROOT
 
 from pipelines.command.exit_codes import CommandFailedError, exit_code_of
 
-COMMANDS = ("run", "benchmark", "deliver")
+COMMANDS = ("run", "benchmark", "deliver", "check_data", "methods")
 SLOW = {"torch", "ray", "mlflow", "open_clip", "pyarrow"}
 
 
