@@ -53,7 +53,7 @@ TRANSFORM = open_clip.image_transform(224, is_train=False)  # PIL and torchvisio
 
 
 def fit(frames: np.ndarray) -> np.ndarray:
-    return preprocess(np.asarray(frames), Geometry(224))
+    return preprocess(np.asarray(frames), frames[0].shape[:2], Geometry(224))
 
 
 def ours(path: Path, ordinals: list[int]) -> np.ndarray:

@@ -185,8 +185,9 @@ class Reader:
         if not self._can_plan() or not len(order):
             return None
 
+        # Where pictures are shown in another order than that of their times, each still has the time of one.
         pts = np.asarray(packets.pts)[order]
-        times = self._seconds(pts)
+        times = self._seconds(np.sort(pts))
         last_duration = packets.last_duration * self._time_base
         windows = self._selection.ordinals(times, last_duration, self._fps)
         wanted = _union(windows)
@@ -216,11 +217,12 @@ class Reader:
         )
 
     def _can_plan(self) -> bool:
-        """Whether the packets' times are the pictures' times: AVI repeats decoding times where pictures are
-        reordered.
+        """Whether the packets tell the order of the pictures. AVI gives decoding times: where pictures are
+        reordered, their types must be known.
         """
+        packets = self._source.packets
         in_decoding_order = self._source.container_name == "avi" and self._source.decoder.has_b_frames
-        return self._source.packets.are_timed() and not in_decoding_order
+        return packets.are_timed() and (packets.ranks is not None or not in_decoding_order)
 
     def counted(self) -> Frames:
         """Decodes everything and counts; twice where there are more or fewer frames than packets."""
@@ -289,6 +291,8 @@ class Reader:
         packets = self._source.packets
         if not self._source.damage or not self._can_plan() or None in pts:
             return None
+        if packets.ranks is not None:
+            return None
         meant_pts = np.asarray(packets.pts)[packets.shown_in_order()]
         meant_pts = meant_pts[meant_pts >= min(pts)]
         last_duration = packets.last_duration * self._time_base
@@ -351,7 +355,7 @@ class Reader:
 
             # Pictures after the run's key picture that are shown before it refer to pictures of the group
             # before. Nobody wants them (else the run would start there), so they are not damage.
-            leads = targets is not None and source.packets.pts[position] < source.packets.pts[run.first]
+            leads = targets is not None and source.packets.shows_before(position, run.first)
             has_leading = leads or (has_leading and position != run.first)
 
             yield from self._send(position, packet, notes_damage=not leads, is_open=has_leading)

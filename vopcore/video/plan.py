@@ -32,6 +32,7 @@ class Packets:
     is_shown: bytearray = field(default_factory=bytearray)
     last_pts: int = NO_PTS
     last_duration: int = 0  # of the picture shown last, 0 where the file does not say
+    ranks: np.ndarray | None = None  # the order of showing, where it is not that of the times
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -56,9 +57,16 @@ class Packets:
 
     def shown_in_order(self) -> np.ndarray:
         """Positions of the packets whose pictures are shown, in the order they are shown."""
-        order = np.argsort(np.asarray(self.pts), kind="stable")
+        keys = np.asarray(self.pts) if self.ranks is None else self.ranks
+        order = np.argsort(keys, kind="stable")
         is_shown = np.frombuffer(self.is_shown, np.bool_)
         return order[is_shown[order]]
+
+    def shows_before(self, first: int, second: int) -> bool:
+        """Whether the picture of the packet at `first` is shown before that of the one at `second`."""
+        if self.ranks is not None:
+            return bool(self.ranks[first] < self.ranks[second])
+        return self.pts[first] < self.pts[second]
 
     def key_positions(self) -> np.ndarray:
         """Positions of the packets with key pictures, ascending."""
@@ -73,7 +81,7 @@ def needed_run(packets: Packets, keys: np.ndarray, target: int) -> Run:
     key picture before it starts at the stream's first packet.
     """
     index = int(np.searchsorted(keys, target, side="right")) - 1
-    while index >= 0 and packets.pts[keys[index]] > packets.pts[target]:
+    while index >= 0 and packets.shows_before(target, int(keys[index])):
         index -= 1
     first = int(keys[index]) if index >= 0 else 0
     return Run(first, target)

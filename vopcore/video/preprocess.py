@@ -51,38 +51,49 @@ class Preprocessor:
         # Building a reformatter costs as much as a conversion: one serves the whole video.
         self._reformatter = VideoReformatter()
         self._squares: dict[int, list[np.ndarray]] = {}
+        # Pictures that wait to be resized together, cropped to what the resize reads; reused, as fresh
+        # memory costs as much as filling it.
+        self._shape: tuple[int, int] = (0, 0)
+        self._batch = np.empty((0, 0, 0, 3), np.uint8)
         self._waiting_keys: list[int] = []
-        self._waiting_pictures: list[np.ndarray] = []
-
-    def __contains__(self, key: int) -> bool:
-        return key in self._squares or key in self._waiting_keys
 
     def add(self, key: int, frame: VideoFrame) -> None:
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         picture = upright(rgb, display_matrix(frame))
 
         # Only pictures of one shape can be resized together.
-        if self._waiting_pictures and self._waiting_pictures[0].shape != picture.shape:
+        height, width = picture.shape[:2]
+        if (height, width) != self._shape:
             self._resize_waiting()
+            self._start_batch(height, width)
 
+        bottom, right = self._batch.shape[1:3]
+        self._batch[len(self._waiting_keys)] = picture[:bottom, :right]
         self._waiting_keys.append(key)
-        self._waiting_pictures.append(picture)
-        if len(self._waiting_pictures) * picture.nbytes >= BATCH_BYTES:
+        if len(self._waiting_keys) == len(self._batch):
             self._resize_waiting()
 
     def finish(self) -> dict[int, list[np.ndarray]]:
         self._resize_waiting()
         return self._squares
 
+    def _start_batch(self, height: int, width: int) -> None:
+        """Room for pictures of height x width, or what any geometry reads of them."""
+        regions = [read_region(height, width, geometry) for geometry in self._geometries]
+        bottom = max(region[0] for region in regions)
+        right = max(region[1] for region in regions)
+        num_pictures = max(BATCH_BYTES // (bottom * right * 3), 1)
+        self._batch = np.empty((num_pictures, bottom, right, 3), np.uint8)
+        self._shape = (height, width)
+
     def _resize_waiting(self) -> None:
         if not self._waiting_keys:
             return
-        pictures = np.stack(self._waiting_pictures)
-        batches = [preprocess(pictures, geometry) for geometry in self._geometries]
+        pictures = self._batch[: len(self._waiting_keys)]
+        batches = [preprocess(pictures, self._shape, geometry) for geometry in self._geometries]
         for index, key in enumerate(self._waiting_keys):
             self._squares[key] = [batch[index] for batch in batches]
         self._waiting_keys = []
-        self._waiting_pictures = []
 
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
@@ -114,31 +125,48 @@ def upright(rgb: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     return rgb
 
 
-def preprocess(pictures: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Pictures of one shape, uint8 [N, H, W, 3] -> uint8 [N, size, size, 3]."""
+def preprocess(pictures: np.ndarray, shape: tuple[int, int], geometry: Geometry) -> np.ndarray:
+    """Pictures of one shape, uint8 [N, h, w, 3] -> uint8 [N, size, size, 3], in memory of their own.
+
+    `shape` is the pictures' height and width; of them, at least what `read_region` says must be given.
+    """
     size = geometry.size
-    height, width = pictures.shape[1:3]
+    height, width = shape
     new_height, new_width = resized_shape(height, width, geometry)
+    top, left = crop_offset(height, width, geometry)
+    if (new_height, new_width) == shape:
+        return pictures[:, top : top + size, left : left + size].copy()
 
-    # The middle of the resized picture; offsets are rounded half to even, as torchvision does.
-    top = round((new_height - size) / 2)
-    left = round((new_width - size) / 2)
-    if (new_height, new_width) == (height, width):
-        return pictures[:, top : top + size, left : left + size]
-
-    # What lies below and to the right of the crop is cut off before the resize, where it costs time. What
-    # lies above and to the left stays: the filter's phase is counted from there.
-    row_scale = height / new_height
-    column_scale = width / new_width
-    radius = KERNEL_RADIUS[geometry.interpolation]
-    bottom = min(height, _reach(top + size, row_scale, radius))
-    right = min(width, _reach(left + size, column_scale, radius))
+    bottom, right = read_region(height, width, geometry)
     kept = np.ascontiguousarray(pictures[:, :bottom, :right])
-
     channels_last = torch.from_numpy(kept).permute(0, 3, 1, 2)
     kernel = KERNELS[geometry.interpolation]
-    resized = kernel(channels_last, [top + size, left + size], False, 1 / row_scale, 1 / column_scale)
+    vertical_factor = new_height / height
+    horizontal_factor = new_width / width
+    resized = kernel(channels_last, [top + size, left + size], False, vertical_factor, horizontal_factor)
     return resized[:, :, top:, left:].permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def crop_offset(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+    """Rows and columns of the resized picture before its middle; rounded half to even, as torchvision
+    does.
+    """
+    new_height, new_width = resized_shape(height, width, geometry)
+    return round((new_height - geometry.size) / 2), round((new_width - geometry.size) / 2)
+
+
+def read_region(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+    """How many rows and columns of a picture its square is made of, from the top left.
+
+    What lies below and to the right is cut off before the resize, where it costs time. What lies above and
+    to the left stays: the filter's phase is counted from there.
+    """
+    new_height, new_width = resized_shape(height, width, geometry)
+    top, left = crop_offset(height, width, geometry)
+    radius = KERNEL_RADIUS[geometry.interpolation]
+    rows = _reach(top + geometry.size, height / new_height, radius)
+    columns = _reach(left + geometry.size, width / new_width, radius)
+    return min(rows, height), min(columns, width)
 
 
 def resized_shape(height: int, width: int, geometry: Geometry) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from av.stream import Discard, Disposition
 
 from vopcore.video.damage import Damage, LogLine
 from vopcore.video.plan import NO_PTS, Packets
+from vopcore.video.reorder import PictureTypes
 
 TIME_LIMIT = 120.0  # seconds for one video, from opening it to its last frame
 MAX_PIXELS = 8192 * 4352  # the largest picture of the largest H.264 and HEVC levels
@@ -144,6 +145,9 @@ class Source:
     def scan(self) -> None:
         """Reads every packet once. A file that breaks off keeps what was read, with the problem noted."""
         held_bytes = 0
+        picture_types = None
+        if self.container_name == "avi" and self.decoder.name == "mpeg4":
+            picture_types = PictureTypes()
         for packet in self._demux(notes_problems=True):
             position = len(self.packets)
             if packet.is_corrupt:
@@ -153,11 +157,15 @@ class Source:
 
             is_shown = _is_shown(packet, self.decoder.name)
             self.packets.add(packet.pts, packet.is_keyframe, is_shown, packet.duration)
+            if picture_types is not None:
+                picture_types.add(bytes(packet))
             if self._held is not None:
                 self._held.append(packet)
                 held_bytes += packet.size + PACKET_BYTES
                 if held_bytes > HELD_BYTES:
                     self._held = None
+        if picture_types is not None:
+            self.packets.ranks = picture_types.ranks()
         self._note_container_log()
         self._note_missing_end()
 
