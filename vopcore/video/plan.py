@@ -44,7 +44,7 @@ class Packets:
         self.is_shown.append(is_shown)
         if is_shown and time > self.last_pts:
             self.last_pts = time
-            self.last_duration = max(duration or 0, 0)
+            self.last_duration = duration or 0
 
     def end(self) -> int:
         """When the picture shown last leaves the screen."""

@@ -20,6 +20,7 @@ MAX_PIXELS = 8192 * 4352  # the largest picture of the largest H.264 and HEVC le
 MAX_ASPECT = 32  # no camera films strips; resized by their short side they would take gigabytes
 
 HELD_BYTES = 64 * 2**20  # a longer stream is read from the file twice instead of kept in memory
+CHECKED_PACKETS = 64  # are read between two looks at the clock
 PACKET_BYTES = 1000  # what a packet in memory takes beside its data
 
 NAMELESS = ""  # who writes in the log while bytes are read
@@ -148,14 +149,18 @@ class Source:
         picture_types = None
         if self.container_name == "avi" and self.decoder.name == "mpeg4":
             picture_types = PictureTypes()
-        for packet in self._demux(notes_problems=True):
-            position = len(self.packets)
+        skips_hidden = self.decoder.name in ("vp8", "libvpx")
+        for position, packet in enumerate(self._demux(notes_problems=True)):
             if packet.is_corrupt:
                 self.damage.add(position, "a packet is cut short")
                 self.damage.add_file_problem("a packet is cut short")
-            self._note_log(position)
+            if self.log:
+                self._note_log(position)
 
-            is_shown = _is_shown(packet, self.decoder.name)
+            # Not to be looked at: what an edit list cuts, and VP8's invisible references.
+            is_shown = not packet.is_discard
+            if skips_hidden and is_shown:
+                is_shown = bool(memoryview(packet)[0] & 0x10)
             self.packets.add(packet.pts, packet.is_keyframe, is_shown, packet.duration)
             if picture_types is not None:
                 picture_types.add(bytes(packet))
@@ -235,8 +240,9 @@ class Source:
             if stream.index != self.stream.index:
                 stream.discard = Discard.all
         try:
-            for packet in self._container.demux(self.stream):
-                self.check_time()
+            for number, packet in enumerate(self._container.demux(self.stream)):
+                if number % CHECKED_PACKETS == 0:
+                    self.check_time()
                 if packet.size:  # the last one is empty: "no more"
                     yield packet
         except IndexError:
@@ -307,12 +313,3 @@ def _clock_seconds(clock: str | None) -> float | None:
         return None
     hours, minutes, seconds = match.groups()
     return float(hours) * 3600 + float(minutes) * 60 + float(seconds)
-
-
-def _is_shown(packet: Packet, codec: str) -> bool:
-    """Whether a packet makes a picture to look at: not those an edit list cuts, nor VP8's invisible
-    references.
-    """
-    if packet.is_discard:
-        return False
-    return codec not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)
