@@ -30,7 +30,14 @@ from vopcore.video.source import Source
 
 SMALL = {"seconds": 15, "width": 320, "height": 240}
 LONG = {"seconds": 60, "width": 640, "height": 360}
+MPEG4 = {**SMALL, "codec": "mpeg4", "gop": 12}
 FILES = {
+    "320x240 15 s MPEG-4 AVI": ("h.avi", {**MPEG4, "b_frames": 2}, 12),
+    "320x240 15 s MPEG-4 AVI, 64 of 375": ("h.avi", {**MPEG4, "b_frames": 2}, 64),
+    "320x240 15 s MPEG-4 AVI no B": ("i.avi", {**MPEG4, "b_frames": 0}, 12),
+    "320x240 15 s MPEG-4 MP4 no B, 64 of 375": ("j.mp4", {**MPEG4, "b_frames": 0}, 64),
+    "320x240 15 s H.264 MKV": ("k.mkv", SMALL, 12),
+    "320x240 15 s H.264 MKV, 64 of 375": ("k.mkv", SMALL, 64),
     "320x240 15 s GOP 250": ("a.mp4", SMALL, 12),
     "320x240 15 s GOP 12": ("b.mp4", {**SMALL, "gop": 12}, 12),
     "320x240 15 s GOP 12 no B": ("c.mp4", {**SMALL, "gop": 12, "b_frames": 0}, 12),
@@ -89,26 +96,24 @@ def bare(path: Path, ordinals: list[int], converts: bool) -> Callable[[], None]:
     chosen = set(targets)
     plan = runs(source.packets, targets)
     times = {source.packets.pts[target] for target in targets}
-    preprocessor = Preprocessor([Geometry(224)])
-
-    def convert(frames: list[av.VideoFrame]) -> None:
-        for frame in frames:
-            if frame.pts in times:
-                preprocessor.add(frame.pts, frame)
 
     def feed() -> None:
         decoder = source.decoder
+        preprocessor = Preprocessor([Geometry(224)])
+
+        def convert(frames: list[av.VideoFrame]) -> None:
+            for frame in frames:
+                if converts and frame.pts in times:
+                    preprocessor.add(frame.pts, frame)
+
         for run in plan:
             for position in range(run.first, run.last + 1):
                 if decoder.name in SKIPPING_DECODERS:
                     decoder.skip_frame = "DEFAULT" if position in chosen else "NONREF"
-                frames = decoder.decode(packets[position])
-                if converts:
-                    convert(frames)
-            frames = decoder.decode(None)
-            if converts:
-                convert(frames)
+                convert(decoder.decode(packets[position]))
+            convert(decoder.decode(None))
             decoder.flush_buffers()
+        preprocessor.finish()
 
     return feed
 
@@ -118,10 +123,13 @@ def peers() -> dict[str, Callable[[Path, list[int]], np.ndarray]]:
     found = {"naive": naive, "all decoded": all_decoded}
     try:
         from torchcodec.decoders import VideoDecoder
+        from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
 
         def torchcodec(path: Path, ordinals: list[int]) -> np.ndarray:
-            decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-            return fit(decoder.get_frames_at(ordinals).data.numpy())
+            decoder = VideoDecoder(str(path), num_ffmpeg_threads=1, seek_mode="exact")
+            frames = decoder.get_frames_at(ordinals).data
+            resized = resize(frames, 224, interpolation=InterpolationMode.BICUBIC, antialias=True)
+            return center_crop(resized, [224, 224]).numpy()
 
         found["torchcodec"] = torchcodec
     except (ImportError, RuntimeError) as error:
