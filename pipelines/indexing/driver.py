@@ -198,7 +198,9 @@ def _pieces(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[p
     """(video, number, content): encoded windows, and the ending with the number of pieces before it."""
     items = [{"video": file.video} for file in files]
     encoders = ray.data.ActorPoolStrategy(min_size=1, max_size=work.encoders)
-    resources = {"num_gpus": 1} if work.gpu else {"num_cpus": 1}
+    # Other resources than a decoding task's: with the same ones Ray Data would run both in the actor, and
+    # nothing would be decoded while it encodes.
+    resources = {"num_gpus": 1} if work.gpu else {"num_cpus": 0.9}
     with quiet_ray_data():
         yield from (
             ray.data.from_items(items, override_num_blocks=len(items))

@@ -167,8 +167,7 @@ class Index:
 
     def number(self, video: str) -> int:
         """A video's place in `table.videos`. Raises KeyError for one that is not indexed."""
-        with self._lock:
-            return self.table.numbers[video]
+        return self.table.numbers[video]
 
 
 def _is_same(answer: Answer, better: Answer) -> bool:

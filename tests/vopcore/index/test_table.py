@@ -17,6 +17,16 @@ def opened(folder) -> ArrowMoments:
     return ArrowMoments(Store(folder), DIMENSION)
 
 
+def opened_lance(folder):
+    pytest.importorskip("lancedb")
+    from vopcore.index.lance import LanceMoments
+
+    return LanceMoments(Store(folder), DIMENSION)
+
+
+ENGINES = [opened]
+
+
 def fill(table: ArrowMoments, *names: str, seed: int = 0) -> dict:
     stored = {name: moments(30 + 3 * i, seed + i) for i, name in enumerate(names)}
     table.add([(video(name, 30 + 3 * i), stored[name]) for i, name in enumerate(names)])
@@ -33,7 +43,8 @@ def expected(stored: dict, query, count: int, names=None) -> list[tuple[str, flo
     return [(name, start) for _, name, start in brute_force(stored, query.numpy(), names)[:count]]
 
 
-def test_the_nearest_windows_are_those_of_brute_force(tmp_path):
+@pytest.mark.parametrize("opened", ENGINES)
+def test_the_nearest_windows_are_those_of_brute_force(tmp_path, opened):
     table = opened(tmp_path)
     stored = fill(table, "a", "b", "c") | fill(table, "d", "e", seed=10)
     for seed in range(5):
@@ -41,14 +52,16 @@ def test_the_nearest_windows_are_those_of_brute_force(tmp_path):
     assert table.num_moments == sum(len(windows.spans) for windows in stored.values())
 
 
-def test_only_picked_videos_are_looked_at(tmp_path):
+@pytest.mark.parametrize("opened", ENGINES)
+def test_only_picked_videos_are_looked_at(tmp_path, opened):
     table = opened(tmp_path)
     stored = fill(table, "a", "b", "c", "d")
     is_picked = np.array([True, False, False, True])
     assert nearest(table, unit_query(0), 100, is_picked) == expected(stored, unit_query(0), 100, ["a", "d"])
 
 
-def test_a_renewed_video_answers_with_its_new_windows_and_a_dropped_one_not_at_all(tmp_path):
+@pytest.mark.parametrize("opened", ENGINES)
+def test_a_renewed_video_answers_with_its_new_windows_and_a_dropped_one_not_at_all(tmp_path, opened):
     table = opened(tmp_path)
     stored = fill(table, "a", "b", "c")
     stored |= fill(table, "b", seed=40)
@@ -116,7 +129,8 @@ def test_a_reader_sees_an_update_and_keeps_what_it_has_mapped(tmp_path):
     assert nearest(reader, unit_query(0), 100) == expected(stored, unit_query(0), 100)
 
 
-def test_what_belongs_to_a_window_is_found_again(tmp_path):
+@pytest.mark.parametrize("opened", ENGINES)
+def test_what_belongs_to_a_window_is_found_again(tmp_path, opened):
     table = opened(tmp_path)
     fill(table, "z", seed=9)
     stored = fill(table, "a", "b")
@@ -136,7 +150,8 @@ def test_what_belongs_to_a_window_is_found_again(tmp_path):
     np.testing.assert_array_equal(features.numpy(), windows.features[order].astype(np.float32))
 
 
-def test_a_failed_video_is_listed_with_its_reason(tmp_path):
+@pytest.mark.parametrize("opened", ENGINES)
+def test_a_failed_video_is_listed_with_its_reason(tmp_path, opened):
     table = opened(tmp_path)
     table.add([(video("bad.mp4", 0, status="failed", error="no video stream"), None)])
     fill(table, "a")
@@ -154,7 +169,8 @@ def test_a_damaged_file_is_named(tmp_path, kind):
         opened(tmp_path)
 
 
-def test_an_empty_index_answers_nothing(tmp_path):
+@pytest.mark.parametrize("opened", ENGINES)
+def test_an_empty_index_answers_nothing(tmp_path, opened):
     table = opened(tmp_path)
     assert len(table.nearest(unit_query(0), 10, None).rows) == 0
     table.drop(["nobody"])
