@@ -24,6 +24,8 @@ from vopcore.video import choose
 Tokenize = Callable[[list[str]], Tensor]
 Pair = tuple[int, int]  # a video and one of its captions, by number
 
+ANNOUNCED = 8  # batches whose files are asked for before they are read
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -176,7 +178,16 @@ class TrainingBatches:
         batches = spread(self._counts, self._batch_size, rng)
         if self._pairs is not None:
             batches = [[self._pairs[number] for number, _ in batch] for batch in batches]
-        return _ahead(partial(self._batch, epoch, pairs[self._rows]) for pairs in batches[start:])
+        parts = [pairs[self._rows] for pairs in batches[start:]]
+        return _ahead(partial(self._batch, epoch, pairs) for pairs in self._announced(parts))
+
+    def _announced(self, parts: list[list[Pair]]) -> Iterator[list[Pair]]:
+        """The parts in their order; the files of those to come are asked for before they are read."""
+        for number, pairs in enumerate(parts):
+            coming = parts[:ANNOUNCED] if number == 0 else parts[number + ANNOUNCED - 1 : number + ANNOUNCED]
+            for later in coming:
+                self._shards.prefetch([self._videos[v] for v, _ in later])
+            yield pairs
 
     def _batch(self, epoch: int, pairs: list[Pair]) -> Batch:
         videos = [self._videos[v] for v, _ in pairs]

@@ -5,7 +5,7 @@ vision tower: the whole sequence of each stored frame, or past the last block it
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,6 +137,13 @@ class Prefix:
         kept = self._frames(video)
         frames = kept.storage.flatten().to_numpy().reshape(-1, *kept.type.shape)  # a view of the file
         return pick(frames, indices, out)
+
+    def prefetch(self, videos: Iterable[str]) -> None:
+        """Begin to fetch the files of videos that will be read soon; returns at once."""
+        if self._store.is_local:
+            return
+        numbers = dict.fromkeys(self._place[video][0] for video in videos)
+        self._files.prefetch([self._name(number) for number in numbers])
 
     @staticmethod
     def tensor(frames: np.ndarray) -> torch.Tensor:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tuning import CAPTIONS, STORED, make_shards, tokenize
 
-from vopcore.training.batches import TrainingBatches, num_batches, spread
+from vopcore.training.batches import ANNOUNCED, TrainingBatches, num_batches, spread
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +156,21 @@ def test_an_error_while_reading_ahead_reaches_the_reader(shards):
     batches = make(shards, captions={**CAPTIONS, "nowhere": ["caption 1"]}, batch_size=25)
     with pytest.raises(KeyError, match="nowhere"):
         list(batches.epoch(0))
+
+
+def test_the_files_of_coming_batches_are_asked_for_before_they_are_read(shards, monkeypatch):
+    announced, unannounced = [], []
+    read = shards.frames
+
+    def frames(video, *arguments, **options):
+        unannounced.extend({video} - set(announced))
+        return read(video, *arguments, **options)
+
+    monkeypatch.setattr(shards, "prefetch", announced.extend)
+    monkeypatch.setattr(shards, "frames", frames)
+    batches = make(shards, batch_size=2).epoch(0)
+    next(batches)
+    assert len(announced) >= 2 * ANNOUNCED
+    list(batches)
+    assert unannounced == []
+    assert sorted(announced) == sorted(CAPTIONS), "each once"
