@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vopcore.datasets import activitynet, didemo, folder, lsmdc, msrvtt, msvd, vatex
+from vopcore.datasets import activitynet, didemo, folder, lsmdc, msrvtt, msvd, vatex, webdataset
 from vopcore.datasets.errors import DatasetError, Problem
 from vopcore.datasets.table import ANNOTATIONS, SPLITS, layout, problems, sources
 
@@ -35,6 +35,7 @@ DATASETS: dict[str, Callable[[Path, str | Path], pa.Table]] = {
     "activitynet": activitynet.activitynet,
     "didemo": didemo.didemo,
     "vatex": vatex.vatex,
+    "webdataset": webdataset.webdataset,
 }
 
 # split -> (videos, captions) as published, None where a number is not; people's own videos have none
