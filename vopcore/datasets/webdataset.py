@@ -48,10 +48,10 @@ def webdataset(annotations: Path, videos: str | Path) -> pa.Table:
     folder = Path(videos)
     if folder == annotations:
         folder = annotations / UNPACKED
-    reading = Reading(lambda paths: paths)
+    reading = Reading(lambda names: [str(folder / name) for name in names])  # they were unpacked there
     for tar in tars:
         for sample in read_tar(tar, folder / tar.relative_to(annotations).with_suffix("")):
-            _add(reading, sample, tar, annotations)
+            _add(reading, sample, tar, annotations, folder)
     if not reading.clips:
         raise DatasetError(f"{annotations}: no sample of its {len(tars)} tars has a video and a caption")
     return reading.table("webdataset")
@@ -101,14 +101,14 @@ def _read_member(
         sample.facts = facts if isinstance(facts, dict) else {}
 
 
-def _add(reading: Reading, sample: TarSample, tar: Path, root: Path) -> None:
+def _add(reading: Reading, sample: TarSample, tar: Path, root: Path, folder: Path) -> None:
     where = Line(tar)
     if sample.video is None:
         reading.problem(where, f"sample {sample.key!r} left out: no video ({', '.join(VIDEOS)})")
         return
     name = f"{tar.relative_to(root).with_suffix('')}/{sample.key}"
     split = _split(tar, root, sample)
-    reading.add(split, name, _captions(sample), where, names=[str(sample.video)])
+    reading.add(split, name, _captions(sample), where, names=[str(sample.video.relative_to(folder))])
 
 
 def _split(tar: Path, root: Path, sample: TarSample) -> str:

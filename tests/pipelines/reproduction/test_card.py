@@ -91,9 +91,7 @@ def test_what_a_number_is_made_with_comes_before_the_machine():
 def test_other_data_is_refused_by_its_counts_and_by_its_captions(world):
     _, card, annotations = world
     check_data(card, annotations)
-    with pytest.raises(
-        CardError, match=r"^data: the test split has 2 videos and 2 captions here, 3 and 3 in"
-    ):
+    with pytest.raises(CardError, match=r"^data: the test split has 2 videos and 2 captions here, 3 and"):
         check_data(card, annotations.slice(0, 2))
     with pytest.raises(CardError, match=r"^data: the annotations are others \(\w{8} here"):
         check_data(card, table(["a", "b", "another"]))
