@@ -1,5 +1,7 @@
 """Decoding real files of every awkward kind against plain sequential decoding of the same file."""
 
+import struct
+
 import av
 import numpy as np
 import pytest
@@ -86,6 +88,22 @@ def test_a_rotated_video_stands_upright(tmp_path, degrees):
     turned = write_video(tmp_path / "turned.mp4", width=128, height=128, num_frames=8, rotation=degrees)
     straight, upright = (decode(path, count=8, size=128).pixels for path in (stored, turned))
     assert np.array_equal(upright, np.rot90(straight, degrees // 90, axes=(1, 2)))
+
+
+IDENTITY = (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)  # of a track in MP4
+
+
+@pytest.mark.parametrize(("diagonal", "axis"), [((-0x10000, 0x10000), 2), ((0x10000, -0x10000), 1)])
+def test_a_mirrored_video_is_mirrored_back(tmp_path, diagonal, axis):
+    stored = write_video(tmp_path / "stored.mp4", width=128, height=128, num_frames=4)
+    content = bytearray(stored.read_bytes())
+    matrix = struct.pack(">9i", diagonal[0], 0, 0, 0, diagonal[1], 0, 0, 0, 0x40000000)
+    place = content.rindex(struct.pack(">9i", *IDENTITY))
+    content[place : place + 36] = matrix
+    (tmp_path / "mirrored.mp4").write_bytes(content)
+    straight = decode(stored, count=4, size=128).pixels
+    mirrored = decode(tmp_path / "mirrored.mp4", count=4, size=128).pixels
+    assert np.array_equal(mirrored, np.flip(straight, axis=axis))
 
 
 def test_frames_that_an_edit_list_cuts_are_not_counted(tmp_path):
