@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from vopcore.datasets import activitynet, didemo, folder, lsmdc, msrvtt, msvd, vatex, webdataset
 from vopcore.datasets.errors import DatasetError, Problem
+from vopcore.datasets.match import VideosFolder
 from vopcore.datasets.table import ANNOTATIONS, SPLITS, layout, problems, sources
 
 __all__ = [
@@ -20,12 +21,13 @@ __all__ = [
     "SPLITS",
     "DatasetError",
     "Problem",
+    "VideosFolder",
     "layout",
     "problems",
     "sources",
 ]
 
-DATASETS: dict[str, Callable[[Path, str | Path], pa.Table]] = {
+DATASETS: dict[str, Callable[[Path, str | Path | VideosFolder], pa.Table]] = {
     "folder": folder.folder,
     "msrvtt_9k": msrvtt.msrvtt_9k,
     "msrvtt_7k": msrvtt.msrvtt_7k,

@@ -8,14 +8,15 @@ caption, joined by a space; the video is cut to its first ceil(duration) seconds
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from vopcore.datasets.errors import Line
 from vopcore.datasets.files import AnnotationFiles, read_ids, read_json
-from vopcore.datasets.match import VideoFiles
-from vopcore.datasets.table import Reading
+from vopcore.datasets.match import VideoFiles, VideosFolder
+from vopcore.datasets.table import Reading, Sentence
 
 # (videos, paragraphs), counted on train.json and val_1.json; papers say 10,009 and 4,917
 PUBLISHED = {"train": (10_009, 10_009), "test": (4917, 4917)}
@@ -27,34 +28,75 @@ LAYOUTS = {
 }
 
 
-def activitynet(annotations: Path, videos: str | Path) -> pa.Table:
+def activitynet(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """One paragraph per video, videos in the order of the ids' list."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
     layout, paths = files.choose("ActivityNet Captions", LAYOUTS)
     for number, split in enumerate(["train", "test"]):
         source = paths[number]
-        content = {bare(video): entry for video, entry in read_json(source, reading, dict).items()}
-        ids = read_ids(paths[number + 2], reading) if len(paths) > 2 else dict.fromkeys(content, Line(source))
+        entries = {}
+        for video, entry in read_json(source, reading, dict).items():
+            entries[bare(video)] = entry
+
+        ids = dict.fromkeys(entries, Line(source))
+        if len(paths) > 2:
+            ids = read_ids(paths[number + 2], reading)
         for video, where in ids.items():
             name = bare(video)
-            captions, duration = paragraph(content.get(name), source, reading)
-            times = {"start": 0.0, "end": float(math.ceil(duration))} if duration else {}
-            reading.add(split, f"v_{name}", captions, where, names=[f"v_{name}", name], **times)
+            paragraph = read_paragraph(entries.get(name), source, reading)
+            cut = {"start": 0.0, "end": float(math.ceil(paragraph.duration))} if paragraph.duration else {}
+            reading.add(
+                split,
+                f"v_{name}",
+                paragraph.captions,
+                where,
+                names=[f"v_{name}", name],
+                sentences=paragraph.sentences,
+                **cut,
+            )
     return reading.table(f"{layout} ({', '.join(path.name for path in paths)})")
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """captions: all sentences as one, or none. duration: in seconds, where it is known. sentences: with their
+    times, or none where any time is missing."""
+
+    captions: list[str]
+    duration: float | None
+    sentences: list[Sentence]
 
 
 def bare(video: str) -> str:
     return video.removeprefix("v_")
 
 
-def paragraph(entry: object, source: Path, reading: Reading) -> tuple[list[str], float | None]:
-    """([all sentences as one caption], duration in seconds); ([], None) for an entry that is none."""
+def read_paragraph(entry: object, source: Path, reading: Reading) -> Paragraph:
+    """What an entry of the json says; nothing of an entry that is none."""
     if entry is None:
-        return [], None
-    sentences = entry.get("sentences") if isinstance(entry, dict) else None
-    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        return Paragraph([], None, [])
+    texts = entry.get("sentences") if isinstance(entry, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         reading.problem(Line(source), f"an entry has no sentences: {entry!r:.80}")
-        return [], None
+        return Paragraph([], None, [])
+
     duration = entry.get("duration")
     is_known = isinstance(duration, int | float) and 0 < duration < math.inf
-    return [" ".join(sentences)], duration if is_known else None
+    sentences = timed(texts, entry.get("timestamps"))
+    return Paragraph([" ".join(texts)], duration if is_known else None, sentences)
+
+
+def timed(texts: list[str], timestamps: object) -> list[Sentence]:
+    """Sentences with their [start, end]; times the wrong way round are turned, as two of train.json are.
+
+    [] unless each sentence has a pair of seconds.
+    """
+    if not isinstance(timestamps, list) or len(timestamps) != len(texts):
+        return []
+    sentences = []
+    for text, times in zip(texts, timestamps, strict=True):
+        is_pair = isinstance(times, list) and len(times) == 2
+        if not is_pair or not all(isinstance(time, int | float) for time in times):
+            return []
+        sentences.append(Sentence(text.strip(), float(min(times)), float(max(times))))
+    return sentences

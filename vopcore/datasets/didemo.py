@@ -9,27 +9,29 @@ YFCC100M hash.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError, Line
 from vopcore.datasets.files import AnnotationFiles, entries, read_ids, read_json, read_lines
-from vopcore.datasets.match import VideoFiles
-from vopcore.datasets.table import SPLITS, Reading
+from vopcore.datasets.match import VideoFiles, VideosFolder
+from vopcore.datasets.table import SPLITS, Reading, Sentence
 
 # (videos, paragraphs): the lists of Collaborative Experts; CLIP4Clip finds 1,003 test videos, others 979
 PUBLISHED = {"train": (8392, 8392), "val": (1065, 1065), "test": (1004, 1004)}
 
 END = 31.0  # seconds
+PIECE = 5.0  # seconds; moments are marked as the first and the last of six pieces
 ID = re.compile(r"\d+@N\d+_(\d+)_")  # <owner>_<flickr id>_<secret>
 
 
-def didemo(annotations: Path, videos: str | Path) -> pa.Table:
+def didemo(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """One paragraph per video, in list order; a split whose json is missing is noted."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos, aliases=flickr_id).find)
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos, aliases=flickr_id))
     hashes = read_hashes(files.find("yfcc100m_hash.txt"), reading)
     took = []
     for split in SPLITS:
@@ -45,22 +47,62 @@ def didemo(annotations: Path, videos: str | Path) -> pa.Table:
         else:
             ids = read_ids(listed, reading)
         for video, where in ids.items():
-            captions = [" ".join(paragraphs[video])] if video in paragraphs else []
-            names = file_names(video, hashes)
-            reading.add(split, video, captions, where, names=names, start=0.0, end=END)
+            descriptions = paragraphs.get(video, [])
+            captions = [" ".join(one.text for one in descriptions)] if descriptions else []
+            reading.add(
+                split,
+                video,
+                captions,
+                where,
+                names=file_names(video, hashes),
+                start=0.0,
+                end=END,
+                sentences=sentences_of(descriptions),
+            )
     if not took:
         looked = ", ".join(f"{split}_data.json" for split in SPLITS)
         raise DatasetError(f"{annotations} holds no DiDeMo: looked for {looked}")
     return reading.table(f"LocalizingMoments ({', '.join(took)})")
 
 
-def read_paragraphs(path: Path, reading: Reading) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class Description:
+    """What one person wrote, and the moments that people marked for it, in pieces of PIECE seconds."""
+
+    text: str
+    times: object
+
+
+def read_paragraphs(path: Path, reading: Reading) -> dict[str, list[Description]]:
     """Descriptions by video, in the file's order."""
     paragraphs = defaultdict(list)
     items = read_json(path, reading, list)
-    for video, description in entries(items, {"video": str, "description": str}, path, reading):
-        paragraphs[video].append(description)
+    entries(items, {"video": str, "description": str}, path, reading)  # records what is left out
+    for item in items:
+        if isinstance(item, dict):
+            video = item.get("video")
+            text = item.get("description")
+            if isinstance(video, str) and isinstance(text, str):
+                paragraphs[video].append(Description(text, item.get("times")))
     return paragraphs
+
+
+def sentences_of(descriptions: Iterable[Description]) -> list[Sentence]:
+    """Each description with the moment that most people marked; of equally many, the first of the file.
+
+    [] unless each has a moment.
+    """
+    sentences = []
+    for description in descriptions:
+        marked = []
+        for pair in description.times if isinstance(description.times, list) else []:
+            if isinstance(pair, list) and len(pair) == 2 and all(isinstance(piece, int) for piece in pair):
+                marked.append((min(pair), max(pair)))
+        if not marked:
+            return []
+        first, last = Counter(marked).most_common(1)[0][0]
+        sentences.append(Sentence(description.text.strip(), first * PIECE, (last + 1) * PIECE))
+    return sentences
 
 
 def read_hashes(path: Path | None, reading: Reading) -> dict[str, str]:

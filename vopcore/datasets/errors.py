@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
 class DatasetError(ValueError):
     """The annotations cannot be used; one line that names the file and what would be right."""
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """Where in the user's files something stands."""
 
     file: Path

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError
 from vopcore.datasets.files import AnnotationFiles, read_lines
-from vopcore.datasets.match import VideoFiles
+from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import Reading
 
 # (clips, sentences); None: not published as such. Sentences as LSMDC's readme says, test counted on its file.
@@ -27,9 +27,9 @@ FILES = {
 NUM_COLUMNS = 6
 
 
-def lsmdc(annotations: Path, videos: str | Path) -> pa.Table:
+def lsmdc(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """One row per sentence, sentences of a clip together; splits whose file is missing are noted."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
     found = {split: path for split, name in FILES.items() if (path := files.find(name))}
     if not found:
         raise DatasetError(f"{annotations} holds no LSMDC: looked for {', '.join(FILES.values())}")

@@ -9,6 +9,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
@@ -23,16 +24,31 @@ SUFFIXES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class VideosFolder:
+    """Where the videos are: a folder or the URI of one; whether links in it may lead out of it."""
+
+    place: str
+    follow_links: bool = False
+
+
 class VideoFiles:
     """The files below `root`, a folder on a disk or in an object store (`s3://...`), found by name.
 
     What it returns are paths in `filesystem`, which go there as they are: a `%` or `#` in a name of an
     object is nothing special. `aliases` gives further names of a file from its name without suffix (DiDeMo:
-    the Flickr id in it). Raises DatasetError if `root` is no folder.
+    the Flickr id in it). `links_left_out` are links that lead out of `root`; a VideosFolder says whether they
+    may be followed, a plain path does not allow it. Raises DatasetError if `root` is no folder.
     """
 
-    def __init__(self, root: str | Path, aliases: Callable[[str], Iterable[str]] = lambda stem: ()) -> None:
-        place = str(root)
+    def __init__(
+        self,
+        root: str | Path | VideosFolder,
+        aliases: Callable[[str], Iterable[str]] = lambda stem: (),
+    ) -> None:
+        folder = root if isinstance(root, VideosFolder) else VideosFolder(str(root))
+        place = folder.place
+        self.links_left_out: list[str] = []
         try:
             self.filesystem, self._root = open_uri(place)
         except ValueError as error:
@@ -41,9 +57,10 @@ class VideoFiles:
         if is_uri(place) and not isinstance(self.filesystem, fs.LocalFileSystem):
             self.paths = set(list_remote(self.filesystem, self._root, display(place)))
         elif Path(self._root).is_dir():
-            self.paths = set(list_files(Path(self._root)))
+            outside = None if folder.follow_links else self.links_left_out
+            self.paths = set(list_files(Path(self._root), outside))
         else:
-            raise DatasetError(f"the videos' folder {root} does not exist")
+            raise DatasetError(f"the videos' folder {place} does not exist")
 
         self._paths_of_name: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self.paths, key=preference):
@@ -60,8 +77,13 @@ class VideoFiles:
 
     def at(self, paths: Iterable[str]) -> list[str]:
         """Paths of those of the paths below the root that are files."""
-        normal = [PurePosixPath(path).as_posix() for path in paths]
-        return [self._absolute(path) for path in normal if path in self.paths]
+        matches = []
+        for path in paths:
+            # most paths are written as they are listed; `a/./b` is not
+            normal = path if path in self.paths else PurePosixPath(path).as_posix()
+            if normal in self.paths:
+                matches.append(self._absolute(normal))
+        return matches
 
     def near(self, names: Iterable[str]) -> str | None:
         """For names that no file goes by: a sentence on a file that almost does, if there is one."""
@@ -87,8 +109,12 @@ def names_of(path: str, aliases: Callable[[str], Iterable[str]]) -> set[str]:
     return names
 
 
-def list_files(root: Path) -> Iterable[str]:
-    """Paths below root, with `/`, of all files; links to folders are followed, each folder once."""
+def list_files(root: Path, outside: list[str] | None = None) -> Iterable[str]:
+    """Paths below root, with `/`, of all files; links to folders are followed, each folder once.
+
+    outside: takes the links that lead out of root, which are then left out; None: all links are followed.
+    """
+    real_root = root.resolve()
     visited = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         status = Path(folder).stat()
@@ -98,9 +124,22 @@ def list_files(root: Path) -> Iterable[str]:
             continue
         visited.add(identity)
 
+        if outside is not None:
+            for names in (folders, files):
+                links = [name for name in names if _leads_out(f"{folder}/{name}", real_root)]
+                outside += [f"{folder}/{name}" for name in links]
+                names[:] = [name for name in names if name not in links]
+
         below = Path(folder).relative_to(root).as_posix()
         for name in files:
             yield name if below == "." else f"{below}/{name}"
+
+
+def _leads_out(path: str, real_root: Path) -> bool:
+    """Whether `path` is a link to something that is not below `real_root`."""
+    if not os.path.islink(path):  # noqa: PTH114 - a Path for each of a million files takes seconds
+        return False
+    return not Path(path).resolve().is_relative_to(real_root)
 
 
 def list_remote(filesystem: fs.FileSystem, root: str, place: str) -> Iterable[str]:

@@ -25,7 +25,7 @@ from vopcore.datasets.files import (
     read_pickle,
     unique,
 )
-from vopcore.datasets.match import VideoFiles
+from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import Reading
 
 # (videos, captions) per split, counted on the published files (md5 of the lists: ef90cc53 9k, 97e0244f 7k,
@@ -46,21 +46,21 @@ TEST = {
 }
 
 
-def msrvtt_9k(annotations: Path, videos: str | Path) -> pa.Table:
+def msrvtt_9k(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """Train: all clips but the 1kA test's, 180,000 pairs. Test: 1kA."""
     return with_1ka(
         annotations, videos, ["MSRVTT_train.9k.csv", "train_list_jsfusion.txt", "train_list_9k.txt"], None
     )
 
 
-def msrvtt_7k(annotations: Path, videos: str | Path) -> pa.Table:
+def msrvtt_7k(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """Train: the official train and validate clips, 140,200 pairs. Test: 1kA."""
     return with_1ka(annotations, videos, ["MSRVTT_train.7k.csv", "train_list_7k.txt"], {"train", "validate"})
 
 
-def msrvtt_full(annotations: Path, videos: str | Path) -> pa.Table:
+def msrvtt_full(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """The official cut: 6,513 train, 497 validate, 2,990 test clips, all with 20 captions."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
     source = Source(files, reading)
     for split, official in [("train", "train"), ("val", "validate"), ("test", "test")]:
         path = files.find(f"MSRVTT_{split}.full.csv", f"{split}_list_full.txt")
@@ -102,9 +102,11 @@ class Source:
             self.reading.add(split, video, self.captions.get(video, ()), where, source=self.urls.get(video))
 
 
-def with_1ka(annotations: Path, videos: str | Path, lists: list[str], official: set[str] | None) -> pa.Table:
+def with_1ka(
+    annotations: Path, videos: str | Path | VideosFolder, lists: list[str], official: set[str] | None
+) -> pa.Table:
     """Train as one of `lists` says or else the `official` splits (None: all) without 1kA, test 1kA."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
     source = Source(files, reading)
     name, paths = files.choose("MSR-VTT's 1kA test", TEST)
     if name == "Frozen":

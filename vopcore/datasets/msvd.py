@@ -18,7 +18,7 @@ from vopcore.datasets.files import (
     read_lines,
     read_pickle,
 )
-from vopcore.datasets.match import VideoFiles
+from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import SPLITS, Reading
 
 # (videos, captions), counted on captions_msvd.json and the lists; CLIP4Clip's last cut-off point is 27,763
@@ -28,9 +28,9 @@ LISTS = [f"{split}_list.txt" for split in SPLITS]
 LAYOUTS = {"CLIP4Clip": ["raw-captions.pkl", *LISTS], "X-Pool": ["captions_msvd.json", *LISTS]}
 
 
-def msvd(annotations: Path, videos: str | Path) -> pa.Table:
+def msvd(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """All captions of all clips, videos in list order."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
     layout, (path, *lists) = files.choose("MSVD", LAYOUTS)
     if layout == "CLIP4Clip":
         captions = read_tokens(path, reading)

@@ -1,46 +1,97 @@
 """The annotation table: one row per caption, and what a reader has to say about the files it read."""
 
 import json
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from vopcore.datasets.errors import Line, Problem
+from vopcore.datasets.match import VideoFiles
 
+# a sentence and the stretch of its video that it describes, in seconds of the video file
+SENTENCES = pa.list_(pa.struct([("sentence", pa.string()), ("start", pa.float64()), ("end", pa.float64())]))
 ANNOTATIONS = pa.schema(
     [
         ("split", pa.string()),  # train | val | test
-        ("video", pa.string()),  # unique id of a clip; two moments of one file are two clips
+        ("video", pa.string()),  # unique id of a moment; two moments of one file are two videos
         ("path", pa.string()),  # absolute path of the video file; null: no file found
         ("start", pa.float64()),  # seconds; null: from the beginning
         ("end", pa.float64()),  # seconds; null: to the end
         ("caption", pa.string()),
+        ("sentences", SENTENCES),  # what the caption was joined from, where it is known when each happens
     ]
 )
 SPLITS = ("train", "val", "test")
 MAX_WORDS = 1000  # the longest caption of the seven benchmarks has about 450 words
+CHUNK = 2**16  # values that are Python objects before they become a piece of an Arrow column
+
+
+class Sentence(NamedTuple):
+    """A sentence of a paragraph and when it happens, in seconds of the video file."""
+
+    sentence: str
+    start: float
+    end: float
+
+
+class Column:
+    """A column that grows value by value; only the last CHUNK of them are Python objects."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+        self._pieces: list[pa.Array] = []
+        self._values: list[object] = []
+
+    def append(self, value: object) -> None:
+        self._values.append(value)
+        if len(self._values) == CHUNK:
+            self._flush()
+
+    def array(self) -> pa.ChunkedArray:
+        self._flush()
+        return pa.chunked_array(self._pieces, self._kind)
+
+    def _flush(self) -> None:
+        self._pieces.append(pa.array(self._values, self._kind))
+        self._values = []
 
 
 @dataclass
 class Reading:
-    """What a reader gathers: clips in the field's order, and problems.
+    """What a reader gathers, in columns: moments in the files' order, their captions, and problems.
 
-    `find` gives the files that go by one of some names, best first (see match.py). Captions added to a
-    (split, video) that is already there join it, so the captions of a video are consecutive.
+    `files` are those that videos are looked up in: by any of their names, or, with `by_path`, as paths below
+    the videos' folder. Captions added to a (split, video) that is already there join it, so the captions of
+    a video are consecutive.
     """
 
-    find: Callable[[list[str]], list[str]]
+    files: VideoFiles
+    by_path: bool = False
     problems: list[Problem] = field(default_factory=list)
-    clips: dict[tuple[str, str], dict] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._number_of: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+        self._num_moments = 0
+        self._moments = {name: Column(ANNOTATIONS.field(name).type) for name in MOMENT_COLUMNS}
+        self._captions = Column(pa.string())
+        self._sentences = Column(SENTENCES)
+        self._moment_of_caption = array("q")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no caption was added."""
+        return self._num_moments == 0
 
     def problem(self, where: Line, what: str) -> None:
         self.problems.append(Problem(str(where.file), where.number, what))
 
-    def absent(self, path: Path, split: str) -> None:
-        self.problem(Line(path), f"not there: no {split} split")
+    def absent(self, path: object, split: str) -> None:
+        self.problems.append(Problem(str(path), None, f"not there: no {split} split"))
 
     def add(
         self,
@@ -48,30 +99,47 @@ class Reading:
         video: str,
         captions: Iterable[str],
         where: Line,
-        names: Iterable[str] = (),
+        names: Sequence[str] = (),
         start: float | None = None,
         end: float | None = None,
         source: str | None = None,
+        sentences: Sequence[Sentence] = (),
     ) -> None:
-        """Adds the captions of a clip.
+        """Adds the captions of a video.
 
         names: what its file may be called, best first (default: the id). source: the film or longer video it
-        was cut from, where that is known.
+        was cut from, where that is known. sentences: what each caption was joined from.
         """
-        names = list(names) or [video]
-        if not all(is_safe(name) for name in [video, *names]):
+        names = names or (video,)
+        if not (is_safe(video) and all(map(is_safe, names))):
             self.problem(where, f"id {video!r} refused: it is no name below the videos' folder")
             return
-        kept = [caption for caption in captions if self._is_caption(caption, video, where)]
-        if not kept:
+
+        usable = [caption for caption in captions if self._is_caption(caption, video, where)]
+        if not usable:
             self.problem(where, f"video {video!r} left out: no caption")
             return
-        if (split, video) not in self.clips:
-            path = self._path(video, names, where)
-            self.clips[split, video] = {"path": path, "start": start, "end": end, "captions": []}
-        self.clips[split, video]["captions"] += kept
+
+        number = self._number_of[split].get(video)
+        if number is None:
+            number = self._add_moment(split, video, self._path(video, names, where), start, end)
+        timed = [sentence._asdict() for sentence in sentences] or None
+        for caption in usable:
+            self._captions.append(caption)
+            self._sentences.append(timed)
+            self._moment_of_caption.append(number)
         if source:
             self.sources[video] = source
+
+    def _add_moment(
+        self, split: str, video: str, path: str | None, start: float | None, end: float | None
+    ) -> int:
+        number = self._num_moments
+        self._num_moments += 1
+        self._number_of[split][video] = number
+        for name, value in zip(MOMENT_COLUMNS, (split, video, path, start, end), strict=True):
+            self._moments[name].append(value)
+        return number
 
     def _is_caption(self, caption: str, video: str, where: Line) -> bool:
         if not isinstance(caption, str):
@@ -80,47 +148,82 @@ class Reading:
         if not is_text(caption):
             self.problem(where, f"caption of {video!r} left out: half of a surrogate pair is no text")
             return False
-        if not caption.strip():
+        if not caption or caption.isspace():
             self.problem(where, f"empty caption of {video!r} left out")
             return False
-        if (num_words := len(caption.split())) > MAX_WORDS:
-            self.problem(where, f"caption of {video!r} has {num_words} words; the tokenizer will cut it")
+
+        # a word and the space behind it are two characters at least
+        if len(caption) > 2 * MAX_WORDS:
+            num_words = len(caption.split())
+            if num_words > MAX_WORDS:
+                self.problem(where, f"caption of {video!r} has {num_words} words; the tokenizer will cut it")
         return True
 
-    def _path(self, video: str, names: list[str], where: Line) -> str | None:
-        found = self.find(names)
-        if len(found) > 1:
-            others = ", ".join(found[1:])
-            self.problem(where, f"{len(found)} files for {video!r}: took {found[0]}, not {others}")
-        if found and not is_text(found[0]):
-            self.problem(where, f"the file of {video!r} is left out, rename it: {found[0]!r} is not UTF-8")
+    def _path(self, video: str, names: Sequence[str], where: Line) -> str | None:
+        paths = self.files.at(names) if self.by_path else self.files.find(names)
+        if not paths:
             return None
-        return found[0] if found else None
+        if len(paths) > 1:
+            others = ", ".join(paths[1:])
+            self.problem(where, f"{len(paths)} files for {video!r}: took {paths[0]}, not {others}")
+        if not is_text(paths[0]):
+            self.problem(where, f"the file of {video!r} is left out, rename it: {paths[0]!r} is not UTF-8")
+            return None
+        return paths[0]
 
     def table(self, layout: str) -> pa.Table:
         """The ANNOTATIONS table; `layout` and the problems travel in its schema's metadata."""
-        columns: dict[str, list] = {name: [] for name in ANNOTATIONS.names}
-        for (split, video), clip in self.clips.items():
-            n = len(clip["captions"])
-            for name, value in [("split", split), ("video", video)]:
-                columns[name] += [value] * n
-            for name in ("path", "start", "end"):
-                columns[name] += [clip[name]] * n
-            columns["caption"] += clip["captions"]
-        noted = json.dumps([asdict(problem) for problem in self.problems])
-        said = {"layout": layout, "problems": noted, "sources": json.dumps(self.sources)}
-        return pa.table(columns, schema=ANNOTATIONS).replace_schema_metadata(said)
+        columns = {name: column.array() for name, column in self._moments.items()}
+        captions = {"caption": self._captions.array(), "sentences": self._sentences.array()}
+
+        # captions of a video stand together, wherever in the files they were
+        moment_of_caption = np.frombuffer(self._moment_of_caption, np.int64)
+        if (np.diff(moment_of_caption) < 0).any():
+            order = np.argsort(moment_of_caption, kind="stable")
+            moment_of_caption = moment_of_caption[order]
+            captions = {name: column.take(pa.array(order)) for name, column in captions.items()}
+
+        # a moment is repeated for each of its captions
+        if len(moment_of_caption) > self._num_moments:
+            rows = pa.array(moment_of_caption)
+            columns = {name: column.take(rows) for name, column in columns.items()}
+
+        self._tell_of_links()
+        metadata = {
+            "layout": layout,
+            "problems": json.dumps([asdict(problem) for problem in self.problems]),
+            "sources": json.dumps(self.sources),
+        }
+        return pa.table(columns | captions, schema=ANNOTATIONS).replace_schema_metadata(metadata)
+
+    def _tell_of_links(self) -> None:
+        outside = self.files.links_left_out
+        if outside:
+            self.problems.append(
+                Problem(
+                    outside[0],
+                    None,
+                    f"{len(outside)} links lead out of the videos' folder and are left"
+                    " out; data.follow_links=true follows them",
+                )
+            )
+
+
+MOMENT_COLUMNS = ("split", "video", "path", "start", "end")
 
 
 def is_safe(name: str) -> bool:
     """Whether an id, taken as a path, stays inside the folder it is looked up in."""
-    path = PurePosixPath(name)
-    leaves = path.is_absolute() or ".." in path.parts
-    return bool(name.strip()) and "\0" not in name and is_text(name) and not leaves
+    if not name or name.isspace() or "\0" in name or name.startswith("/"):
+        return False
+    leaves = ".." in name and ".." in name.split("/")
+    return not leaves and is_text(name)
 
 
 def is_text(value: str) -> bool:
     """Whether it can be written as UTF-8: JSON's escapes and the file system may hand out half characters."""
+    if value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError
 from vopcore.datasets.files import AnnotationFiles, entries, lists_by_video, read_ids, read_json
-from vopcore.datasets.match import VideoFiles
+from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import SPLITS, Reading
 
 # (videos, captions): the lists as EMCL holds them, ten captions each
@@ -31,9 +31,9 @@ LISTS = {
 }
 
 
-def vatex(annotations: Path, videos: str | Path) -> pa.Table:
+def vatex(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """All English captions, videos in list order; a split whose list is missing is noted."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos).find)
+    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
     lists = {split: files.find(*names) for split, names in LISTS.items()}
     if lists["test"] is None:
         raise DatasetError(

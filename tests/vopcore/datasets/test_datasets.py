@@ -196,3 +196,37 @@ def test_vatex_in_every_layout(tmp_path, says, captions, hgr):
         assert captions_of(table, split) == {video: VATEX[video]}
     assert files_of(table, tmp_path)[VATEX_IDS[0]] == f"{VATEX_IDS[0]}.mp4"
     assert says in layout(table)
+
+
+def test_activitynet_keeps_when_each_sentence_happens(tmp_path):
+    entry = {
+        "duration": 82.7,
+        "timestamps": [[0.8, 19.9], [60.8, 17.4]],
+        "sentences": ["A woman stands.", " She dances."],
+    }
+    untimed = {"duration": 9.0, "timestamps": [[0, 1]], "sentences": ["One.", "Two."]}
+    files = {"train.json": {"v_a": entry, "v_b": untimed}, "val_1.json": {"v_c": entry}}
+    table = read("activitynet", tmp_path, files)
+    a, b, c = table["sentences"].to_pylist()
+    assert a == c
+    assert a == [
+        {"sentence": "A woman stands.", "start": 0.8, "end": 19.9},
+        {"sentence": "She dances.", "start": 17.4, "end": 60.8},  # the wrong way round in the file
+    ]
+    assert b is None
+    assert table["caption"][0].as_py() == "A woman stands.  She dances."
+
+
+def test_didemo_keeps_the_moment_that_most_people_marked(tmp_path):
+    entries = [
+        {"video": MOV, "description": "he bends", "times": [[1, 1], [0, 0], [1, 1]]},
+        {"video": MOV, "description": "he leaves", "times": [[4, 5]]},
+        {"video": DOT, "description": "no times"},
+    ]
+    table = read("didemo", tmp_path, {"test_data.json": entries})
+    timed, untimed = table["sentences"].to_pylist()
+    assert timed == [
+        {"sentence": "he bends", "start": 5.0, "end": 10.0},
+        {"sentence": "he leaves", "start": 20.0, "end": 30.0},
+    ]
+    assert untimed is None

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from vopcore.datasets import ANNOTATIONS, DATASETS, DatasetError, layout, problems
+from vopcore.datasets import ANNOTATIONS, DATASETS, DatasetError, VideosFolder, layout, problems
+from vopcore.datasets import table as table_module
 
 
 def write(root, *lines):
@@ -50,7 +51,7 @@ def test_rows_follow_the_file_and_captions_of_a_video_stand_together(root):
     assert layout(table) == "folder"
     assert problems(table) == []
     a, b = str(root / "clips/a.mp4"), str(root / "clips/b.mp4")
-    assert [tuple(row.values()) for row in table.to_pylist()] == [
+    assert [tuple(row.values())[:-1] for row in table.to_pylist()] == [
         ("train", "clips/a.mp4", a, None, None, "a dog"),
         ("train", "clips/a.mp4", a, None, None, "a cat"),
         ("train", "clips/a.mp4", a, None, None, "a bird"),
@@ -131,3 +132,46 @@ def test_a_missing_folder_or_file_is_named(tmp_path):
     write(tmp_path)
     with pytest.raises(DatasetError, match="holds no usable line"):
         read(tmp_path)
+
+
+def test_an_end_of_four_hundred_digits_is_refused_with_its_line(root):
+    write(root, '{"video": "clips/a.mp4", "split": "test", "captions": ["x"], "end": 1' + "0" * 399 + "}")
+    with pytest.raises(DatasetError, match=r"captions.jsonl:1: end has 400 digits: no time in seconds"):
+        read(root)
+
+
+def test_keys_that_nobody_reads_are_told_once_with_how_often(root):
+    write(root, line(caption="a", weight=1), line(video="clips/b.mp4", weight=2))
+    told = [problem.what for problem in problems(read(root))]
+    assert [what for what in told if "weight" in what] == [
+        "key 'weight' of 2 lines is not read; known: captions, end, split, start, video"
+    ]
+    assert "key 'caption' of 1 lines is not read; known: captions, end, split, start, video" in told
+
+
+def test_links_that_lead_out_of_the_folder_are_followed_only_where_that_is_said(root, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "far.mp4").touch()
+    (root / "clips" / "far.mp4").symlink_to(outside / "far.mp4")
+    (root / "more").symlink_to(outside)
+    (root / "clips" / "near.mp4").symlink_to(root / "clips" / "a.mp4")
+    write(root, *[line(video=video) for video in ("clips/far.mp4", "more/far.mp4", "clips/near.mp4")])
+
+    table = read(root)
+    near = f"{root}/clips/near.mp4"
+    assert table["path"].to_pylist() == [None, None, near]
+    (problem,) = problems(table)
+    assert problem.what.startswith("2 links lead out of the videos' folder and are left out")
+
+    table = DATASETS["folder"](root, VideosFolder(str(root), follow_links=True))
+    assert table["path"].to_pylist() == [f"{root}/clips/far.mp4", f"{root}/more/far.mp4", near]
+    assert problems(table) == []
+
+
+def test_more_captions_than_a_piece_of_a_column_holds_stay_in_order(root, monkeypatch):
+    monkeypatch.setattr(table_module, "CHUNK", 3)
+    lines = [line(video=f"clips/{n % 5}.mp4", captions=[f"{n} x", f"{n} y"]) for n in range(20)]
+    write(root, *lines)
+    rows = read(root)
+    wanted = [(f"clips/{v}.mp4", f"{n} {c}") for v in range(5) for n in range(v, 20, 5) for c in "xy"]
+    assert list(zip(rows["video"].to_pylist(), rows["caption"].to_pylist(), strict=True)) == wanted
