@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipelines.experiment.identity import UNTRAINED
 from vopcore.config import ConfigError, RunConfig
 from vopcore.config.sections import Data
-from vopcore.datasets import DATASETS, SPLITS, layout, problems
+from vopcore.datasets import DATASETS, SPLITS, VideosFolder, layout, problems
 
 MOST_PROBLEMS = 5  # printed one by one; the others are counted
 
@@ -27,7 +27,8 @@ def read_annotations(data: Data) -> pa.Table:
     """The data set as ANNOTATIONS, with the share that `holdout` keeps apart as its val split."""
     root = Path(data.root)
     read = DATASETS[data.dataset]
-    return hold_out(read(root, data.videos or root), data.holdout)
+    videos = VideosFolder(data.videos or data.root, data.follow_links)
+    return hold_out(read(root, videos), data.holdout)
 
 
 def hold_out(table: pa.Table, share: float) -> pa.Table:
