@@ -64,7 +64,10 @@ class ContextModel(nn.Module):
         for reader, order in zip(self.readers, orders, strict=True):
             there = order(cls, mask)
             back = there.argsort(dim=1)
-            states.append(take(reader(take(cls, there))[0], back))
+            # Autocast on CUDA knows fp16 alone for recurrent layers, whatever its own dtype: fp32 instead.
+            with torch.autocast(cls.device.type, enabled=False):
+                state, _ = reader(take(cls, there).to(reader.weight_hh_l0.dtype))
+            states.append(take(state, back))
         return torch.cat(states, dim=-1)
 
 

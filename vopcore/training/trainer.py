@@ -23,6 +23,7 @@ from vopcore.training.transfer import moved_to, on_device
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP itself was trained (Radford et al. 2021, section 2.5)
 
+COMPILER = "inductor"
 EXPLODED = 1e6  # a gradient norm no tuning comes back from; healthy ones stay below a few hundred
 
 
@@ -97,6 +98,8 @@ class Tuner:
         self.micro_batch = micro_batch
 
         set_grad_checkpointing(retriever.clip, settings.grad_checkpointing)
+        if settings.compile:
+            retriever.compile(backend=COMPILER)  # a recurrent layer stays outside its graphs
         self.tuned = {name: p for name, p in retriever.named_parameters() if p.requires_grad}
         self._optimizer = optim.build(
             self.tuned.items(),

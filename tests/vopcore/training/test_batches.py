@@ -53,6 +53,12 @@ def test_pairs_are_dealt_to_as_many_full_batches_as_can_be_without_a_video_twice
         assert len({v for v, _ in batch}) == len(batch) == size
 
 
+def test_the_number_of_batches_of_a_million_pairs_is_found_at_once():
+    """One video with very many captions made the old count go down one by one, each time over all videos."""
+    counts = [500_000, *[1] * 500_000]
+    assert num_batches(counts, 3) == 250_000
+
+
 def test_one_caption_of_every_video_in_an_epoch_and_another_draw_in_the_next(shards):
     batches = make(shards)
     first = [list(batches.epoch(e)) for e in range(2)]

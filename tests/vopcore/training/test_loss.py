@@ -14,7 +14,7 @@ from vopcore.retriever import Retriever
 from vopcore.training import loss as module
 from vopcore.training.batches import Batch
 from vopcore.training.gradients import backward
-from vopcore.training.loss import contrastive
+from vopcore.training.loss import contrastive, loss_of, pair_numbers
 
 PARTS = {1: [5], 2: [3, 2], 4: [2, 1, 1, 1]}  # pairs of each worker
 CASES = [("vop_fp", "mean"), ("cross_modal_adapter", "query_aware")]
@@ -53,6 +53,66 @@ def test_the_loss_is_the_mean_of_both_cross_entropies():
     every = torch.ones_like(mask)
     with_none, with_ones = (contrastive(text, video, m, retriever) for m in (None, every))
     torch.testing.assert_close(with_none, with_ones)
+
+
+def features(count=6):
+    torch.manual_seed(3)
+    text = torch.randn(count, 8, requires_grad=True)
+    video = torch.randn(count, FRAMES, 8, requires_grad=True)
+    return text, video
+
+
+@pytest.mark.parametrize("rows", [6, 4, 1])
+def test_the_sigmoid_loss_in_blocks_is_its_formula(monkeypatch, rows):
+    retriever = make("vop", "mean")
+    retriever.clip.logit_bias = torch.nn.Parameter(torch.tensor(-2.0))
+    text, video = features()
+    z = retriever.clip.logit_scale.exp() * retriever.similarity(text, video) + retriever.clip.logit_bias
+    signs = 2 * torch.eye(6) - 1
+    wanted = -F.logsigmoid(signs * z).sum() / 6
+    leaves = [text, video, retriever.clip.logit_scale, retriever.clip.logit_bias]
+    gradients = torch.autograd.grad(wanted, leaves)
+
+    monkeypatch.setattr(module, "BLOCK", rows * 6 * FRAMES)
+    loss = loss_of("sigmoid", text, video, None, retriever)
+    torch.testing.assert_close(loss, wanted)
+    for got, want in zip(torch.autograd.grad(loss, leaves), gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_sigmoid_loss_of_a_model_without_a_bias_is_refused():
+    with pytest.raises(ValueError, match=r"train\.loss: sigmoid needs a model with a logit_bias"):
+        loss_of("sigmoid", *features(), None, make("vop", "mean"))
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_pairs_that_share_a_caption_or_a_video_are_no_negatives(name):
+    retriever = make("vop", "mean")
+    retriever.clip.logit_bias = torch.nn.Parameter(torch.tensor(-2.0))
+    text, video = features()
+    videos = ["a", "b", "c", "d", "e", "a"]
+    captions = ["one", "two", "one", "three", "four", "five"]
+    left_out = {(0, 5), (5, 0), (0, 2), (2, 0)}
+
+    cosines = retriever.similarity(text, video).detach()
+    scale = retriever.clip.logit_scale.exp().detach()
+    total = 0.0
+    for i in range(6):
+        if name == "softmax":
+            kept = [j for j in range(6) if (i, j) not in left_out]
+            right = scale * cosines[i, i]
+            total += (scale * cosines[i, kept]).logsumexp(0) - right
+            total += (scale * cosines[kept, i]).logsumexp(0) - right
+            continue
+        for j in range(6):
+            sign = 1 if i == j else -1
+            if (i, j) not in left_out:
+                total -= F.logsigmoid(sign * (scale * cosines[i, j] - 2))
+    wanted = total / (12 if name == "softmax" else 6)
+
+    loss = loss_of(name, text, video, None, retriever, pair_numbers(videos, captions))
+    torch.testing.assert_close(loss.detach(), wanted)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, [text, video]))
 
 
 def noted(sizes, tensor):
