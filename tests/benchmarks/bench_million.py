@@ -44,35 +44,35 @@ def make_files(folder: Path, num_videos: int) -> None:
 
 
 def make_shards(folder: Path, num_videos: int) -> None:
-    """Shards as a finished ingest leaves them, without an index."""
+    """Shards as a finished ingest leaves them, without an index: the first is written, the others are names
+    of its file with sidecars of their own.
+    """
     from pipelines.ingest.driver import ingest_settings
     from vopcore.shards import Entry, write_shard
     from vopcore.storage import Store
 
-    os.fsync = lambda descriptor: None  # waiting for the disk is not what is measured
     settings = ingest_settings(str(folder / "shards"), video_settings())
     store = Store(settings.folder)
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    facts = {"num_frames": 1, "times": [0.0] * 12, "width": 320, "height": 240, "fps": 25.0}
+    facts |= {"duration": 10.0, "codec": "h264", "source_sha256": "0" * 64}
+    entries = [Entry(video=video_id(number), status="ok", **facts) for number in range(ROWS)]
+    write_shard(store, 0, settings.layout, [(entry, pixels) for entry in entries])
+
+    sidecar = json.loads(store.read("000000.json"))
     for start in range(0, num_videos, ROWS):
-        videos = []
-        for number in range(start, min(start + ROWS, num_videos)):
+        count = min(ROWS, num_videos - start)
+        videos = sidecar["videos"][:count]
+        for number, video in enumerate(videos, start):
             status = os.stat(video_path(folder, number))  # noqa: PTH116 - a million of them
-            entry = Entry(
-                video=video_id(number),
-                status="ok",
-                num_frames=1,
-                times=[0.0] * 12,
-                width=320,
-                height=240,
-                fps=25.0,
-                duration=10.0,
-                codec="h264",
-                source_size=status.st_size,
-                source_mtime=status.st_mtime_ns / 1e9,
-                source_sha256="0" * 64,
-            )
-            videos.append((entry, pixels))
-        write_shard(store, start // ROWS, settings.layout, videos)
+            video["video"] = video_id(number)
+            video["source_size"] = status.st_size
+            video["source_mtime"] = status.st_mtime_ns / 1e9
+        content = json.dumps(sidecar | {"videos": videos, "rows": count})
+        shard = start // ROWS
+        Path(store.path(f"{shard:06d}.json")).write_text(content)
+        if shard:
+            os.link(store.path("000000.arrow"), store.path(f"{shard:06d}.arrow"))
 
 
 def make_annotations(folder: Path, num_videos: int) -> None:
