@@ -15,8 +15,8 @@ does work twice. So they are listed here, in one place, and each has a test.
     Split, video, caption, start and end of every row; not the paths, so data may be moved.
 
 **Decode of a video** (`decode_hash`).
-    Status, number and times of the stored frames, size and time of change of the file it was decoded from.
-    A file that is mended or replaced makes new runs, one of the same size too.
+    Status, and times and content of the stored frames. A file that is mended or replaced is decoded anew and
+    makes new runs, one of the same size too; one that was only copied, moved or touched does not.
 
 **Shards** (`vopcore.shards.folder_name`; `shards/NAME/`).
     Sampler, stored frames, size, storage and quality, version of the decoder. Which videos are in it, and
@@ -55,8 +55,6 @@ does work twice. So they are listed here, in one place, and each has a test.
     Data set and split, backbone, method with its options, pooling.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Collection
 from dataclasses import asdict
@@ -112,22 +110,8 @@ def data_hash(annotations: pa.Table) -> str:
 
 
 def decode_hash(shards: Shards, videos: Collection[str]) -> str:
-    """Eight characters that change when one of `videos` is decoded from another file or to other frames."""
-    digest = hashlib.sha256()
-    for video in sorted(videos):
-        entry = shards.videos.get(video)
-        if entry is None:
-            continue
-        facts = [
-            video,
-            entry.status,
-            entry.num_frames,
-            entry.times,
-            entry.source_size,
-            entry.source_mtime,
-        ]
-        digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()[:8]
+    """Sixteen characters that change when one of `videos` is decoded to other frames."""
+    return shards.digest(list(videos))
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:

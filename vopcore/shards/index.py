@@ -116,6 +116,9 @@ class ShardIndex:
         digest = hashlib.sha256()
         for name in ("video", "status", "num_frames", "start", "end", "content"):
             digest.update(_bytes_of(rows.column(name)))
+        times = _one_chunk(rows.column("times"))
+        digest.update(pc.list_value_length(times).to_numpy(zero_copy_only=False).tobytes())
+        digest.update(times.flatten().to_numpy().tobytes())
         # Shards written before frames were hashed: the file that was decoded has to do.
         unhashed = rows.filter(pc.is_null(rows.column("content")))
         for name in ("video", "source_size", "source_mtime"):

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipelines.experiment.identity import data_hash, decode_hash, run_key, shared_settings
 from vopcore.config import read_config
 from vopcore.datasets import ANNOTATIONS
-from vopcore.shards import Entry
+from vopcore.shards import Entry, Layout, Shards, write_shard
+from vopcore.storage import Store
 
 ENTRY = Entry(
     video="a", status="ok", num_frames=2, times=[0.0, 1.0], source_size=1000, source_mtime=1_700_000_000.0
@@ -77,33 +79,44 @@ def test_a_method_that_is_not_trained_reads_no_training_setting_but_the_precisio
     assert key("train.epochs=0", "train.lr=1e-3") == key("train.epochs=0", "train.lr=1e-2")
 
 
-class Shards:
-    """Only what a shard folder knows of its videos."""
+@pytest.fixture
+def decoded(tmp_path):
+    """The hash of the decodes of some videos, from shards with the entries and frames of one colour each."""
 
-    def __init__(self, *entries: Entry) -> None:
-        self.videos = {entry.video: entry for entry in entries}
+    def of(*entries: Entry, videos: list[str], colour: int = 0) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        rows = []
+        for entry in entries:
+            pixels = np.full((entry.num_frames, 8, 8, 3), colour, np.uint8)
+            rows.append((entry, pixels if entry.num_frames else None))
+        write_shard(Store(folder), 0, Layout(8, "raw"), rows)
+        return decode_hash(Shards(folder), videos)
+
+    return of
+
+
+OTHER = Entry(video="b", status="ok", num_frames=1, times=[0.0])
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"source_mtime": 1_700_000_001.0},  # replaced by a file of the same size
-        {"source_size": 1001},
         {"status": "damaged"},
         {"status": "failed", "num_frames": 0, "times": []},
         {"times": [0.0, 1.5]},
     ],
 )
-def test_a_video_decoded_from_another_file_or_to_other_frames_changes_the_hash(change):
-    other = Entry(video="b", status="ok", num_frames=1, times=[0.0])
-    before = decode_hash(Shards(ENTRY, other), ["a", "b"])
-    assert decode_hash(Shards(replace(ENTRY, **change), other), ["a", "b"]) != before
-    assert decode_hash(Shards(other, ENTRY), ["b", "a"]) == before
+def test_a_video_decoded_to_other_frames_changes_the_hash(decoded, change):
+    before = decoded(ENTRY, OTHER, videos=["a", "b"])
+    assert decoded(replace(ENTRY, **change), OTHER, videos=["a", "b"]) != before
+    assert decoded(OTHER, ENTRY, videos=["b", "a"]) == before
+    assert decoded(ENTRY, OTHER, videos=["a", "b"], colour=1) != before
 
 
-def test_a_video_that_nobody_asks_for_changes_nothing():
-    more = Entry(video="z", status="ok", num_frames=1)
-    assert decode_hash(Shards(ENTRY, more), ["a"]) == decode_hash(Shards(ENTRY), ["a"])
+def test_a_file_that_was_copied_and_a_video_that_nobody_asks_for_change_nothing(decoded):
+    before = decoded(ENTRY, videos=["a"])
+    assert decoded(replace(ENTRY, source_mtime=1_700_000_001.0), videos=["a"]) == before
+    assert decoded(ENTRY, OTHER, videos=["a"]) == before
 
 
 def test_data_that_was_moved_is_the_same_data():
