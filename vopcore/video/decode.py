@@ -268,7 +268,7 @@ class Reader:
         positions = []
         preprocessor = Preprocessor(self._geometries)
         whole = Run(0, len(self._source.packets) - 1)
-        for position, frame in self._pictures([whole], None):
+        for position, frame in self._pictures([whole], set()):
             if len(pts) in wanted:
                 preprocessor.add(len(pts), frame)
             pts.append(frame.pts)
@@ -323,17 +323,17 @@ class Reader:
     def _seconds(self, pts: np.ndarray) -> np.ndarray:
         return (pts - pts[0]) * self._time_base
 
-    def _pictures(self, plan: list[Run], targets: set[int] | None) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _pictures(self, plan: list[Run], targets: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """The pictures that the runs of packets give, in the order they come out of the decoder, each with
         the position of the packet with which it came.
 
-        With `targets` (positions of packets) pictures that are neither a target nor referred to may be left
-        out. What is broken is noted in the source's damage, and the next packet tried.
+        Pictures that are neither at `targets` (positions of packets) nor referred to may be left out, unless
+        there are no targets. What is broken is noted in the source's damage, and the next packet tried.
         """
         source = self._source
         packets = source.replay()
         decoder = source.decoder
-        can_skip = targets is not None and decoder.name in SKIPPING_DECODERS
+        can_skip = bool(targets) and decoder.name in SKIPPING_DECODERS
         decoder.skip_frame = "DEFAULT"
         skips = False
         has_leading = False
@@ -348,14 +348,15 @@ class Reader:
             source.check_time()
 
             # The setting costs more than the comparison: it is made where it changes.
-            is_wanted = targets is None or position in targets
-            if can_skip and skips == is_wanted:
-                skips = not is_wanted
-                decoder.skip_frame = "NONREF" if skips else "DEFAULT"
+            skips_now = can_skip and position not in targets
+            if skips_now != skips:
+                decoder.skip_frame = "NONREF" if skips_now else "DEFAULT"
+                skips = skips_now
 
             # Pictures after the run's key picture that are shown before it refer to pictures of the group
             # before. Nobody wants them (else the run would start there), so they are not damage.
-            leads = targets is not None and source.packets.shows_before(position, run.first)
+            is_unwanted = bool(targets) and position not in targets
+            leads = is_unwanted and source.packets.shows_before(position, run.first)
             has_leading = leads or (has_leading and position != run.first)
 
             yield from self._send(position, packet, notes_damage=not leads, is_open=has_leading)

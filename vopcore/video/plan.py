@@ -53,7 +53,9 @@ class Packets:
     def are_timed(self) -> bool:
         """Whether every packet has a time that no other has; only then can frames be planned on packets."""
         pts = np.asarray(self.pts)
-        return len(pts) > 0 and NO_PTS not in pts and len(np.unique(pts)) == len(pts)
+        if len(pts) == 0 or NO_PTS in pts:
+            return False
+        return len(np.unique(pts)) == len(pts)
 
     def shown_in_order(self) -> np.ndarray:
         """Positions of the packets whose pictures are shown, in the order they are shown."""
@@ -110,9 +112,11 @@ def end_of(times: np.ndarray, last_duration: float = 0.0) -> float:
 
     Where the file does not say how long it is shown, as long as the others in the mean.
     """
+    last = float(times[-1])
     if last_duration > 0:
-        return float(times[-1]) + last_duration
-    return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
+        return last + last_duration
+    num_intervals = max(len(times) - 1, 1)
+    return last + float(times[-1] - times[0]) / num_intervals
 
 
 def span(

@@ -112,15 +112,17 @@ def upright(rgb: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     if matrix is None:
         return rgb
     (a, b), (c, d) = matrix[:2, :2].tolist()
-    sideways = abs(c) > abs(a)
-    if sideways:
+    from_x_to_x = a
+    from_y_to_y = d
+    is_sideways = abs(c) > abs(a)
+    if is_sideways:
         rgb = rgb.transpose(1, 0, 2)
+        from_x_to_x = c
+        from_y_to_y = b
 
-    mirrored_horizontally = c < 0 if sideways else a < 0
-    if mirrored_horizontally:
+    if from_x_to_x < 0:
         rgb = rgb[:, ::-1]
-    mirrored_vertically = b < 0 if sideways else d < 0
-    if mirrored_vertically:
+    if from_y_to_y < 0:
         rgb = rgb[::-1]
     return rgb
 
@@ -140,11 +142,15 @@ def preprocess(pictures: np.ndarray, shape: tuple[int, int], geometry: Geometry)
     bottom, right = read_region(height, width, geometry)
     kept = np.ascontiguousarray(pictures[:, :bottom, :right])
     channels_last = torch.from_numpy(kept).permute(0, 3, 1, 2)
+
+    # The factors are those of the whole picture, not of what is given of it.
     kernel = KERNELS[geometry.interpolation]
     vertical_factor = new_height / height
     horizontal_factor = new_width / width
     resized = kernel(channels_last, [top + size, left + size], False, vertical_factor, horizontal_factor)
-    return resized[:, :, top:, left:].permute(0, 2, 3, 1).contiguous().numpy()
+
+    middle = resized[:, :, top:, left:]
+    return middle.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def crop_offset(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
@@ -152,7 +158,9 @@ def crop_offset(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
     does.
     """
     new_height, new_width = resized_shape(height, width, geometry)
-    return round((new_height - geometry.size) / 2), round((new_width - geometry.size) / 2)
+    top = round((new_height - geometry.size) / 2)
+    left = round((new_width - geometry.size) / 2)
+    return top, left
 
 
 def read_region(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
@@ -174,9 +182,12 @@ def resized_shape(height: int, width: int, geometry: Geometry) -> tuple[int, int
     if geometry.resize == "squash":
         return geometry.size, geometry.size
     short = min(height, width)
-    return int(geometry.size * height / short), int(geometry.size * width / short)
+    new_height = int(geometry.size * height / short)
+    new_width = int(geometry.size * width / short)
+    return new_height, new_width
 
 
 def _reach(num_resized: int, scale: float, radius: int) -> int:
     """How many stored pixels the first `num_resized` resized ones are made of, one spare for rounding."""
-    return math.ceil(num_resized * scale + radius * max(scale, 1.0)) + 1
+    support = radius * max(scale, 1.0)
+    return math.ceil(num_resized * scale + support) + 1

@@ -14,15 +14,20 @@ def uniform(num_frames: int, fps: float, count: int) -> list[int]:
     """The middle frame of `count` equal intervals, as X-Pool and VoP sample (X-Pool, `sample_type:
     uniform`).
     """
-    edges = np.linspace(0, num_frames, min(count, num_frames) + 1).astype(int)
-    return ((edges[:-1] + edges[1:] - 1) // 2).tolist()
+    num_intervals = min(count, num_frames)
+    edges = np.linspace(0, num_frames, num_intervals + 1).astype(int)
+
+    firsts = edges[:-1]
+    lasts = edges[1:] - 1
+    middles = (firsts + lasts) // 2
+    return middles.tolist()
 
 
 def segment(num_frames: int, fps: float, count: int) -> list[int]:
     """The middle moment of `count` equal segments, as TSN and DGL sample when testing."""
-    count = min(count, num_frames)
-    tick = num_frames / max(count, 1)
-    return [int(tick / 2 + tick * i) for i in range(count)]
+    num_segments = min(count, num_frames)
+    length = num_frames / max(num_segments, 1)
+    return [int(length / 2 + length * index) for index in range(num_segments)]
 
 
 def clip4clip_1fps(num_frames: int, fps: float, count: int) -> list[int]:
@@ -32,15 +37,22 @@ def clip4clip_1fps(num_frames: int, fps: float, count: int) -> list[int]:
     29.97 frames a second give every 29th frame, which drifts 3 % from one frame a second: kept, as it is
     what was published.
     """
-    candidates = range(0, num_frames, max(int(fps), 1))
+    candidates = each_second(num_frames, fps)
     if len(candidates) <= count:
-        return list(candidates)
-    return [candidates[i] for i in np.linspace(0, len(candidates) - 1, count, dtype=int)]
+        return candidates
+    thinned = np.linspace(0, len(candidates) - 1, count, dtype=int)
+    return [candidates[index] for index in thinned]
 
 
 def head(num_frames: int, fps: float, count: int) -> list[int]:
     """The first `count` of every `int(fps)`-th frame (CLIP4Clip, `slice_framepos 0`)."""
-    return list(range(0, num_frames, max(int(fps), 1)))[:count]
+    return each_second(num_frames, fps)[:count]
+
+
+def each_second(num_frames: int, fps: float) -> list[int]:
+    """Every `int(fps)`-th frame, the first included."""
+    step = max(int(fps), 1)
+    return list(range(0, num_frames, step))
 
 
 SAMPLERS: dict[str, Callable[[int, float, int], list[int]]] = {
@@ -64,4 +76,6 @@ def choose(num_stored: int, frames: int, rng: np.random.Generator | None) -> lis
     if rng is None:
         return uniform(num_stored, 0.0, frames)
     edges = np.linspace(0, num_stored, frames + 1).astype(int)
-    return rng.integers(edges[:-1], edges[1:]).tolist()
+    firsts = edges[:-1]
+    stops = edges[1:]
+    return rng.integers(firsts, stops).tolist()
