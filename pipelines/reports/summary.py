@@ -1,4 +1,4 @@
-"""From runs to cells: one method on one dataset, its seeds taken together."""
+"""From runs to rows: one method on one data set, its seeds taken together."""
 
 import math
 import statistics
@@ -53,32 +53,38 @@ class MethodResult:
         values = [run.metrics[metric] for run in self.runs if metric in run.metrics]
         if not values:
             return None
+
         mean = statistics.mean(values)
-        below, above = self._reach(metric, "low"), self._reach(metric, "high")
+        below = self._reach(metric, "low")
+        above = self._reach(metric, "high")
         if len(values) == 1:
             low = None if below is None else mean - below
             high = None if above is None else mean + above
             return Estimate(mean, None, low, high)
+
         std = statistics.stdev(values)
-        half = float(student.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-        return Estimate(mean, std, mean - math.hypot(half, below or 0), mean + math.hypot(half, above or 0))
+        quantile = float(student.ppf(0.975, len(values) - 1))
+        half = quantile * std / math.sqrt(len(values))
+        low = mean - math.hypot(half, below or 0)
+        high = mean + math.hypot(half, above or 0)
+        return Estimate(mean, std, low, high)
 
     def _reach(self, metric: str, end: str) -> float | None:
         """How far the runs' bootstrap intervals reach from their numbers, on average; None: no such."""
-        reach = [
-            abs(run.metrics[f"{metric}_{end}"] - run.metrics[metric])
-            for run in self.runs
-            if f"{metric}_{end}" in run.metrics
-        ]
-        return statistics.mean(reach) if reach else None
+        end_name = f"{metric}_{end}"
+        measured = [run.metrics for run in self.runs if end_name in run.metrics]
+        if not measured:
+            return None
+        return statistics.mean(abs(metrics[end_name] - metrics[metric]) for metrics in measured)
 
     def published(self, direction: str) -> list[PublishedRow]:
         """What papers print of the same experiment; the runs of a row differ in nothing but the seed."""
         return beside(self.runs[0], direction)
 
     def value(self, metric: str) -> float | None:
-        found = self.number(metric)
-        return found.mean if found else None
+        """The mean over seeds; None where nothing was measured."""
+        number = self.number(metric)
+        return number.mean if number else None
 
 
 @dataclass(frozen=True)
@@ -90,22 +96,42 @@ class LeftOut:
 
 
 def summarize(runs: Sequence[TrackedRun]) -> tuple[list[MethodResult], list[LeftOut]]:
-    """Cells by dataset, then in the order of METHODS; and what could not be used."""
-    left_out = [LeftOut(run, why) for run in runs if (why := unusable(run))]
-    usable = sorted((run for run in runs if not unusable(run)), key=_identity)
-    cells = []
-    for (dataset, method), several in groupby(usable, key=lambda run: _identity(run)[:2]):
-        variants = [list(group) for _, group in groupby(several, key=_identity)]
+    """Results by data set, then in the order of METHODS; and the runs that could not be used."""
+    left_out = []
+    usable = []
+    for run in runs:
+        reason = unusable(run)
+        if reason:
+            left_out.append(LeftOut(run, reason))
+        else:
+            usable.append(run)
+
+    results = []
+    usable.sort(key=_identity)
+    for (dataset, method), group in groupby(usable, key=lambda run: _identity(run)[:2]):
+        variants = [list(variant) for _, variant in groupby(group, key=_identity)]
         for number, variant in enumerate(variants):
-            newest = {_seed(run): run for run in sorted(variant, key=lambda run: run.started)}
-            left_out += [
-                LeftOut(run, f"seed {_seed(run)} was run again: {newest[_seed(run)].name}")
-                for run in variant
-                if newest[_seed(run)] is not run
-            ]
+            newest, replaced = _newest_of_each_seed(variant)
+            left_out += replaced
             label = method if len(variants) == 1 else f"{method} ({_difference(variants, number)})"
-            cells.append(MethodResult(dataset, method, label, sorted(newest.values(), key=_seed)))
-    return sorted(cells, key=lambda cell: (cell.dataset, _place(cell.method))), left_out
+            results.append(MethodResult(dataset, method, label, newest))
+
+    results.sort(key=lambda result: (result.dataset, _place(result.method)))
+    return results, left_out
+
+
+def _newest_of_each_seed(variant: Sequence[TrackedRun]) -> tuple[list[TrackedRun], list[LeftOut]]:
+    """The runs that count, by seed; and those whose seed was run again."""
+    newest: dict[int, TrackedRun] = {}
+    for run in sorted(variant, key=lambda run: run.started):
+        newest[_seed(run)] = run
+
+    replaced = []
+    for run in variant:
+        successor = newest[_seed(run)]
+        if successor is not run:
+            replaced.append(LeftOut(run, f"seed {_seed(run)} was run again: {successor.name}"))
+    return [newest[seed] for seed in sorted(newest)], replaced
 
 
 def labels(cells: Sequence[MethodResult]) -> list[str]:
@@ -141,16 +167,20 @@ def _identity(run: TrackedRun) -> tuple[str, str, tuple[tuple[str, str], ...]]:
 def _difference(variants: Sequence[Sequence[TrackedRun]], number: int) -> str:
     """`train.lr 0.001`: the settings in which a variant differs from the others of its method."""
     settings = [dict(_identity(variant[0])[2]) for variant in variants]
-    return ", ".join(
-        f"{name} {settings[number].get(name, 'not set')}"
-        for name in sorted(set().union(*settings))
-        if len({other.get(name) for other in settings}) > 1
-    )
+    names = sorted(set().union(*settings))
+
+    words = []
+    for name in names:
+        values = {other.get(name) for other in settings}
+        if len(values) > 1:
+            words.append(f"{name} {settings[number].get(name, 'not set')}")
+    return ", ".join(words)
 
 
 def _place(method: str) -> tuple[int, str]:
     order = list(METHODS)
-    return (order.index(method) if method in order else len(order)), method
+    place = order.index(method) if method in order else len(order)
+    return place, method
 
 
 def _seed(run: TrackedRun) -> int:
