@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or Path("outputs/reports") / args.experiment / name
     try:
         store = track.find_store(store_uri(args.uri, args.experiment), args.experiment)
-        found = track.runs(store)
-        runs = [track.pick(found, word) for word in words]
+        logged_runs = track.runs(store)
+        runs = [track.pick(logged_runs, word) for word in words]
         page = gallery(store, runs, frames(args.shards or runs[0].tags.get("shards")), args.most)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

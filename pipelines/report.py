@@ -100,7 +100,7 @@ class Sources:
 
     def predictions(self, result: MethodResult) -> list[pa.Table]:
         """PREDICTIONS of each seed; none of all, and a word on stderr, where one is gone."""
-        found = []
+        seed_tables = []
         for run in result.runs:
             with tempfile.TemporaryDirectory() as folder:
                 try:
@@ -108,8 +108,8 @@ class Sources:
                 except track.StoreError as error:
                     print(f"warning: {run.name} is left out of the rank histogram: {error}", file=sys.stderr)
                     return []
-                found.append(pq.read_table(file, columns=["caption", "video", "rank"]))
-        return found
+                seed_tables.append(pq.read_table(file, columns=["caption", "video", "rank"]))
+        return seed_tables
 
 
 def report(stores: Sequence[track.RunStore], out: Path) -> list[Path]:
@@ -216,7 +216,7 @@ def _dataset(
     ranks = {label: tables_[0]["rank"].to_numpy() for label, tables_ in predictions.items() if tables_}
     if ranks:
         caption = f"Where the right video stands: share of captions by its rank, {_first_seed(dataset)}."
-        shares = {label: 100 * float((found == 1).mean()) for label, found in ranks.items()}
+        shares = {label: 100 * float((label_ranks == 1).mean()) for label, label_ranks in ranks.items()}
         seen = ", ".join(f"{label} {share:.0f}% at rank 1" for label, share in shares.items()) + "."
         more.append(ReportPlot(f"{name}_ranks", caption, plots.rank_histogram(ranks, looks), seen))
 

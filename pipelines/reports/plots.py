@@ -162,8 +162,8 @@ def over_time(curves: Curves, ylabel: str, looks: Palette) -> str:
 def rank_histogram(ranks: Mapping[str, np.ndarray], looks: Palette) -> str:
     """Share of queries by the rank of the right video, a group of bars per range of ranks."""
     heights = {}
-    for label, found in ranks.items():
-        shares = [np.mean((found >= low) & (found < high)) for low, high in BINS.values()]
+    for label, label_ranks in ranks.items():
+        shares = [np.mean((label_ranks >= low) & (label_ranks < high)) for low, high in BINS.values()]
         heights[label] = [100 * float(share) for share in shares]
     return _bars(heights, list(BINS), "rank of the right video", "queries, %", looks)
 

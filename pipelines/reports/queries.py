@@ -101,8 +101,8 @@ def gallery_data(
     if any(other != pairs[0] for other in pairs):
         raise ValueError(f"{' and '.join(names)} were not measured on the same captions; nothing to compare")
 
-    kept = chosen(runs, most, seed)
-    shown = [[run[row] for row in kept] for run in runs]
+    chosen_rows = chosen(runs, most, seed)
+    shown = [[run[row] for row in chosen_rows] for run in runs]
     videos = _videos_of(shown)
     numbers = {video: number for number, video in enumerate(videos)}
     files = files or {}

@@ -141,10 +141,10 @@ def first_difference(reference: Mapping[str, str], settings: Mapping[str, str]) 
         key=lambda name: (name.startswith("resources."), name),
     )
     for name in names:
-        here = settings.get(name, "not set")
-        there = reference.get(name, "not set")
-        if here != there:
-            return f"{name}: {here} here, {there} in the reference"
+        in_run = settings.get(name, "not set")
+        in_reference = reference.get(name, "not set")
+        if in_run != in_reference:
+            return f"{name}: {in_run} here, {in_reference} in the reference"
     return None
 
 

@@ -29,10 +29,10 @@ def compare_with_card(path: Path, overrides: Sequence[str]) -> bool:
 
     run_experiment(config, Path(card.config))
     run = _newest_run(config, card.method)
-    found = verdicts(card, run.metrics)
+    numbers = verdicts(card, run.metrics)
     print()
-    print("\n".join(verdict_lines(card, found, run.params, code_version())))
-    return all(number.is_inside for number in found)
+    print("\n".join(verdict_lines(card, numbers, run.params, code_version())))
+    return all(number.is_inside for number in numbers)
 
 
 def check_data(card: Reference, annotations: pa.Table) -> None:

@@ -25,11 +25,11 @@ def verdicts(card: Reference, metrics: Mapping[str, float]) -> list[NumberVerdic
 
 
 def verdict_lines(
-    card: Reference, found: list[NumberVerdict], settings: Mapping[str, str], code_version: str
+    card: Reference, numbers: list[NumberVerdict], settings: Mapping[str, str], code_version: str
 ) -> list[str]:
     """What to print: a line for each number, and where to look if one is outside."""
     lines = []
-    for number in found:
+    for number in numbers:
         word = "inside " if number.is_inside else "OUTSIDE"
         value = "none" if number.value is None else f"{number.value:.2f}"
         interval = f"{number.reference.low:.2f} to {number.reference.high:.2f}"
@@ -37,8 +37,8 @@ def verdict_lines(
             f"{word} {number.name}: {value}; the reference has {number.reference.value:.2f} ({interval})"
         )
 
-    if all(number.is_inside for number in found):
-        return [*lines, f"all {len(found)} numbers are inside the reference's intervals"]
+    if all(number.is_inside for number in numbers):
+        return [*lines, f"all {len(numbers)} numbers are inside the reference's intervals"]
     difference = first_difference(card.settings, settings)
     if difference is None:
         difference = (

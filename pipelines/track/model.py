@@ -57,10 +57,13 @@ def upload_model(client: MlflowClient, run_id: str, value: Mapping[str, Any]) ->
         register_best(client, run_id, model)  # killed in between, it may not be there yet
         return
     folder = Path(value["path"])
-    said = Model.load(folder / "MLmodel")
-    said.run_id, said.model_uuid, said.model_id = run_id, model.model_id, model.model_id
-    said.artifact_path = model.artifact_location
-    said.save(folder / "MLmodel")
+    description = Model.load(folder / "MLmodel")
+    description.run_id = run_id
+    description.model_uuid = model.model_id
+    description.model_id = model.model_id
+    description.artifact_path = model.artifact_location
+    description.save(folder / "MLmodel")
+
     client.log_model_artifacts(model.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     client.log_batch(run_id, metrics=_headlines(client, run_id, model.model_id))

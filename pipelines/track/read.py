@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlflow.entities import Run
+
 from pipelines.track.results import ALL_METRICS
 from pipelines.track.store import RunStore, StoreError, one_line
 
@@ -25,24 +27,28 @@ class TrackedRun:
 
 def runs(store: RunStore) -> list[TrackedRun]:
     """All runs of the experiment that are not deleted, oldest first. Raises StoreError."""
-    found, token = [], ""
+    logged: list[Run] = []
+    token: str | None = ""
     with one_line(store.uri):
         while token is not None:
             page = store.client.search_runs([store.experiment_id], page_token=token or None)
-            found += page
+            logged += page
             token = page.token or None
-    return [
-        TrackedRun(
-            id=run.info.run_id,
-            name=run.info.run_name,
-            status=run.info.status,
-            started=run.info.start_time / 1000,
-            tags=run.data.tags,
-            params=run.data.params,
-            metrics=run.data.metrics,
-        )
-        for run in sorted(found, key=lambda run: run.info.start_time)
-    ]
+
+    logged.sort(key=lambda run: run.info.start_time)
+    return [_tracked(run) for run in logged]
+
+
+def _tracked(run: Run) -> TrackedRun:
+    return TrackedRun(
+        id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        started=run.info.start_time / 1000,
+        tags=run.data.tags,
+        params=run.data.params,
+        metrics=run.data.metrics,
+    )
 
 
 def pick(runs: Sequence[TrackedRun], word: str) -> TrackedRun:
