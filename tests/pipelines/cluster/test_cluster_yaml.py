@@ -2,13 +2,18 @@
 
 import copy
 import os
+import re
 import shlex
+import shutil
 import subprocess
+import tomllib
 
 import boto3
 import pytest
 import yaml
 from moto import mock_aws
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -71,7 +76,17 @@ def aws(monkeypatch):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     with mock_aws():
-        boto3.client("iam").create_instance_profile(InstanceProfileName="vopcore")
+        # what conf/aws_role.sh leaves behind
+        for name in ("vopcore-head", "vopcore-worker"):
+            boto3.client("iam").create_instance_profile(InstanceProfileName=name)
+        ec2 = boto3.client("ec2")
+        (vpc,) = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+        group = ec2.create_security_group(GroupName="vopcore", Description="Ray", VpcId=vpc["VpcId"])[
+            "GroupId"
+        ]
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "203.0.113.5/32"}]}
+        inside = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh, inside])
         yield
 
 
@@ -104,16 +119,80 @@ def test_aws_would_start_each_kind_of_machine_and_lets_in_only_ssh(cluster, aws,
         ("g5.2xlarge", "spot"),
         ("g5.2xlarge", "on demand"),
     ]
-    assert all(i["IamInstanceProfile"]["Arn"].endswith("/vopcore") for i in started)
+    profiles = [i["IamInstanceProfile"]["Arn"].rsplit("/")[-1] for i in started]
+    assert profiles == ["vopcore-head", "vopcore-worker", "vopcore-worker", "vopcore-worker"]
+    assert all([group["GroupName"] for group in i["SecurityGroups"]] == ["vopcore"] for i in started)
+
+    # Ray leaves the group's own rules alone: SSH from one address, and nothing else from outside
     (group,) = [g for g in ec2.describe_security_groups()["SecurityGroups"] if g["GroupName"] != "default"]
     from_outside = [rule for rule in group["IpPermissions"] if rule["IpRanges"]]
-    assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
+    assert [(rule["FromPort"], rule["ToPort"], rule["IpRanges"]) for rule in from_outside] == [
+        (22, 22, [{"CidrIp": "203.0.113.5/32"}])
+    ]
+
+
+def test_machines_keep_their_disks_encrypted_and_give_keys_to_no_bare_request(cluster):
+    for kind in cluster["available_node_types"].values():
+        node = kind["node_config"]
+        assert node["MetadataOptions"]["HttpTokens"] == "required"
+        assert all(mapping["Ebs"]["Encrypted"] for mapping in node["BlockDeviceMappings"])
+
+
+def test_every_machine_installs_the_locked_versions_and_only_gpu_machines_cuda(cluster):
+    decode = cluster["available_node_types"]["decode"]["worker_setup_commands"]
+    installs = [*cluster["head_setup_commands"], *decode, *cluster["worker_setup_commands"]]
+    assert all("-c ~/vopcore/conf/constraints.txt -e ~/vopcore" in command for command in installs)
+    assert ["--torch-backend cpu" in command for command in installs] == [True, True, False]
+
+
+def test_the_docker_section_that_the_comments_hold_is_one_that_ray_takes(cluster):
+    text = (ROOT / "cluster.yaml").read_text()
+    (line,) = re.findall(r"^# (docker: \{.*\})$", text, re.MULTILINE)
+    valid(cluster | yaml.safe_load(line))
+
+
+def test_the_lock_has_a_version_for_everything_that_pyproject_asks_for_and_one_that_it_takes():
+    lines = (ROOT / "conf/constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for text in (*project["dependencies"], *extras["test"], *extras["aws"], *extras.get("search", [])):
+        requirement = Requirement(text)
+        if requirement.name == "vopcore":
+            continue
+        version = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{text}: conf/constraints.sh renews {version}"
+
+
+def test_the_images_bring_the_ray_that_is_locked():
+    pinned = re.search(r"^ray==(.*)$", (ROOT / "conf/constraints.txt").read_text(), re.MULTILINE)[1]
+    dockerfile = (ROOT / "conf/kuberay/Dockerfile").read_text()
+    assert f"FROM rayproject/ray:{pinned}-py312\n" in dockerfile
+    assert (
+        yaml.safe_load((ROOT / "conf/kuberay/raycluster.yaml").read_text().split("\n---")[0])["spec"][
+            "rayVersion"
+        ]
+        == pinned
+    )
+
+
+def test_the_role_script_says_how_it_is_called_and_which_command_it_needs(tmp_path):
+    script = ROOT / "conf/aws_role.sh"
+    bare = subprocess.run([script], capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert "conf/aws_role.sh BUCKET ADDRESS [PREFIX]" in bare.stderr
+    for name in ("bash", "dirname", "sed"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    call = [script, "my-bucket", "203.0.113.5"]
+    without = subprocess.run(call, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert without.returncode == 2
+    assert "the aws command is not here" in without.stderr
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
 def test_ray_start_knows_every_option_and_runs_in_the_checkout(cluster, commands):
     last = cluster[commands][-1]
-    assert last.startswith("cd ~/vopcore && PATH=~/venv/bin:$PATH RAY_AUTH_MODE=token ")
+    assert last.startswith("ulimit -n 65536; cd ~/vopcore && PATH=~/venv/bin:$PATH RAY_AUTH_MODE=token ")
     options = shlex.split(last.split(" ray start ")[1])
     start.make_context("start", options)
 
@@ -123,11 +202,19 @@ def test_the_dashboard_listens_on_loopback_only(cluster):
 
 
 def test_every_command_is_one_that_bash_can_read(cluster):
-    for commands in ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
+    for commands in (
+        "setup_commands",
+        "head_setup_commands",
+        "worker_setup_commands",
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+    ):
         for command in cluster[commands]:
             subprocess.run(["bash", "-n", "-c", command], check=True)
-    subprocess.run(["bash", "-n", ROOT / "conf/aws_role.sh"], check=True)
+    for script in ("aws_role.sh", "constraints.sh", "slurm/run.sbatch"):
+        subprocess.run(["bash", "-n", ROOT / "conf" / script], check=True)
     assert os.access(ROOT / "conf/aws_role.sh", os.X_OK)
+    assert os.access(ROOT / "conf/constraints.sh", os.X_OK)
 
 
 @pytest.fixture
@@ -145,8 +232,8 @@ def test_kubernetes_gets_the_same_cluster(cluster, kubernetes):
     for group in spec["workerGroupSpecs"]:
         assert (group["minReplicas"], group["maxReplicas"]) == (0, kinds[group["groupName"]]["max_workers"])
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())  # the API wants text
-    images = {c["image"] for g in pods(spec) for c in g["containers"]}
-    assert len(images) == 1
+    images = [container["image"] for pod in pods(spec) for container in pod["containers"]]
+    assert images == ["REGISTRY/vopcore:cpu", "REGISTRY/vopcore:cpu", "REGISTRY/vopcore:gpu"]
 
 
 def pods(spec: dict) -> list[dict]:
