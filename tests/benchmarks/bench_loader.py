@@ -1,116 +1,73 @@
-"""How many videos a second TrainingBatches hands over: raw and JPEG shards, by number of reading threads.
+"""How many videos a second of CPU time TrainingBatches hands over: raw and JPEG shards.
 
     python tests/benchmarks/bench_loader.py [videos]
 
-Then videos a second read straight from a store that answers each request after 30 ms, by number of threads.
-
-12 frames of 224 pixels, batches of 32, shards in the page cache; captions tokenised as in training. What a
-GPU at 40 % of 750 TFLOP/s would take of `vop` (2 x 109 GFLOP a video) is 1,400 videos a second.
+12 frames of 224 pixels, batches of 32, shards in the page cache; captions tokenised as in training, once. The
+second column is the share of the time that a step of 30 ms waits for its batch with 4 reading threads: it
+needs 4 idle cores. What a GPU at 40 % of 750 TFLOP/s would take of `vop` (2 x 109 GFLOP a video) is 1,400
+videos a second.
 """
 
-import io
-import os
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from vopcore.clip import tokenizer
-from vopcore.shards import Entry, Layout, ShardIndex, Shards, read_index, write_shard
-from vopcore.shards.readers import ArrowFiles, FileName
-from vopcore.storage import ShardCache, Store
+from vopcore.shards import Entry, Layout, Shards, write_shard
+from vopcore.storage import Store
 from vopcore.training.batches import TrainingBatches
 
 SIZE, FRAMES, BATCH = 224, 12, 32
-LATENCY = 0.03  # seconds
+STEP, THREADS = 0.03, 4  # seconds of a simulated step; threads that read meanwhile
 
 
 def main(videos: int) -> None:
-    """A line per kind of shard and number of threads."""
+    """A line per kind of shard."""
     tokenize = tokenizer("ViT-B-32-quickgelu", 32)
+    caption = "a man in a red coat walks his dog along the beach"
     with tempfile.TemporaryDirectory() as folder:
         for storage in ("raw", "jpeg"):
             shards = make(Path(folder) / storage, storage, videos)
-            for threads in range(1, (os.cpu_count() or 1) + 1):
-                torch.set_num_threads(threads)
-                batches = TrainingBatches(
-                    shards,
-                    {video: ["a man in a red coat walks his dog along the beach"] for video in shards.videos},
-                    tokenize,
-                    frames=FRAMES,
-                    batch_size=BATCH,
-                    draw="one",
-                    seed=0,
-                )
-                best = min(epoch(batches, number) for number in range(3))
-                print(f"{storage:5}{threads:3} threads{batches.steps_per_epoch * BATCH / best:9.0f} videos/s")
+            batches = TrainingBatches(
+                shards,
+                {video: [f"{caption} {number}"] for number, video in enumerate(shards.videos)},
+                tokenize,
+                frames=FRAMES,
+                batch_size=BATCH,
+                draw="one",
+                seed=0,
+            )
+            torch.set_num_threads(1)
+            seconds = min(read(batches, number) for number in range(4))  # the first one tokenises
+            torch.set_num_threads(THREADS)
+            waiting = wait_share(batches)
+            rate = batches.steps_per_epoch * BATCH / seconds
+            print(f"{storage:5}{rate:9.0f} videos per CPU second{100 * waiting:8.1f} % waiting")
 
 
-class SlowFile(io.FileIO):
-    """A file whose every read answers late, as one of an object store."""
-
-    def read(self, size: int = -1) -> bytes:
-        time.sleep(LATENCY)
-        return super().read(size)
-
-
-class SlowStore(Store):
-    """A folder that passes for an object store; it is its own file system, as far as reading goes."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self.local, self.filesystem, self.is_local = self.filesystem, self, False
-
-    def get_file_info(self, path: object) -> object:
-        return self.local.get_file_info(path)
-
-    def open_input_stream(self, path: str) -> pa.NativeFile:
-        return self.local.open_input_stream(path)
-
-    def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(SlowFile(path), mode="r")
-
-
-def read_late(folder: Path, num_shards: int = 8, rows: int = 40) -> None:
-    """Videos a second of 1, 2, 4 and 8 threads; the files are open before the clock starts."""
-    names = []
-    for shard in range(num_shards):
-        pixels = np.zeros((1, 8, 8, 3), np.uint8)
-        videos = []
-        for row in range(rows):
-            names.append(f"{shard}-{row}")
-            videos.append((Entry(video=names[-1], status="ok", num_frames=1, times=[0.0]), pixels))
-        write_shard(Store(str(folder)), shard, Layout(8, "raw"), videos)
-    store = SlowStore(str(folder))
-    positions = np.random.default_rng(0).permutation(len(names)).tolist()
-    for threads in (1, 2, 4, 8):
-        files = ArrowFiles(store, ShardCache(folder / "cache", gigabytes=0))
-        index = read_index(store)
-
-        def read(position: int, index: ShardIndex = index, files: ArrowFiles = files) -> None:
-            shard = index.shards[index.value("shard", position)]
-            file = FileName(f"{shard.number:06d}.arrow", shard.sha256)
-            files.batch(file, index.value("row", position))
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(read, positions))
-            began = time.perf_counter()
-            list(pool.map(read, positions))
-            speed = len(positions) / (time.perf_counter() - began)
-        print(f"30 ms late {threads:3} threads{speed:9.0f} videos/s", flush=True)
-
-
-def epoch(batches: TrainingBatches, number: int) -> float:
-    """Seconds to read one epoch."""
-    began = time.perf_counter()
+def read(batches: TrainingBatches, number: int) -> float:
+    """CPU seconds to read one epoch."""
+    began = time.process_time()
     for _ in batches.epoch(number):
         pass
-    return time.perf_counter() - began
+    return time.process_time() - began
+
+
+def wait_share(batches: TrainingBatches) -> float:
+    """Share of the time in which a step of STEP seconds waits for its batch, the first one left out."""
+    waited = 0.0
+    reading = batches.epoch(9)
+    next(reading)
+    began = asked = time.perf_counter()
+    for _ in reading:
+        waited += time.perf_counter() - asked
+        time.sleep(STEP)
+        asked = time.perf_counter()
+    return waited / (time.perf_counter() - began)
 
 
 def make(folder: Path, storage: str, videos: int) -> Shards:
@@ -119,15 +76,15 @@ def make(folder: Path, storage: str, videos: int) -> Shards:
     coarse = torch.from_numpy(rng.integers(0, 256, (FRAMES, 3, 28, 28), np.uint8)).float()
     smooth = torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic")
     frames = smooth.clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    rows = (
-        (Entry(video=f"v{i:04}", status="ok", num_frames=FRAMES, times=[0.0] * FRAMES), np.roll(frames, i, 1))
-        for i in range(videos)
-    )
+
+    rows = []
+    for number in range(videos):
+        times = [0.0] * FRAMES
+        entry = Entry(video=f"v{number:04}", status="ok", num_frames=FRAMES, times=times)
+        rows.append((entry, np.roll(frames, number, 1)))
     write_shard(Store(str(folder)), 0, Layout(SIZE, storage), rows)
     return Shards(str(folder))
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        read_late(Path(scratch))
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 256)
