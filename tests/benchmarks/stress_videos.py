@@ -49,6 +49,7 @@ WITHOUT_B_FRAMES = {"flv1", "wmv2", "mjpeg", "gif", "ffv1"}
 PIXEL_FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8"}
 CONTAINERS = ["mp4", "mkv", "avi", "ts", "flv", "wmv", "mpg", "gif"]
 
+STATUSES = ["ok", "damaged", "failed"]
 NUM_FRAMES = 24
 TIME_LIMIT = 10.0  # seconds
 MEMORY_GOAL = 300 * 2**20  # bytes
@@ -214,14 +215,9 @@ def print_mutated(results: list[dict]) -> None:
     ]
     rows = {
         "files": len(results),
-        "ok / damaged / failed": " / ".join(
-            str(sum(result["whole"]["status"] == status for result in results))
-            for status in ("ok", "damaged", "failed")
-        ),
+        "ok / damaged / failed": " / ".join(str(num_whole(results, status)) for status in STATUSES),
         "crashes": sum(ending["status"] == "crash" for ending in endings),
-        "hangs, or over 1.5 x the time limit": sum(
-            ending["status"] == "hang" or ending["seconds"] > 1.5 * TIME_LIMIT for ending in endings
-        ),
+        "hangs, or over 1.5 x the time limit": sum(is_late(ending) for ending in endings),
         "most memory of one, MB": round(max(ending["memory"] for ending in endings) / 2**20),
         "ok, and ffmpeg complains": len(silent),
         "ok, and ffmpeg gives another number of pictures": len(miscounted),
@@ -236,9 +232,22 @@ def print_mutated(results: list[dict]) -> None:
             whole = file["whole"]
             print(f"  {file['file']}: {whole['frames']} frames, {whole.get('error')}; {file['judge']}")
     for result in results:
-        for way in ("whole", "sampled"):
-            if result[way]["memory"] > MEMORY_GOAL or result[way]["status"] in ("crash", "hang"):
-                print(f"  {result['file']} {way}: {result[way]}")
+        print_excess(result)
+
+
+def num_whole(results: list[dict], status: str) -> int:
+    return sum(result["whole"]["status"] == status for result in results)
+
+
+def is_late(ending: dict) -> bool:
+    return ending["status"] == "hang" or ending["seconds"] > 1.5 * TIME_LIMIT
+
+
+def print_excess(result: dict) -> None:
+    """The decodings of one file that took too much memory or did not end."""
+    for way in ("whole", "sampled"):
+        if result[way]["memory"] > MEMORY_GOAL or result[way]["status"] in ("crash", "hang"):
+            print(f"  {result['file']} {way}: {result[way]}")
 
 
 def write_tricks(folder: Path, originals: list[Path]) -> list[Path]:
