@@ -1,6 +1,5 @@
 """Run a reference again and say of every number whether it agrees: inside or outside of its 95% interval.
 
-    python pipelines/reproduce.py conf/reference/shapes_vop_p.yaml
     python pipelines/reproduce.py conf/reference/CARD.yaml data.root=/data/msrvtt
     python pipelines/reproduce.py --make CARD.yaml --of quickstart/vop_p conf/quickstart.yaml
 
@@ -20,9 +19,7 @@ from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, exit_code_of
 
 CLI = CommandLine("reproduce", __doc__)
-CLI.add_argument(
-    "file", help="a reference card, such as conf/reference/shapes_vop_p.yaml; with --make a config"
-)
+CLI.add_argument("file", help="a reference card; with --make a config")
 CLI.add_overrides()
 CLI.add_argument("--make", type=Path, metavar="CARD", help="write a card instead of comparing with one")
 CLI.add_argument("--of", metavar="RUN", help="with --make: EXPERIMENT/METHOD of the finished run")
