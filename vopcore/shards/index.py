@@ -153,17 +153,21 @@ def read_index(store: Store, cache: ShardCache | None = None) -> ShardIndex:
     """The index of a shard folder as its sidecars are now; reads those that its index file does not know."""
     stamps = _stamps(store)
     saved = _saved(store, cache or ShardCache())
-    if saved is not None and {number: shard.stamp for number, shard in saved.shards.items()} == stamps:
+    known = {} if saved is None else {number: shard.stamp for number, shard in saved.shards.items()}
+    if saved is not None and known == stamps:
         return saved
 
     # A sidecar that is gone or another one may bring back a video that was decoded twice: begin anew.
-    if saved is None or any(stamps.get(number) != shard.stamp for number, shard in saved.shards.items()):
+    is_changed = any(stamps.get(number) != stamp for number, stamp in known.items())
+    if saved is None or is_changed:
         saved = ShardIndex(SCHEMA.empty_table(), {}, is_saved=False)
+
     fresh = sorted(stamps.keys() - saved.shards.keys())
+    names = [f"{number:06d}.json" for number in fresh]
     tables = [saved.table]
     shards = dict(saved.shards)
     with ThreadPoolExecutor(4 if store.is_local else 32) as pool:  # an object store answers late
-        contents = pool.map(store.read, [f"{number:06d}.json" for number in fresh])
+        contents = pool.map(store.read, names)
         for number, content in zip(fresh, contents, strict=True):
             sidecar = json.loads(content)
             shards[number] = _shard_file(number, sidecar, stamps[number])
@@ -177,9 +181,13 @@ def save_index(store: Store, index: ShardIndex) -> None:
         return
     folder = store.child(FOLDER)
     shards = [asdict(shard) for _, shard in sorted(index.shards.items())]
-    table = index.table.combine_chunks().replace_schema_metadata({"shards": json.dumps(shards)})
-    key = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
-    name = f"{key}-{hashlib.sha256(_bytes_of(table.column('source_mtime'))).hexdigest()[:8]}.arrow"
+    facts = json.dumps(shards)
+    table = index.table.combine_chunks().replace_schema_metadata({"shards": facts})
+
+    # Another name for another content: who has the old file open is not disturbed.
+    key = hashlib.sha256(facts.encode())
+    key.update(_bytes_of(table.column("source_mtime")))
+    name = f"{key.hexdigest()[:24]}.arrow"
     with folder.writing(name) as path:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -237,10 +245,14 @@ def _shard_file(number: int, sidecar: dict[str, Any], stamp: Stamp) -> ShardFile
 def _rows(number: int, entries: Sequence[dict[str, Any]]) -> pa.Table:
     """What a sidecar says of its videos; what it does not say, as one of an older version, is null."""
     names = SCHEMA.names[2:]
-    columns = [pa.array([entry.get(name) for entry in entries], SCHEMA.field(name).type) for name in names]
-    shard = pa.array(np.full(len(entries), number, np.int32))
-    row = pa.array(np.arange(len(entries), dtype=np.int32))
-    return pa.table([shard, row, *columns], schema=SCHEMA)
+    columns = [
+        pa.array(np.full(len(entries), number, np.int32)),
+        pa.array(np.arange(len(entries), dtype=np.int32)),
+    ]
+    for name in names:
+        values = [entry.get(name) for entry in entries]
+        columns.append(pa.array(values, SCHEMA.field(name).type))
+    return pa.table(columns, schema=SCHEMA)
 
 
 def _latest(table: pa.Table) -> pa.Table:
@@ -249,9 +261,12 @@ def _latest(table: pa.Table) -> pa.Table:
     table = table.take(order).combine_chunks()
     if table.num_rows < 2:
         return table
+
     videos = _one_chunk(table.column("video"))
-    is_first = pc.not_equal(videos.slice(1), videos.slice(0, len(videos) - 1))
-    return table.filter(pa.concat_arrays([pa.array([True]), is_first])).combine_chunks()
+    following = videos.slice(1)
+    is_another = pc.not_equal(videos.slice(0, len(following)), following)
+    is_first = pa.concat_arrays([pa.array([True]), is_another])
+    return table.filter(is_first).combine_chunks()
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -14,6 +14,7 @@ from vopcore.shards.index import ShardIndex
 
 TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all CPUs busy to the end
 MOMENT_COLUMNS = ["video", "path", "start", "end"]
+COMPARED = ["start", "end", "status", "source_size", "source_mtime"]
 
 
 class Moment(NamedTuple):
@@ -41,15 +42,27 @@ def moment_table(annotations: pa.Table) -> pa.Table:
 
     Raises ValueError if an id names two different moments.
     """
-    moments = annotations.select(MOMENT_COLUMNS).group_by(MOMENT_COLUMNS).aggregate([]).sort_by("video")
-    videos = moments.column("video").combine_chunks()
-    if len(videos) > 1:
-        is_repeated = pc.equal(videos.slice(1), videos.slice(0, len(videos) - 1))
-        if pc.any(is_repeated).as_py():
-            row = is_repeated.index(True).as_py()
-            first, second = moments_of(moments.slice(row, 2))
-            raise ValueError(f"video {first.video!r} names two moments: {first[1:]} and {second[1:]}")
+    rows = annotations.select(MOMENT_COLUMNS)
+    distinct = rows.group_by(MOMENT_COLUMNS).aggregate([])
+    moments = distinct.sort_by("video")
+    _refuse_repeated(moments)
     return moments
+
+
+def _refuse_repeated(moments: pa.Table) -> None:
+    """Raises ValueError if two neighbours have the same id."""
+    videos = moments.column("video").combine_chunks()
+    if len(videos) < 2:
+        return
+    following = videos.slice(1)
+    is_repeated = pc.equal(videos.slice(0, len(following)), following)
+    row = is_repeated.index(True).as_py()
+    if row < 0:
+        return
+
+    first, second = moments_of(moments.slice(row, 2))
+    ways = f"{first[1:]} and {second[1:]}"
+    raise ValueError(f"video {first.video!r} names two moments: {ways}")
 
 
 def moments_in(annotations: pa.Table) -> list[Moment]:
@@ -71,9 +84,12 @@ def states(moments: pa.Table, index: ShardIndex, facts: pa.Table, clock: float =
     enough to have it tried again. Frames whose file is gone stand. `clock`: seconds by which two times of
     one change may differ.
     """
-    rows = index.positions(moments.column("video").combine_chunks())
+    videos = moments.column("video").combine_chunks()
+    rows = index.positions(videos)
     is_stored = _flags(pc.is_valid(rows))
-    stored = index.table.select(["start", "end", "status", "source_size", "source_mtime"]).take(rows)
+    committed = index.table.select(COMPARED)
+    stored = committed.take(rows)  # nulls where nothing is committed
+
     same_moment = _same(moments.column("start"), stored.column("start"))
     same_moment &= _same(moments.column("end"), stored.column("end"))
 
@@ -87,22 +103,32 @@ def states(moments: pa.Table, index: ShardIndex, facts: pa.Table, clock: float =
     failure_stands = has_failed & has_path & same_size & same_time
     is_touched = ~has_failed & is_there & same_size & ~same_time
 
-    result = np.where(has_path, State.WANTED, State.MISSING).astype(np.int8)
-    result[is_stored & same_moment & is_touched] = State.TOUCHED
-    result[is_stored & same_moment & (frames_stand | failure_stands)] = State.CURRENT
+    is_comparable = is_stored & same_moment
+    result = np.full(moments.num_rows, State.WANTED, np.int8)
+    result[~has_path] = State.MISSING
+    result[is_comparable & is_touched] = State.TOUCHED
+    result[is_comparable & (frames_stand | failure_stands)] = State.CURRENT
     return result
 
 
 def _flags(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Booleans, null as False, bool [N]."""
-    return pc.fill_null(values, False).to_numpy(zero_copy_only=False).astype(bool)
+    filled = pc.fill_null(values, False)
+    return filled.to_numpy(zero_copy_only=False).astype(bool)
 
 
 def _same(left: pa.ChunkedArray, right: pa.ChunkedArray, tolerance: float = 0.0) -> np.ndarray:
     """Where two columns of numbers hold the same, or both nothing, bool [N]."""
-    numbers = [column.cast(pa.float64()).to_numpy(zero_copy_only=False) for column in (left, right)]
-    first, second = numbers  # null is NaN
-    return (np.abs(first - second) <= tolerance) | (np.isnan(first) & np.isnan(second))
+    first = _numbers(left)
+    second = _numbers(right)
+    is_near = np.abs(first - second) <= tolerance
+    has_neither = np.isnan(first) & np.isnan(second)
+    return is_near | has_neither
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """float64 [N], NaN for null"""
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, num_cpus: int) -> int:
@@ -131,6 +157,7 @@ def shard_plan(
     for start in range(0, len(moments), rows_per_shard):
         while number in taken:
             number += 1
-        plan.append((number, list(moments[start : start + rows_per_shard])))
+        rows = moments[start : start + rows_per_shard]
+        plan.append((number, list(rows)))
         number += 1
     return plan

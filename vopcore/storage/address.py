@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from pyarrow import fs
 
+SQLITE_CODES = {"%": "%25", "?": "%3F", "#": "%23"}  # in this order: the codes hold a percent sign
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 OPTIONS = re.compile(r"\?([a-z_]+=[^&?]*(?:&[a-z_]+=[^&?]*)*)$", re.IGNORECASE)
@@ -49,8 +50,11 @@ def _open_bucket(scheme: str, rest: str) -> tuple[fs.FileSystem, str]:
     """
     location, options = split_options(rest)
     bucket, _, key = location.partition("/")
-    filesystem, root = fs.FileSystem.from_uri(f"{scheme}://{bucket}/{options}")
-    path = f"{root.rstrip('/')}/{key}" if key else root
+    address = f"{scheme}://{bucket}/{options}"
+    filesystem, root = fs.FileSystem.from_uri(address)
+    path = root.rstrip("/")
+    if key:
+        path = f"{path}/{key}"
     return filesystem, path.rstrip("/")
 
 
@@ -67,7 +71,9 @@ def split_options(place: str) -> tuple[str, str]:
 
 def below(place: str, name: str) -> str:
     """The path or URI of `name`, one of our own plain names, in the folder `place`; options stay last."""
-    location, options = split_options(place) if is_uri(place) else (place, "")
+    if not is_uri(place):
+        return f"{place.rstrip('/')}/{name}"
+    location, options = split_options(place)
     return f"{location.rstrip('/')}/{name}{options}"
 
 
@@ -80,12 +86,14 @@ def display(place: str) -> str:
     location, _ = split_options(place)
     scheme, _, rest = location.partition("://")
     bucket, slash, key = rest.partition("/")
-    return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}"
+    _, _, bucket = bucket.rpartition("@")
+    return f"{scheme}://{bucket}{slash}{key}"
 
 
 def sqlite_uri(path: str | Path) -> str:
     """SQLAlchemy's address of a SQLite file, whatever characters its path holds."""
     text = str(Path(path).absolute())
     # SQLAlchemy decodes the path, and reads what follows a question mark as options.
-    escaped = text.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
-    return f"sqlite:///{escaped}"
+    for character, code in SQLITE_CODES.items():
+        text = text.replace(character, code)
+    return f"sqlite:///{text}"
