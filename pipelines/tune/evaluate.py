@@ -4,20 +4,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vopcore.config import Evaluate
 from vopcore.embedder import Embedder, Tell, Tokenize
+from vopcore.index.moments import Span, refine
 from vopcore.metrics import Metrics, TwoStage, Workers, dsl, evaluate, published, qb_norm
+from vopcore.metrics.moments import PredictedSpan, best_overlap, moment_numbers
 from vopcore.metrics.predictions import TOP, predictions
 from vopcore.retriever import TEMPERATURE, Retriever
 from vopcore.shards import Shards
 from vopcore.training.batches import stack_frames
 from vopcore.tuned_model import VideoVectors
+from vopcore.video import choose
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class SplitEvaluator:
                 numbers |= self._evaluate(similarity, ranking, seed, post_processing=name).to_dict()
             for name in options.parity:
                 numbers |= published(name, ranking.similarity, ranking.owners, ranking.gallery)
+            if options.moments:
+                numbers |= moment_numbers(self._moment_overlaps(split))
 
         videos = VideoVectors(ranking.gallery, ranking.vectors.cpu().numpy())
         return SplitResult(numbers, predictions(split, ranking.gallery, metrics), videos)
@@ -87,6 +95,44 @@ class SplitEvaluator:
         )
         text = over_workers(split["caption"].to_pylist(), self._embedder.texts)
         return Ranking(owners, gallery, text, vectors, self._retriever)
+
+    def _moment_overlaps(self, split: pa.Table) -> list[float]:
+        """For each sentence of the split that has a time, how far the span found for it in its own video
+        overlaps the true one; 0 where the video could not be decoded.
+        """
+        timed = split.filter(pc.is_valid(split["sentences"])).select(["video", "sentences"]).to_pylist()
+        workers = workers_on(self._device)
+        overlaps = torch.zeros(sum(len(row["sentences"]) for row in timed), dtype=torch.float64)
+        first = 0
+        for number, row in enumerate(timed):
+            sentences = row["sentences"]
+            if number % workers.count == workers.rank:
+                of_row = self._overlaps_in(row["video"], sentences)
+                overlaps[first : first + len(sentences)] = torch.tensor(of_row, dtype=torch.float64)
+            first += len(sentences)
+        return workers.add_up(overlaps).tolist()
+
+    def _overlaps_in(self, video: str, sentences: list[dict[str, Any]]) -> list[float]:
+        """The overlap of each sentence's span in one video, from the cosines of its frames."""
+        entry = self._shards.videos.get(video)
+        if entry is None or not entry.num_frames:
+            return [0.0] * len(sentences)
+
+        features, mask = self._embedder.frames([video], self._read_frames)
+        frames = torch.nn.functional.normalize(features[0][mask[0]], dim=-1)
+        text = self._embedder.texts([sentence["sentence"] for sentence in sentences])
+        scores = (torch.nn.functional.normalize(text, dim=-1) @ frames.T).cpu().numpy()
+
+        times = np.array(entry.times)[choose(entry.num_frames, self._frames, None)]
+        start = entry.start or 0.0
+        duration = entry.duration or float(times[-1])
+        end = min(entry.end, duration) if entry.end else duration
+        overlaps = []
+        for sentence, scores_of_frames in zip(sentences, scores, strict=True):
+            span, _ = refine(times, scores_of_frames, float(scores_of_frames.mean()), Span(start, end))
+            predicted = [PredictedSpan(span.start, span.end, float(scores_of_frames.max()))]
+            overlaps.append(best_overlap(predicted, sentence["start"], sentence["end"]))
+        return overlaps
 
     def _read_frames(self, videos: list[str]) -> tuple[Tensor, Tensor]:
         return stack_frames(self._shards, videos, self._frames, [None] * len(videos))

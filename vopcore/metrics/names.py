@@ -26,7 +26,6 @@ GALLERY_EXPECTED = "gallery/expected"
 MOMENT_OVERLAPS = (0.3, 0.5, 0.7)
 MOMENT_MIOU = "moment/mIoU"
 MOMENT_QUERIES = "moment/queries"
-MOMENT_CHANCE = "moment/chance_mIoU"  # of answering with the whole video
 
 
 def of(direction: str, number: str) -> str:

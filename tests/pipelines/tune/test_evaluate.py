@@ -3,19 +3,25 @@
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from support import ROOT
 from support.methods import tiny_clip
 from support.tuning import CAPTIONS, make_shards, tokenize
 
 from pipelines.tune.evaluate import SplitEvaluator
 from vopcore.config import Evaluate
+from vopcore.datasets.table import SENTENCES
+from vopcore.index.moments import Span, refine
 from vopcore.metrics import evaluate
+from vopcore.metrics.moments import overlap
 from vopcore.metrics.names import CURVES
 from vopcore.retriever import Retriever
 from vopcore.training.batches import stack_frames
+from vopcore.video import choose
 
 FRAMES = 4
 
@@ -68,6 +74,25 @@ def test_qb_norm_without_training_captions_is_refused(tmp_path):
     measure, _, _ = evaluator(tmp_path, "mean")
     with pytest.raises(ValueError, match="qb_norm needs captions of the training split"):
         measure.measure(split(), [], Evaluate(post_processing=("qb_norm",)), seed=0)
+
+
+@torch.no_grad()
+def test_sentences_are_searched_for_inside_their_own_videos(tmp_path):
+    measure, retriever, shards = evaluator(tmp_path, "mean")
+    sentences = [{"sentence": "caption 5", "start": 0.0, "end": 2.5}]
+    rows = pa.table({"video": ["v005", "gone"], "caption": ["caption 1", "caption 2"]})
+    rows = rows.append_column("sentences", pa.array([sentences, sentences], SENTENCES))
+    numbers = measure.measure(rows, [], Evaluate(moments=True), seed=0).numbers
+
+    pixels, _ = stack_frames(shards, ["v005"], FRAMES, [None])
+    frames = F.normalize(retriever.video(pixels)[0], dim=-1)
+    scores = (F.normalize(retriever.text(tokenize(["caption 5"])), dim=-1) @ frames.T)[0].numpy()
+    times = np.array(shards.videos["v005"].times)[choose(6, FRAMES, None)]
+    span, _ = refine(times, scores, float(scores.mean()), Span(0.0, float(times[-1])))
+    wanted = overlap(span.start, span.end, 0.0, 2.5)
+    assert numbers["moment/queries"] == 2
+    assert numbers["moment/mIoU"] == pytest.approx(100 * (wanted + 0) / 2)
+    assert numbers["moment/R1_0.5"] in (0.0, 50.0)
 
 
 PROGRAM = """
