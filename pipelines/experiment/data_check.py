@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from vopcore import clip
 from vopcore.config import RunConfig
-from vopcore.datasets import DATASETS, PUBLISHED, check, layout, problems
+from vopcore.datasets import DATASETS, PUBLISHED, VideosFolder, check, layout, problems
 from vopcore.shards import Layout, default_storage
 from vopcore.video import VideoError, probe
 
@@ -25,15 +25,18 @@ def token_counter(config: RunConfig) -> Callable[[str], int]:
 def report_on(config: RunConfig, count: Callable[[str], int], headers: int | None, listed: Path) -> Report:
     """Everything that is known without decoding, as JSON can say it. Raises DatasetError."""
     root = Path(config.data.root)
-    table = DATASETS[config.data.dataset](root, config.data.videos or root)
+    videos = VideosFolder(config.data.videos or config.data.root, config.data.follow_links)
+    table = DATASETS[config.data.dataset](root, videos)
     splits = check.rows_by_split(table)
     published = PUBLISHED.get(config.data.dataset, {})
     missing = check.missing(splits)
     report = {
         "dataset": config.data.dataset,
         "layout": layout(table),
+        "videos": videos.place,
         "splits": {split: check.counts(rows, published.get(split)) for split, rows in splits.items()},
         "missing": {"videos": len(missing), "list": str(write_missing(missing, listed)) if missing else None},
+        "first_missing": first_missing(missing),
         "headers": check.unreadable(splits, header_problem, headers),
         "duplicates": {split: check.duplicates(rows) for split, rows in splits.items()},
         "leakage": check.leakage(table, splits),
@@ -59,6 +62,14 @@ def header_problem(file: str) -> str | None:
     except VideoError as error:
         return str(error)
     return None
+
+
+def first_missing(missing: list[tuple[str, str]]) -> dict[str, str]:
+    """A video without a file of each split that has one: shows which names were looked for."""
+    first: dict[str, str] = {}
+    for split, video in missing:
+        first.setdefault(split, video)
+    return first
 
 
 def write_missing(missing: list[tuple[str, str]], listed: Path) -> Path:
@@ -97,10 +108,21 @@ def what_forbids(report: Report, needs_train: bool) -> list[str]:
         if split not in report["splits"]:
             errors.append(f"no {split} split")
         elif not report["splits"][split]["files_found"]:
-            errors.append(f"{split}: none of the {report['splits'][split]['videos']:,} videos has a file")
+            num_videos = report["splits"][split]["videos"]
+            errors.append(
+                f"{split}: none of the {num_videos:,} videos has a file: looked below {report['videos']} for"
+                f" names such as {report['first_missing'][split]!r}"
+            )
     headers = report["headers"]
     if headers["checked"] and len(headers["unreadable"]) == headers["checked"]:
         errors.append(f"none of the {headers['checked']:,} files that were opened is a readable video")
+
+    share = report["max_failed"]
+    if share["exceeded"] and not errors:
+        errors.append(
+            f"at least {share['failed']:,} of {share['videos']:,} videos will fail, and video.max_failed"
+            f" allows {share['allowed']:.2%}: run.py would stop with code 3"
+        )
     return errors
 
 
@@ -128,11 +150,6 @@ def what_is_odd(report: Report, published: dict[str, tuple[int | None, int]]) ->
     if bad := report["headers"]["unreadable"]:
         warnings.append(
             f"{len(bad):,} of {report['headers']['checked']:,} files that were opened are unreadable"
-        )
-    if (share := report["max_failed"])["exceeded"]:
-        warnings.append(
-            f"at least {share['failed']:,} of {share['videos']:,} videos will fail, and video.max_failed"
-            f" allows {share['allowed']:.2%}: run.py will stop with code 3"
         )
     if report["disk"]["needed"] > report["disk"]["free"]:
         warnings.append("the shards will not fit on the disk")
