@@ -23,7 +23,7 @@ from vopcore.clip.frozen import (
     thaw,
 )
 from vopcore.clip.load import Preprocessing, activation, blank, load, normalisation, preprocessing
-from vopcore.clip.tokenizer import Tokenizer, tokenizer, tokenizer_name
+from vopcore.clip.tokenizer import Tokenizer, text_settings, tokenizer, tokenizer_name
 from vopcore.clip.tokens import Block, Tokens
 from vopcore.clip.towers import CLIP, Tower, feature_parameters, model_name, towers
 from vopcore.clip.wrap import Prompted, Prompts, with_prompts, wrap
@@ -61,6 +61,7 @@ __all__ = [
     "share",
     "stop_dropping",
     "text_length",
+    "text_settings",
     "thaw",
     "tokenizer",
     "tokenizer_name",
