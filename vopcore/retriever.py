@@ -106,6 +106,7 @@ class Retriever(nn.Module):
     def similarity(self, text: Tensor, video: Tensor, mask: Tensor | None = None) -> Tensor:
         """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B]: a row per text.
 
+        A text or a video whose feature is zero is alike to nothing: 0 with both poolings.
         Raises ValueError for a video without one real frame.
         """
         if mask is not None and not mask.any(dim=1).all():
@@ -190,7 +191,8 @@ def query_aware_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> 
     for frames, real in _blocks(video, mask):
         gram = frames @ frames.mT
         columns.append(torch.cat([_query_aware(part, frames, gram, real) for part in text.split(TEXTS)]))
-    return torch.cat(columns, dim=1) / text.norm(dim=-1, keepdim=True)
+    lengths = text.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(text.dtype).tiny)
+    return torch.cat(columns, dim=1) / lengths
 
 
 def _query_aware(text: Tensor, video: Tensor, gram: Tensor, mask: Tensor | None) -> Tensor:

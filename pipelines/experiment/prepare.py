@@ -117,8 +117,11 @@ def decoded(preparation: Preparation) -> DecodedData:
 def check_model(config: RunConfig) -> None:
     """Refuse what does not fit the model; builds it without weights."""
     model = config.clip.model
-    with torch.device("meta"):
-        size = clips.blank(model).visual.image_size[0]
+    try:
+        with torch.device("meta"):
+            size = clips.towers(clips.blank(model)).vision.image_size[0]
+    except ValueError as error:
+        raise ConfigError(f"clip.model: {error}") from None
     if config.video.size != size:
         raise ConfigError(f"video.size: {config.video.size}, but {model} sees {size} x {size} pixels")
 

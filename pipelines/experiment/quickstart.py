@@ -89,7 +89,7 @@ def _pretrain(config: RunConfig, weights: Path) -> None:
 
     torch.manual_seed(seed)
     clip = clips.load(config.clip.model, None)
-    size = clip.visual.image_size[0]
+    size = clips.towers(clip).vision.image_size[0]
     training = StillsTraining(
         clip,
         lambda rng, count: shapes.stills(rng, count, size),

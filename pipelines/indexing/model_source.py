@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vopcore.clip import blank
+from vopcore.clip import blank, towers
 from vopcore.config import ConfigError
 from vopcore.config.search import SearchConfig
 from vopcore.index.model import ModelFacts, prepare_plain_model, prepare_text_tower, prepare_tuned_file
@@ -45,7 +45,7 @@ def _settings(config: SearchConfig, clip: str) -> ModelSettings:
         words=min(config.words, blank_clip.context_length),
         frames=config.frames,
         stored_frames=config.frames,
-        size=blank_clip.visual.image_size[0],
+        size=towers(blank_clip).vision.image_size[0],
         sampler=config.sampler,
     )
 

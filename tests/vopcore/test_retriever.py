@@ -181,3 +181,21 @@ def test_a_video_without_a_real_frame_is_refused():
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="pooling: max is neither mean nor query_aware"):
         Retriever(tiny_clip(), "max")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "query_aware"])
+def test_a_feature_of_zeros_is_alike_to_nothing(pooling):
+    torch.manual_seed(0)
+    text, video = torch.randn(3, 8), torch.randn(4, 2, 8)
+    text[1] = 0
+    video[2] = 0
+    similarity = Retriever(tiny_clip(), pooling).similarity(text, video)
+    assert (similarity[1] == 0).all()
+    assert (similarity[:, 2] == 0).all()
+    assert (similarity[0, :2] != 0).all()
+
+
+def test_pixels_are_normalised_where_the_clip_is():
+    clip = tiny_clip().to("meta")
+    retriever = Retriever(clip)
+    assert retriever.mean.device == retriever.std.device == clip.logit_scale.device

@@ -14,6 +14,7 @@ from vopcore.clip.encode import (
 )
 from vopcore.clip.frozen import (
     Tuning,
+    empty_copy,
     freeze,
     frozen_hash,
     keep_in_bf16,
@@ -22,7 +23,15 @@ from vopcore.clip.frozen import (
     stop_dropping,
     thaw,
 )
-from vopcore.clip.load import Preprocessing, activation, blank, load, normalisation, preprocessing
+from vopcore.clip.load import (
+    Preprocessing,
+    activation,
+    blank,
+    load,
+    model_input,
+    normalisation,
+    preprocessing,
+)
 from vopcore.clip.tokenizer import Tokenizer, text_settings, tokenizer, tokenizer_name
 from vopcore.clip.tokens import Block, Tokens
 from vopcore.clip.towers import CLIP, Tower, feature_parameters, model_name, towers
@@ -40,6 +49,7 @@ __all__ = [
     "Tuning",
     "activation",
     "blank",
+    "empty_copy",
     "encode_from",
     "encode_prefix",
     "encode_text",
@@ -52,6 +62,7 @@ __all__ = [
     "keep_in_eval",
     "load",
     "looks_across_frames",
+    "model_input",
     "model_name",
     "normalisation",
     "prefix_hash",

@@ -87,6 +87,16 @@ def share(clip: nn.Module) -> nn.Module:
     return copy.deepcopy(clip, memo).eval()
 
 
+def empty_copy(clip: nn.Module) -> nn.Module:
+    """A CLIP of the same shapes on the meta device: it takes no memory, whatever is put into it."""
+    memo: dict[int, Tensor] = {}
+    for parameter in clip.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in clip.buffers():
+        memo[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(clip, memo).eval()
+
+
 def frozen_hash(clip: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of the parameters that require no gradient."""
     digest = hashlib.sha256()

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -36,6 +36,28 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str
     resize_mode: str
+
+
+WRONG_SIZES = {
+    "ViTamin-XL-384": 384
+}  # where open_clip's config has not the size that its tower was built for
+
+
+class ModelInput(NamedTuple):
+    """What a model reads: frames of `size` x `size` pixels, captions of `words` tokens."""
+
+    size: int
+    words: int
+
+
+def model_input(model: str) -> ModelInput:
+    """What a model reads, from its config alone. Raises ValueError for an unknown model."""
+    config = model_config(model)
+    size = config["vision_cfg"].get("image_size", 224)
+    if isinstance(size, list):
+        size = size[0]
+    words = config["text_cfg"].get("context_length", 77)
+    return ModelInput(WRONG_SIZES.get(model, size), words)
 
 
 def load(model: str, pretrained: str | None = None) -> nn.Module:

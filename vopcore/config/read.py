@@ -138,7 +138,27 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
     runs = [_method_run(name, mapping(known.get(name), f"methods.{name}"), shared) for name in names]
     for run in runs:
         _check_training(run, config)
-    return config.model_copy(update={"methods": tuple(runs)})
+    return _with_model_facts(config.model_copy(update={"methods": tuple(runs)}))
+
+
+def _with_model_facts(config: RunConfig) -> RunConfig:
+    """`auto` replaced by what the model's own config says."""
+    if "auto" not in (config.clip.words, config.video.size):
+        return config
+    from vopcore.clip import model_input  # loads torch and open_clip
+
+    try:
+        facts = model_input(config.clip.model)
+    except ValueError as error:
+        raise ConfigError(f"clip.model: {error}") from None
+
+    clip = config.clip
+    if clip.words == "auto":
+        clip = clip.model_copy(update={"words": facts.words})
+    video = config.video
+    if video.size == "auto":
+        video = video.model_copy(update={"size": facts.size})
+    return config.model_copy(update={"clip": clip, "video": video})
 
 
 def _chosen_methods(compare: object, known: list[str]) -> list[str]:

@@ -164,8 +164,8 @@ class Video(Section):
     """Frames of a video that a shard holds, at least video.frames: training picks among them; null: as many
     as video.frames. An odd multiple of video.frames holds exactly the frames that the sampler would choose
     for a test."""
-    size: Positive = 224
-    """Side of the square crop, in pixels."""
+    size: Positive | Literal["auto"] = "auto"
+    """Side of the square crop, in pixels; auto: what clip.model sees."""
     sampler: str = "uniform"
     """Which frames are taken: uniform, segment, clip4clip_1fps or head."""
     storage: Literal["auto", "raw", "jpeg"] = "auto"
@@ -192,8 +192,10 @@ class Backbone(Section):
     """An architecture of open_clip, or a JSON file that describes one."""
     pretrained: NameOrFile | None = "openai"
     """One of open_clip's tags or a checkpoint file; null: random weights."""
-    words: Positive = 77
-    """Tokens of a caption, start and end included; longer captions are cut."""
+    words: Positive | Literal["auto"] = "auto"
+    """Tokens of a caption, start and end included; longer captions are cut. auto: as many as clip.model
+    reads.
+    """
 
 
 class Train(Section):

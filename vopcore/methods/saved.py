@@ -16,12 +16,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vopcore.clip import activation, frozen_hash, model_name, share, thaw
+from vopcore.clip import activation, empty_copy, frozen_hash, model_name, share, thaw, tokenizer_name
 from vopcore.clip.frozen import update
 from vopcore.methods.attach import tune, tuned
+from vopcore.methods.base import Method
 from vopcore.methods.hub import weights_file
 
 FORMAT = "vopcore 1"
+POOLINGS = ("mean", "query_aware")
+SETTINGS = {  # what a file says of itself, and what each is
+    "method": str,
+    "options": dict,
+    "frames": int,
+    "pooling": str,
+    "model": str,
+    "activation": str,
+    "backbone": str,
+    "tensors": str,
+}
 
 
 def save_tuned(path: str | os.PathLike[str], clip: nn.Module, pooling: str) -> None:
@@ -33,6 +45,7 @@ def save_tuned(path: str | os.PathLike[str], clip: nn.Module, pooling: str) -> N
         "frames": clip.tuning.frames,
         "pooling": pooling,
         "model": model_name(clip),
+        "tokenizer": tokenizer_name(clip),
         "activation": activation(clip),
         "backbone": clip.tuning.backbone or frozen_hash(clip),
         "tensors": tensors_hash(tensors),
@@ -67,17 +80,29 @@ def attach_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> tuple[nn.Modu
     settings, tensors = read(weights_file(path))
     try:
         method = _method(settings)
-        copy = tune(share(clip), method, settings["frames"])
-        if "logit_scale" in tensors:  # learnt beside the method, or part of it
-            thaw([copy.logit_scale])
+        frames = settings["frames"]
+        # A file may ask for more than there is memory: shapes are compared where they cost none.
+        check_tensors(_tuned_copy(empty_copy(clip), method, frames, tensors), tensors)
+        copy = _tuned_copy(share(clip), method, frames, tensors)
         assign(copy, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
     if activation(clip) != settings["activation"]:
         needed = f"tuned on {settings['model']} with {settings['activation']}"
         raise ValueError(f"{path}: {needed}, this CLIP has {activation(clip)}")
+    if settings.get("tokenizer", tokenizer_name(clip)) != tokenizer_name(clip):
+        needed = f"tuned with the tokenizer {settings['tokenizer']}"
+        raise ValueError(f"{path}: {needed}, this CLIP has {tokenizer_name(clip)}")
     copy.tuning = dataclasses.replace(copy.tuning, pooling=settings["pooling"])
     return copy, settings
+
+
+def _tuned_copy(copy: nn.Module, method: Method, frames: int, tensors: Mapping[str, Tensor]) -> nn.Module:
+    copy = tune(copy, method, frames)
+    if "logit_scale" in tensors:  # learnt beside the method, or part of it
+        thaw([copy.logit_scale])
+    return copy
 
 
 def assign(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -85,13 +110,19 @@ def assign(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Raises ValueError naming the tensor and both shapes, unless names, shapes and dtypes agree.
     """
+    check_tensors(clip, tensors)
+    for name, parameter in tuned(clip).items():
+        parameter.data = tensors[name].to(parameter.device).clone()
+
+
+def check_tensors(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless these are the tuned parameters of `clip` by name, shape and dtype."""
     parameters = tuned(clip)
     for name in [*parameters, *tensors]:
-        here, there = parameters.get(name), tensors.get(name)
-        if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
-            raise ValueError(f"tensor {name}: the file has {_kind(there)}, this CLIP {_kind(here)}")
-    for name, parameter in parameters.items():
-        parameter.data = tensors[name].to(parameter.device).clone()
+        expected = _kind(parameters.get(name))
+        given = _kind(tensors.get(name))
+        if given != expected:
+            raise ValueError(f"tensor {name}: the file has {given}, this CLIP {expected}")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -101,13 +132,19 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             settings = json.loads((file.metadata() or {}).get("settings", "null"))
             # a safe_open has keys() and cannot be iterated
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a whole file of tuned weights: {' '.join(str(error).split())}"
         ) from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: safetensors without vopcore's settings: not saved by save_tuned")
-    if tensors_hash(tensors) != settings.get("tensors"):
+    for name, kind in SETTINGS.items():
+        value = settings.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{path}: its setting {name} is {str(value)[:50]!r}, not a {kind.__name__}")
+    if settings["pooling"] not in POOLINGS:
+        raise ValueError(f"{path}: its pooling {settings['pooling'][:50]!r} is none of {', '.join(POOLINGS)}")
+    if tensors_hash(tensors) != settings["tensors"]:
         raise ValueError(f"{path}: the tensors are not those that were saved")
     return settings, tensors
 
@@ -120,16 +157,21 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _method(settings: dict[str, Any]) -> object:
+def _method(settings: dict[str, Any]) -> Method:
     from vopcore.methods import METHODS  # which imports this file
 
-    name, options = settings["method"], settings["options"]
+    name = settings["method"]
+    options = settings["options"]
     if name not in METHODS:
         raise ValueError(f"method {name} is unknown; known are {', '.join(METHODS)}")
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
-    if unknown := set(options) - fields:
+    unknown = set(options) - fields
+    if unknown:
         raise ValueError(f"method {name} has no option {', '.join(sorted(unknown))}")
-    return METHODS[name](**options)
+    try:
+        return METHODS[name](**options)
+    except TypeError:
+        raise ValueError(f"method {name} takes no such options: {str(options)[:100]}") from None
 
 
 def _kind(tensor: Tensor | None) -> str:

@@ -172,7 +172,7 @@ def test_a_backbone_is_known_by_the_bytes_of_its_files_not_by_where_they_are(goo
         path = tmp_path / folder / "clip.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        return backbone(read_config(good, [f"clip.model={path}"]).clip)
+        return backbone(read_config(good, [f"clip.model={path}", "clip.words=77", "video.size=224"]).clip)
 
     assert of("a", "{}") == of("b", "{}")
     assert of("a", "{}") != of("a", "{ }")

@@ -1,6 +1,7 @@
 """Tuned weights in a file and back; several on one backbone; files that are damaged or belong elsewhere."""
 
 import json
+import resource
 
 import open_clip
 import pytest
@@ -186,3 +187,43 @@ def test_settings_out_of_range_are_refused_by_their_name(path, changes, message)
 def test_assign_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match=r"tensor other: the file has float32 \[1\], this CLIP none"):
         assign(tiny_clip().requires_grad_(False), {"other": torch.ones(1)})
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"text_prompts": 2, "vision_prompts": 10**7}}, r"this CLIP float32 \[10000000, 48\]"),
+        (
+            {
+                "method": "vop_p",
+                "options": {"text_prompts": 2, "vision_prompts": 3, "specific": 2},
+                "frames": 10**9,
+            },
+            "tensor .*: the file has none",
+        ),
+        ({"options": {"text_prompts": "two"}}, "vop takes no such options"),
+        ({"options": {"text_prompts": None}}, "tensor|options|text_prompts"),
+        ({"options": "none"}, "its setting options is 'none', not a dict"),
+        ({"method": 3}, "its setting method is '3', not a str"),
+        ({"frames": None}, "its setting frames is 'None', not a int"),
+        ({"frames": True}, "its setting frames is 'True', not a int"),
+        ({"pooling": "max"}, "its pooling 'max' is none of mean, query_aware"),
+        ({"backbone": None}, "its setting backbone is 'None', not a str"),
+        ({"tokenizer": "google/mt5-base"}, "tuned with the tokenizer google/mt5-base, this CLIP has CLIP"),
+    ],
+)
+def test_settings_that_no_one_saved_are_refused_in_one_line_without_memory(path, changes, message):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rewrite(path, **changes)
+    refused(path, message)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+def test_settings_nested_without_end_are_refused_in_one_line(path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata | {"settings": DEEP})
+    refused(path, "not a whole file of tuned weights")
