@@ -22,7 +22,7 @@ import vopcore
 REQUIREMENTS = (  # as in pyproject.toml: what `vopcore.tuned_model` imports
     "mlflow>=3.17",
     "torch>=2.15",
-    "open_clip_torch>=3.3",
+    "open_clip_torch>=3.3,<4",
     "av>=18.1",
     "safetensors>=0.6",
     "numpy",

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from pipelines.methods import flops
+from pipelines.experiment.method_costs import flops
 from vopcore.clip import blank, share, text_settings, towers
 from vopcore.methods import METHODS, tune, tuned
 from vopcore.retriever import Retriever

@@ -29,6 +29,7 @@ from vopcore.clip.load import (
     blank,
     load,
     model_input,
+    model_names,
     normalisation,
     preprocessing,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "looks_across_frames",
     "model_input",
     "model_name",
+    "model_names",
     "normalisation",
     "prefix_hash",
     "prefix_shape",

@@ -50,6 +50,11 @@ class ModelInput(NamedTuple):
     words: int
 
 
+def model_names() -> list[str]:
+    """The models that open_clip has configs of."""
+    return open_clip.list_models()
+
+
 def model_input(model: str) -> ModelInput:
     """What a model reads, from its config alone. Raises ValueError for an unknown model."""
     config = model_config(model)
