@@ -9,8 +9,10 @@ convolutions in the vision tower, forward, for one video. Exit codes: 0 done, 2 
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
@@ -48,8 +50,8 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _list_models(as_json: bool) -> int:
-    from dataclasses import asdict
-
+    # A list fetches nothing: a model whose files are not in the cache is a row that says so.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from pipelines.experiment.model_support import as_text, model_supports
 
     rows = model_supports()
