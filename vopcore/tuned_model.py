@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vopcore.clip import load, tokenizer
 from vopcore.embedder import CAPTIONS_AT_ONCE, Embedder
 from vopcore.methods import load_tuned
+from vopcore.methods.saved import read
 from vopcore.retriever import Precision, Retriever
 from vopcore.video import VideoError, choose, decode, stack
 
@@ -28,6 +29,7 @@ SETTINGS_FILE = "settings.json"
 TUNED_FILE = "tuned.safetensors"
 VIDEOS_FILE = "videos.safetensors"
 MAX_COPIED = 100 * 2**20  # bytes: a larger file of frozen weights is named, not copied
+DEFAULT_TOP = 10  # moments of an index for a caption
 COLUMNS = ("caption", "video")
 
 
@@ -80,6 +82,10 @@ def save_model(folder: Path, settings: ModelSettings, tuned: Path, videos: Video
         save_file({"vectors": videos.vectors, "names": names}, folder / VIDEOS_FILE)
 
 
+class UndecodableError(ValueError):
+    """A video file that cannot be decoded; the message names it."""
+
+
 class TunedModel:
     """A tuned method that embeds captions and videos, and ranks the videos saved with it.
 
@@ -95,6 +101,7 @@ class TunedModel:
         with torch.random.fork_rng(devices=[]):
             clip = load_frozen(folder, self._settings, pretrained)
             tuned = load_tuned(clip, folder / TUNED_FILE)
+        self._tuned_hash = read(folder / TUNED_FILE)[0]["tensors"]
 
         retriever = Retriever(tuned, precision=self._settings.precision)
         self._retriever = retriever.to(self._device).eval()
@@ -140,7 +147,10 @@ class TunedModel:
         list of texts in each row.
 
         Without `top_k`: vectors, a NumPy array. With `top_k` above 0: the captions as a DataFrame with their
-        best videos (`top`) and similarities (`scores`), as in PREDICTIONS. Raises ValueError, one line.
+        best videos (`top`) and similarities (`scores`), as in PREDICTIONS. With `index`, where
+        `pipelines/index.py` has indexed videos by these weights, `top` are moments: video, start, end, score.
+        Where files cannot be decoded, a DataFrame: `video`, `vector` (None) and `error`. Raises ValueError,
+        one line.
         """
         column = _column(rows)
         rows = rows[[column]].explode(column, ignore_index=True)  # MLflow's row of {"caption": ["a", "b"]}
@@ -152,12 +162,57 @@ class TunedModel:
         count = int((params or {}).get("top_k", 0))
         if count < 0 or (count and column == "video"):
             raise ValueError(f"top_k: {count}; it is how many videos to rank for each caption, 0 for vectors")
+        index = str((params or {}).get("index", ""))
+        if index and column == "caption":
+            return rows.assign(top=self._find_moments(values, index, count or DEFAULT_TOP))
+        if not count and column == "caption":
+            return self.embed_captions(values).cpu().numpy()
         if not count:
-            embed = self.embed_captions if column == "caption" else self.embed_videos
-            return embed(values).cpu().numpy()
+            return self._embed_files(rows)
 
         names, scores = self.rank_videos(values, count)
         return rows.assign(top=names, scores=scores)
+
+    def _embed_files(self, rows: Any) -> Any:  # noqa: ANN401 - pandas'
+        """The vectors of `rows.video`, an array; a DataFrame with reasons where a file cannot be decoded."""
+        paths = rows["video"].tolist()
+        try:
+            return self.embed_videos(paths).cpu().numpy()
+        except UndecodableError:
+            pass
+
+        vectors: list[list[float] | None] = []
+        errors: list[str | None] = []
+        for path in paths:
+            try:
+                vectors.append(self.embed_videos([path])[0].tolist())
+                errors.append(None)
+            except UndecodableError as error:
+                vectors.append(None)
+                errors.append(str(error))
+        return rows.assign(vector=vectors, error=errors)
+
+    def _find_moments(self, captions: list[str], uri: str, count: int) -> list[list[dict[str, Any]]]:
+        """For each caption the best moments of an index that was made by these weights."""
+        # `vopcore.index` imports this file.
+        from vopcore.index import Question, open_index
+
+        index = open_index(uri)
+        if index.header.tuned != self._tuned_hash:
+            raise ValueError(
+                f"index: {uri} was made by other weights ({index.header.method}); index the videos with this"
+                " model: python pipelines/index.py FOLDER model=..."
+            )
+        moments = []
+        for features in self._embedder.texts(captions).cpu():
+            answers = index.search(Question(features=features, top=count))
+            moments.append(
+                [
+                    {"video": found.video, "start": found.start, "end": found.end, "score": found.score}
+                    for found in answers
+                ]
+            )
+        return moments
 
     def _read_frames(self, paths: list[str]) -> tuple[Tensor, Tensor]:
         """Frames that the CLIP sees, UInt8 [B, F, 3, S, S], and which are real, Bool [B, F]."""
@@ -170,7 +225,7 @@ class TunedModel:
         try:
             video = decode(path, count=settings.stored_frames, size=settings.size, sampler=settings.sampler)
         except VideoError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UndecodableError(f"{path}: {error}") from None
         return video.pixels[choose(len(video.pixels), settings.frames, None)]
 
 

@@ -25,11 +25,19 @@ REQUIREMENTS = (  # as in pyproject.toml: what `vopcore.tuned_model` imports
     "open_clip_torch>=3.3,<4",
     "av>=18.1",
     "safetensors>=0.6",
+    "pyarrow>=25",
+    "psutil>=6",
+    "simplejpeg>=1.9",
     "numpy",
 )
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", name, required=False) for name in ("caption", "video")]),
-    params=ParamSchema([ParamSpec("top_k", "long", 0)]),  # videos to rank for a caption; 0: vectors
+    params=ParamSchema(
+        [
+            ParamSpec("top_k", "long", 0),  # videos to rank for a caption; 0: vectors
+            ParamSpec("index", "string", ""),  # an index of pipelines/index.py, whose moments are ranked
+        ]
+    ),
 )
 BEST = "best"  # the alias in MLflow's registry
 CHOSEN_BY = ("val/t2v/R1", "t2v/R1")

@@ -1,15 +1,20 @@
 """A tuned method read back from its folder, against the plain loop of decode, load_tuned and Retriever."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from support.moments import HEADER, moments, video
 from support.tuned_model import CAPTIONS, LENGTHS, make
 
 from vopcore import embedder, tuned_model
+from vopcore.index import Question, open_index, write_header
+from vopcore.index.model import prepare_text_tower
+from vopcore.storage import Store
 from vopcore.tuned_model import TunedModel
 
 
@@ -95,11 +100,6 @@ def test_what_cannot_be_answered_is_refused_in_one_line(mean, tmp_path):
             ready.predict(rows, params)
         return str(error.value)
 
-    (tmp_path / "text.mp4").write_text("not a video")
-    bad = pd.DataFrame({"video": [mean.paths[0], str(tmp_path / "text.mp4")]})
-    assert refused(bad).startswith(f"{tmp_path}/text.mp4: not a readable video file")
-    gone = refused(pd.DataFrame({"video": ["gone.mp4"]}))
-    assert gone == "gone.mp4: not a readable video file: No such file or directory"
     assert "{'caption': [...]}" in refused(pd.DataFrame({"captions": ["a"]}))
     assert "not both" in refused(pd.DataFrame({"caption": ["a"], "video": ["b"]}))
     assert refused(captions("a", None)) == "row 1: the caption is nan, not a text"
@@ -141,3 +141,37 @@ def test_other_frozen_weights_are_refused(tmp_path):
     (made.folder / "settings.json").write_text(json.dumps(said | {"pretrained": None, "seed": 6}))
     with pytest.raises(ValueError, match="tuned on other weights"):
         TunedModel(made.folder)
+
+
+def test_a_file_that_cannot_be_decoded_is_a_row_with_its_error(mean, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("<html>")
+    ready = TunedModel(mean.folder)
+    answered = ready.predict(pd.DataFrame({"video": [mean.paths[0], str(bad), mean.paths[1]]}))
+    vectors = ready.predict(pd.DataFrame({"video": mean.paths[:2]}))
+    assert answered["error"].isna().tolist() == [True, False, True]
+    assert answered["error"][1].startswith(f"{bad}: not a readable video file")
+    assert answered["vector"][1] is None
+    np.testing.assert_allclose(np.array(answered["vector"][0]), vectors[0], atol=1e-6)
+    np.testing.assert_allclose(np.array(answered["vector"][2]), vectors[1], atol=1e-6)
+
+
+def test_captions_find_moments_of_an_index_made_by_the_same_weights(mean, query_aware, tmp_path):
+    facts = prepare_text_tower(mean.folder)
+    header = replace(HEADER, dimension=facts.dimension, tuned=facts.tuned)
+    store = Store(tmp_path)
+    write_header(store, header)
+    index = open_index(str(tmp_path))
+    index.table.add([(video("a.mp4"), moments(30, 1, facts.dimension))])
+
+    params = {"index": str(tmp_path), "top_k": 2}
+    answered = TunedModel(mean.folder).predict(captions(), params)
+    assert answered["caption"].tolist() == CAPTIONS
+    for row, features in enumerate(mean.text):
+        expected = index.search(Question(features=features, top=2))
+        assert [found["score"] for found in answered["top"][row]] == pytest.approx(
+            [answer.score for answer in expected], abs=1e-5
+        )
+        assert answered["top"][row][0]["video"] == "a.mp4"
+    with pytest.raises(ValueError, match="was made by other weights"):
+        TunedModel(query_aware.folder).predict(captions(), params)
