@@ -81,7 +81,25 @@ def run_methods(experiment: Experiment) -> list[RunResult]:
     print("\n" + table(results))
     print("\n  ".join(["\nCompare them in a browser:", *track.browse(store.uri, store.experiment_id)]))
     print(f"or on one page:\n  {report_command([store.experiment], store.uri)}")
+    if experiment.config.shapes is not None:
+        print(
+            "\n  ".join(["\nSearch the videos with what was tuned:", *search_commands(experiment, results)])
+        )
     return results
+
+
+def search_commands(experiment: Experiment, results: list[RunResult]) -> list[str]:
+    """How to index the videos of the run with the best recall, and how to open them in a browser."""
+    config = experiment.config
+    best = max(results, key=lambda result: result.metrics.get("t2v/R1", 0.0))
+    videos = config.data.videos or config.data.root
+    index = f"{config.output}/index"
+    model = f"runs:/{best.run_id}/{best.method}"
+    options = shlex.join([f"model={model}", f"mlflow_uri={experiment.store.uri}", f"index={index}"])
+    return [
+        f"python pipelines/index.py {shlex.quote(videos)} {options}",
+        f"python pipelines/serve.py {shlex.quote(index)}",
+    ]
 
 
 def finished(experiment: Experiment, run: MethodRun) -> RunResult | None:
