@@ -34,7 +34,7 @@ def commands(text: str) -> list[list[str]]:
     return [re.sub(r"\$\{\{.*?\}\}", "", line).split() for line in found]
 
 
-@pytest.mark.parametrize("file", [WORKFLOW, MANIFEST, ROOT / "README.md"], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [WORKFLOW, MANIFEST, ROOT / "conf/README.md"], ids=lambda file: file.name)
 def test_every_command_of_a_schedule_names_a_benchmark_that_ships(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     shipped = [argv for argv in commands(file.read_text()) if argv and argv[0].endswith(".yaml")]
@@ -63,8 +63,8 @@ def test_kuberays_schedule_holds_what_its_types_know():
 
 
 def crontab() -> tuple[dict[str, str], str, str]:
-    """The README's: variables, schedule and command."""
-    block = re.search(r"((?:    \w+=\S+\n)+)    ((?:\S+ ){5})(cd .*)\n", (ROOT / "README.md").read_text())
+    """What conf/README.md says: variables, schedule and command."""
+    block = re.search(r"((?:    \w+=\S+\n)+)    ((?:\S+ ){5})(cd .*)\n", (ROOT / "conf/README.md").read_text())
     variables = dict(line.strip().split("=", 1) for line in block[1].splitlines())
     return variables, block[2].strip(), block[3]
 

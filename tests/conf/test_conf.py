@@ -5,9 +5,10 @@ from support import ROOT
 
 from vopcore.config import read_config
 from vopcore.datasets import PUBLISHED
+from vopcore.video.sample import choose, uniform
 
 CONF = ROOT / "conf"
-FILES = sorted(CONF.glob("*.yaml"))
+FILES = sorted(set(CONF.glob("*.yaml")) - {CONF / "search.yaml"})  # that one is index.py's
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -50,3 +51,14 @@ def test_every_benchmark_has_a_config_with_the_papers_settings(name, tmp_path, m
     if name not in ("msvd", "vatex"):  # those are not in VoP's paper
         assert (config.clip.words, runs["vop"].train.batch_size) == (77, 32)
         assert runs["vop"].train.augment
+
+
+@pytest.mark.parametrize("name", ["activitynet", "didemo"])
+def test_twelve_of_the_stored_frames_are_the_ones_that_x_pool_tests_on(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(CONF.parent)
+    video = read_config(CONF / f"{name}.yaml", [f"data.root={tmp_path}"]).video
+    for num_frames in range(240, 5000, 37):
+        wanted = uniform(num_frames, 25.0, video.frames)
+        stored = uniform(num_frames, 25.0, video.stored_frames)
+        tested = [stored[index] for index in choose(len(stored), video.frames, None)]
+        assert max(abs(a - b) for a, b in zip(wanted, tested, strict=True)) <= 1
