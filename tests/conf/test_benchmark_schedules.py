@@ -64,7 +64,8 @@ def test_kuberays_schedule_holds_what_its_types_know():
 
 def crontab() -> tuple[dict[str, str], str, str]:
     """What conf/README.md says: variables, schedule and command."""
-    block = re.search(r"((?:    \w+=\S+\n)+)    ((?:\S+ ){5})(cd .*)\n", (ROOT / "conf/README.md").read_text())
+    page = (ROOT / "conf/README.md").read_text()
+    block = re.search(r"((?:    \w+=\S+\n)+)    ((?:\S+ ){5})(cd .*)\n", page)
     variables = dict(line.strip().split("=", 1) for line in block[1].splitlines())
     return variables, block[2].strip(), block[3]
 
