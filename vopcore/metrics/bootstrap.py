@@ -9,16 +9,22 @@ NUM_DRAWS = 1000
 def interval(hits: Tensor, video: Tensor, seed: int, num_draws: int = NUM_DRAWS) -> tuple[float, float]:
     """The 2.5% and 97.5% quantiles, in percent, of the mean of `hits` Float64[Q] over draws of videos.
 
-    `video` Int64[Q] is each query's video: captions of one video succeed and fail together, so they are drawn
+    `video` Int64[Q] is each query's video. Captions of one video succeed and fail together, so they are drawn
     together; taken as independent, MSVD's 41 captions per video would give an interval several times too
     narrow.
     """
-    num_queries = np.bincount(video.numpy())
-    num_hits = np.bincount(video.numpy(), weights=hits.numpy())
-    draw = np.random.default_rng(seed).integers
+    videos = video.numpy()
+    num_queries = np.bincount(videos)
+    num_hits = np.bincount(videos, weights=hits.numpy())
+    num_videos = len(num_queries)
+
+    rng = np.random.default_rng(seed)
     means = np.empty(num_draws)
     for number in range(num_draws):
-        drawn = draw(len(num_queries), size=len(num_queries))
-        means[number] = num_hits[drawn].sum() / num_queries[drawn].sum()
+        drawn_videos = rng.integers(num_videos, size=num_videos)
+        drawn_hits = num_hits[drawn_videos].sum()
+        drawn_queries = num_queries[drawn_videos].sum()
+        means[number] = drawn_hits / drawn_queries
+
     low, high = np.quantile(means, [0.025, 0.975])
     return 100 * float(low), 100 * float(high)

@@ -41,11 +41,15 @@ class VideoCounter:
 
     def add(self, rows: Tensor, scores: Tensor) -> None:
         """Count a block: `scores` Float[n, V] of the captions `rows` Int64[n], on any device."""
+        # a caption whose video is missing is counted against the first column, and masked in `ranks`
         column = self._column[rows].clamp(min=0).to(scores.device)
         correct = scores.gather(1, column[:, None])
         self.correct_scores[rows] = correct[:, 0].double().cpu()
-        self.above[rows] = count_true(scores > correct, dim=1).cpu()
-        self.tied[rows] = count_true(scores == correct, dim=1).cpu()
+
+        above = count_true(scores > correct, dim=1)
+        tied = count_true(scores == correct, dim=1)
+        self.above[rows] = above.cpu()
+        self.tied[rows] = tied.cpu()
 
         num_top = self.top_scores.shape[1]
         if num_top:
@@ -55,16 +59,25 @@ class VideoCounter:
 
     def add_up(self, workers: Workers) -> None:
         """Bring together what the workers counted, each for captions of its own."""
-        for name in ("above", "tied", "correct_scores", "top_columns", "top_scores"):
-            setattr(self, name, workers.add_up(getattr(self, name)))
+        self.above = workers.add_up(self.above)
+        self.tied = workers.add_up(self.tied)
+        self.correct_scores = workers.add_up(self.correct_scores)
+        self.top_columns = workers.add_up(self.top_columns)
+        self.top_scores = workers.add_up(self.top_scores)
 
     def ranks(self) -> Ranks:
         """The ranking of each caption; a caption whose video is missing ties with itself alone."""
         is_found = self._column >= 0
         above = self.above.masked_fill(~is_found, 0)
         tied = self.tied.masked_fill(~is_found, 1)
-        gain = expected_gain(above, tied) * is_found
-        return Ranks(above, tied, torch.ones_like(tied), is_found, gain, self._truth.num_candidates)
+        return Ranks(
+            above,
+            tied,
+            tied_right=torch.ones_like(tied),
+            is_found=is_found,
+            ndcg=expected_gain(above, tied) * is_found,
+            candidates=self._truth.num_candidates,
+        )
 
 
 class CaptionCounter:
@@ -79,20 +92,27 @@ class CaptionCounter:
         self._correct_scores = correct_scores
         self._best = best_correct(correct_scores, truth.video)  # Float64[S, M]
 
-        unasked = torch.full((len(self._best), len(truth.gallery)), torch.inf, dtype=torch.float64)
+        # no score is above infinity, so nothing is counted for a video that nobody asks for
+        num_best = len(self._best)
+        num_videos = len(truth.gallery)
         is_found = truth.is_found
+        unasked = torch.full((num_best, num_videos), torch.inf, dtype=torch.float64)
         self.bounds = unasked.index_copy(1, truth.column[is_found], self._best[:, is_found])
 
-        self._has_several = len(self._best) > 1
-        self._set_counts = torch.zeros(2, 1, len(truth.gallery), dtype=torch.int64)
-        self._caption_counts = torch.zeros(2, *self.bounds.shape, dtype=torch.int64)
+        self._has_several = num_best > 1
+        self._set_counts = torch.zeros(2, 1, num_videos, dtype=torch.int64)
+        self._caption_counts = torch.zeros(2, num_best, num_videos, dtype=torch.int64)
 
     def add(self, rows: Tensor, scores: Tensor) -> None:
         """Count a block: `scores` Float[n, V] of all captions of some videos, `rows` Int64[n]."""
         if self._has_several:
             self._caption_counts += count_above_and_equal(scores, self.bounds)
-            num_captions = self._truth.video[rows].unique(return_counts=True)[1]
-            scores = torch.segment_reduce(scores, "max", lengths=num_captions.to(scores.device))
+
+            # the captions of a video stand together in a block: each run of rows becomes its best scores
+            _, num_captions = self._truth.video[rows].unique(return_counts=True)
+            num_captions = num_captions.to(scores.device)
+            scores = torch.segment_reduce(scores, "max", lengths=num_captions)
+
         self._set_counts += count_above_and_equal(scores, self.bounds[:1])
 
     def add_up(self, workers: Workers) -> None:
@@ -104,8 +124,14 @@ class CaptionCounter:
         """Each video's ranking of the sets of captions."""
         truth = self._truth
         above, tied = per_video(self._set_counts[:, 0], truth)
-        gain = expected_gain(above, tied) * truth.is_found
-        return Ranks(above, tied, torch.ones_like(tied), truth.is_found, gain, truth.num_videos)
+        return Ranks(
+            above,
+            tied,
+            tied_right=torch.ones_like(tied),
+            is_found=truth.is_found,
+            ndcg=expected_gain(above, tied) * truth.is_found,
+            candidates=truth.num_videos,
+        )
 
     def caption_ranks(self) -> Ranks | None:
         """Each video's ranking of all captions; None where each video has one, as it would be the same."""
@@ -114,10 +140,18 @@ class CaptionCounter:
 
         truth = self._truth
         above, tied = per_video(self._caption_counts, truth)
-        gain = gain_of_all(above, tied, self._best, self._correct_scores, truth.video) * truth.is_found
-        equal = num_equal(self._best[0], self._correct_scores, truth.video)
-        own_tied = torch.where(truth.is_found, equal, torch.ones_like(equal))
-        return Ranks(above[0], tied[0], own_tied, truth.is_found, gain, len(self._correct_scores))
+        gain = gain_of_all(above, tied, self._best, self._correct_scores, truth.video)
+
+        # several captions of a video may share its best score
+        tied_right = num_equal(self._best[0], self._correct_scores, truth.video)
+        return Ranks(
+            above[0],
+            tied[0],
+            tied_right=tied_right.masked_fill(~truth.is_found, 1),
+            is_found=truth.is_found,
+            ndcg=gain * truth.is_found,
+            candidates=len(self._correct_scores),
+        )
 
 
 def count_true(mask: Tensor, dim: int) -> Tensor:
@@ -127,15 +161,22 @@ def count_true(mask: Tensor, dim: int) -> Tensor:
 
 def count_above_and_equal(scores: Tensor, bounds: Tensor) -> Tensor:
     """Int64[2, S, V]: how many of `scores` Float[n, V] are above and equal to `bounds` Float64[S, V]."""
+    # bounds are scores that went to fp64 and come back, so they equal themselves to the last bit
     bounds = bounds.to(scores.device, scores.dtype)
-    above = torch.stack([count_true(scores > bound, dim=0) for bound in bounds])
-    equal = torch.stack([count_true(scores == bound, dim=0) for bound in bounds])
-    return torch.stack([above, equal]).cpu()
+    above = []
+    equal = []
+    for bound in bounds:
+        above.append(count_true(scores > bound, dim=0))
+        equal.append(count_true(scores == bound, dim=0))
+
+    counts = torch.stack([torch.stack(above), torch.stack(equal)])
+    return counts.cpu()
 
 
 def per_video(counts: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
     """(above, tied) Int64[..., M] of counts Int64[2, ..., V] by column; (0, 1) where a video is missing."""
-    above, tied = counts[..., truth.column.clamp(min=0)]
+    column = truth.column.clamp(min=0)
+    above, tied = counts[..., column]
     is_missing = ~truth.is_found
     return above.masked_fill(is_missing, 0), tied.masked_fill(is_missing, 1)
 
@@ -145,23 +186,28 @@ def best_correct(correct_scores: Tensor, video: Tensor) -> Tensor:
 
     S is NDCG_TOP, or fewer if no video has so many captions: more cannot all be among the first NDCG_TOP.
     """
-    # captions by video, within a video by falling score
+    # sort by falling score and then, stably, by video: a video's captions stand together, best first
     by_score = correct_scores.argsort(descending=True, stable=True)
-    order = by_score[video[by_score].argsort(stable=True)]
+    by_video = video[by_score].argsort(stable=True)
+    order = by_score[by_video]
+    sorted_scores = correct_scores[order]
+    sorted_videos = video[order]
 
     num_captions = torch.bincount(video)
-    first = num_captions.cumsum(0) - num_captions
-    place = torch.arange(len(video)) - first[video[order]]
+    first_caption = num_captions.cumsum(0) - num_captions
+    place = torch.arange(len(video)) - first_caption[sorted_videos]
 
-    num_best = min(NDCG_TOP, int(num_captions.max()))
-    best = torch.full((num_best, len(num_captions)), torch.inf, dtype=correct_scores.dtype)
+    most_captions = int(num_captions.max())
+    num_best = min(NDCG_TOP, most_captions)
+    num_videos = len(num_captions)
+    best = torch.full((num_best, num_videos), torch.inf, dtype=correct_scores.dtype)
     is_best = place < num_best
-    best[place[is_best], video[order][is_best]] = correct_scores[order][is_best]
+    best[place[is_best], sorted_videos[is_best]] = sorted_scores[is_best]
     return best
 
 
 def num_equal(bound: Tensor, correct_scores: Tensor, video: Tensor) -> Tensor:
-    """Int64[M]: how many of a video's own captions score exactly `bound` Float64[M]."""
+    """Int64[M]: how many of a video's captions score exactly `bound` Float64[M]."""
     is_equal = (correct_scores == bound[video]).double()
     return torch.bincount(video, weights=is_equal, minlength=len(bound)).long()
 
@@ -171,39 +217,50 @@ def gain_of_all(above: Tensor, tied: Tensor, best: Tensor, correct_scores: Tenso
 
     above, tied: Int64[S, M], counts of `best` Float64[S, M].
     """
-    gains = torch.where(best.isfinite(), expected_gain(above, tied.clamp(min=1)), 0.0)
+    # an infinite best stands for a caption that the video does not have
+    gains = expected_gain(above, tied.clamp(min=1))
+    gains = torch.where(best.isfinite(), gains, 0.0)
+    listed_gain = gains.sum(dim=0)
 
-    # own captions beyond the S best that tie with the last of these share its places
-    equal_to_last = num_equal(best[-1], correct_scores, video)
-    listed = (best == best[-1]).sum(dim=0)
-    num_unlisted = (equal_to_last - listed).clamp(min=0)
+    # right captions beyond the S best that tie with the last of these share its places
+    num_last = num_equal(best[-1], correct_scores, video)
+    num_listed = (best == best[-1]).sum(dim=0)
+    num_unlisted = (num_last - num_listed).clamp(min=0)
+    unlisted_gain = num_unlisted * gains[-1]
 
-    ideal = ideal_gains()[torch.bincount(video).clamp(max=NDCG_TOP)]
-    return (gains.sum(dim=0) + num_unlisted * gains[-1]) / ideal
+    num_captions = torch.bincount(video).clamp(max=NDCG_TOP)
+    ideal = ideal_gains()[num_captions]
+    return (listed_gain + unlisted_gain) / ideal
 
 
 def full_precision(scores: Tensor) -> Tensor:
     """Half precision raised to fp32, in which scores are compared."""
-    is_half = scores.dtype in (torch.float16, torch.bfloat16)
-    return scores.float() if is_half else scores
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        return scores.float()
+    return scores
 
 
 def refuse_infinite(similarity: Similarity, truth: Truth, block: int) -> None:
     """Raises MetricError naming the videos, or else the captions, whose similarities are not finite."""
-    num_bad_of_row = torch.zeros(len(truth.video), dtype=torch.int64)
-    num_bad_of_column = torch.zeros(len(truth.gallery), dtype=torch.int64)
+    num_captions = len(truth.video)
+    bad_in_row = torch.zeros(num_captions, dtype=torch.int64)
+    bad_in_column = torch.zeros(len(truth.gallery), dtype=torch.int64)
     for rows in truth.blocks(block):
         is_bad = ~torch.isfinite(similarity(rows)).cpu()
-        num_bad_of_row[rows] = is_bad.sum(dim=1)
-        num_bad_of_column += is_bad.sum(dim=0)
+        bad_in_row[rows] = is_bad.sum(dim=1)
+        bad_in_column += is_bad.sum(dim=0)
 
-    bad_columns = (num_bad_of_column == len(truth.video)).nonzero()[:, 0].tolist()
-    bad_rows = (num_bad_of_row > len(bad_columns)).nonzero()[:, 0].tolist()
-    names = [f"video {truth.gallery[column]}" for column in bad_columns]
-    names += [f"caption {row} of {truth.videos[truth.video[row]]}" for row in bad_rows]
-    if not names:
+    # a video is at fault if all its similarities are bad, a caption if it has bad ones with other videos
+    bad_columns = (bad_in_column == num_captions).nonzero()[:, 0].tolist()
+    bad_rows = (bad_in_row > len(bad_columns)).nonzero()[:, 0].tolist()
+    culprits = [f"video {truth.gallery[column]}" for column in bad_columns]
+    for row in bad_rows:
+        video = truth.videos[truth.video[row]]
+        culprits.append(f"caption {row} of {video}")
+    if not culprits:
         return
 
-    shown = ", ".join(names[:MAX_NAMED])
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    raise MetricError(f"similarities are NaN or infinite: {shown}{more}")
+    listed = ", ".join(culprits[:MAX_NAMED])
+    num_more = len(culprits) - MAX_NAMED
+    more = f" and {num_more} more" if num_more > 0 else ""
+    raise MetricError(f"similarities are NaN or infinite: {listed}{more}")

@@ -60,6 +60,7 @@ class Metrics:
         for direction, ranks in self.directions().items():
             for name, value in ranks.summary().items():
                 numbers[names.of(direction, name)] = value
+
         for direction, (low, high) in self.intervals.items():
             numbers[names.of(direction, "R1_low")] = low
             numbers[names.of(direction, "R1_high")] = high
@@ -131,13 +132,14 @@ def evaluate(
         by_video = _count_bounded(bounded, truth, by_caption, block, workers)
 
     t2v = by_caption.ranks()
+    num_queries_found = int(t2v.is_found.sum())
     metrics = Metrics(
         t2v=t2v,
         v2t=by_video.set_ranks(),
         v2t_all=by_video.caption_ranks(),
         videos=truth.videos,
         counts={
-            names.QUERIES_FOUND: int(t2v.found.sum()),
+            names.QUERIES_FOUND: num_queries_found,
             names.QUERIES_EXPECTED: len(captions),
             names.GALLERY_FOUND: len(gallery),
             names.GALLERY_EXPECTED: truth.num_candidates,
@@ -181,11 +183,13 @@ def _count_bounded(
 ) -> CaptionCounter:
     """One pass: the right scores first, pair by pair, then the scores that can stand above one of them."""
     column = truth.column[truth.video]
-    found = (column >= 0).nonzero()[:, 0]
+    decoded_rows = (column >= 0).nonzero()[:, 0]
+    exact = bounded.pairs(decoded_rows, column[decoded_rows])
     correct_scores = torch.zeros(len(column), dtype=torch.float64)
-    correct_scores[found] = bounded.pairs(found, column[found]).double().cpu()
+    correct_scores[decoded_rows] = exact.double().cpu()
 
     by_video = CaptionCounter(truth, correct_scores)
+    # where the video is missing no score matters to the caption
     row_floor = correct_scores.masked_fill(column < 0, torch.inf)
     column_floor = by_video.bounds.amin(dim=0)
     num_top = by_caption.top_scores.shape[1]
@@ -196,9 +200,12 @@ def _count_bounded(
         is_found = column[rows] >= 0
         places = is_found.nonzero()[:, 0].to(scores.device)
         right_columns = column[rows][is_found].to(scores.device)
-        scores[places, right_columns] = correct_scores[rows][is_found].to(scores.device, scores.dtype)
+        right_scores = correct_scores[rows][is_found]
+        scores[places, right_columns] = right_scores.to(scores.device, scores.dtype)
+
         by_caption.add(rows, scores)
         by_video.add(rows, scores)
+
     by_caption.add_up(workers)
     by_video.add_up(workers)
     return by_video

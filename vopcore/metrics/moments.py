@@ -21,7 +21,11 @@ class PredictedSpan(NamedTuple):
 
 def overlap(start: float, end: float, true_start: float, true_end: float) -> float:
     """Intersection over union of two stretches; 1 for the same point in time, 0 for a point elsewhere."""
-    intersection = min(end, true_end) - max(start, true_start)
+    later_start = max(start, true_start)
+    earlier_end = min(end, true_end)
+    intersection = earlier_end - later_start
+
+    # of stretches that do not meet this is more than the union, but their overlap is 0 anyway
     union = max(end, true_end) - min(start, true_start)
     if union == 0:
         return 1.0
@@ -44,9 +48,11 @@ def moment_numbers(overlaps: Sequence[float]) -> dict[str, float]:
     if not overlaps:
         return {}
 
-    numbers = {names.MOMENT_QUERIES: float(len(overlaps))}
+    num_sentences = len(overlaps)
+    numbers = {names.MOMENT_QUERIES: float(num_sentences)}
     for least in names.MOMENT_OVERLAPS:
-        num_hits = sum(one >= least for one in overlaps)
-        numbers[names.moment_recall(least)] = 100 * num_hits / len(overlaps)
-    numbers[names.MOMENT_MIOU] = 100 * sum(overlaps) / len(overlaps)
+        num_hits = sum(overlap >= least for overlap in overlaps)
+        numbers[names.moment_recall(least)] = 100 * num_hits / num_sentences
+
+    numbers[names.MOMENT_MIOU] = 100 * sum(overlaps) / num_sentences
     return numbers

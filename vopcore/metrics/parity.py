@@ -10,60 +10,105 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vopcore.metrics import names
 from vopcore.metrics.count import Similarity
 from vopcore.metrics.truth import MetricError
 
 Numbers = dict[str, float]
 
+CAPTIONS_AT_ONCE = 1024  # rows of the matrix that are asked for together
+
 
 def clip4clip(similarity: Tensor, owner: Tensor) -> Numbers:
     """CLIP4Clip's eval_epoch (metrics.py, the same body in CMA, DRL, DGL, TS2-Net).
 
-    One caption per video, both ways: a query that ties with m candidates enters m times, at consecutive
-    ranks; one whose own score is NaN or infinite leaves the denominator; NaN elsewhere ranks last. Several
-    captions: t2v sorts NaN first, ties as the sort leaves them, and takes the lower middle as median; v2t
-    is by the best caption, NaN never being it, then as above.
+    One caption per video, in both directions: a query that ties with m candidates is counted m times, at
+    consecutive ranks. A query whose right score is NaN or infinite leaves the denominator. NaN elsewhere
+    ranks last.
+
+    Several captions: t2v sorts NaN first, leaves ties as the sort leaves them, and takes the lower of the two
+    middle ranks as median. v2t takes a video's best caption, which is never NaN, and then counts as above.
     """
-    if torch.equal(owner, torch.arange(similarity.shape[1])):
-        return named("t2v", repeated_ranks(similarity)) | named("v2t", repeated_ranks(similarity.T))
-    sims = padded(similarity.double(), owner)
-    t2v = sorted_ranks(sims)
-    lower_median = {"t2v/MdR": t2v.median().item() + 1.0} if len(t2v) else {}
-    return named("t2v", t2v) | lower_median | named("v2t", repeated_ranks(best_caption(sims)))
+    each_video_once = torch.arange(similarity.shape[1])
+    if torch.equal(owner, each_video_once):
+        t2v = repeated_ranks(similarity)
+        v2t = repeated_ranks(similarity.T)
+        return named(names.T2V, t2v) | named(names.V2T, v2t)
+
+    padded_scores = padded(similarity.double(), owner)
+    t2v = sorted_ranks(padded_scores)
+    v2t = repeated_ranks(best_caption(padded_scores))
+
+    numbers = named(names.T2V, t2v)
+    if len(t2v):
+        # torch's median is the lower of the two middle ranks, NumPy's is their mean
+        numbers[names.of(names.T2V, "MdR")] = t2v.median().item() + 1.0
+    return numbers | named(names.V2T, v2t)
 
 
 def xpool(similarity: Tensor, owner: Tensor) -> Numbers:
-    """X-Pool's modules/metrics.py: both ways ties as the sort leaves them, NaN first in t2v and last in
-    v2t, queries whose own score is NaN or infinite left out of t2v, median of the two middle ranks; R100 as
-    well.
+    """X-Pool's modules/metrics.py.
+
+    Ties stand as the sort leaves them, in both directions; NaN ranks first in t2v and last in v2t. Queries
+    whose right score is NaN or infinite are left out of t2v. The median is the mean of the two middle ranks.
+    R100 is printed as well.
     """
-    sims = padded(similarity, owner)
-    t2v, v2t = sorted_ranks(sims), sorted_ranks(best_caption(sims)[:, None], keep_all=True)
-    numbers = named("t2v", t2v) | named("v2t", v2t)
-    return numbers | {f"{name}/R100": share(ranks, 100) for name, ranks in [("t2v", t2v), ("v2t", v2t)]}
+    padded_scores = padded(similarity, owner)
+    best_scores = best_caption(padded_scores)
+    t2v = sorted_ranks(padded_scores)
+    v2t = sorted_ranks(best_scores[:, None], keep_all=True)
+
+    numbers = named(names.T2V, t2v) | named(names.V2T, v2t)
+    numbers["t2v/R100"] = share(t2v, 100)
+    numbers["v2t/R100"] = share(v2t, 100)
+    return numbers
 
 
 def qb_norm(similarity: Tensor, owner: Tensor) -> Numbers:
-    """QB-Norm's metric.py (of Collaborative Experts): a tied query gets the mean of its ranks and is a hit
-    only if that is below K; v2t takes the best own caption among all captions; one decimal. Raises
-    MetricError on NaN.
+    """QB-Norm's metric.py (of Collaborative Experts).
+
+    A tied query gets the mean of its ranks and is a hit only if that is below K. v2t ranks a video's best
+    caption among all captions. Numbers have one decimal. Raises MetricError on NaN and infinity.
     """
     if not torch.isfinite(similarity).all():
         raise MetricError("QB-Norm's script has no rule for similarities that are NaN or infinite")
-    numbers = {}
-    t2v = mean_ranks(similarity, similarity.gather(1, owner[:, None]))
-    by_caption = mean_ranks(similarity.T[owner], similarity.gather(1, owner[:, None]))
-    v2t = torch.stack([by_caption[owner == video].min() for video in owner.unique()])
-    for name, ranks in [("t2v", t2v), ("v2t", v2t)]:
-        numbers |= named(name, ranks) | {f"{name}/R1": share(ranks, 0.5)}
-        shares = np.array([numbers[f"{name}/R{top}"] for top in (1, 5, 10)])
-        numbers[f"{name}/geometric"] = float(np.exp(np.log(shares).mean())) if shares.all() else 0.0
+
+    right_scores = similarity.gather(1, owner[:, None])
+    t2v = mean_ranks(similarity, right_scores)
+
+    # each caption is ranked among all captions by the column of its video; the best counts for the video
+    caption_ranks = mean_ranks(similarity.T[owner], right_scores)
+    best_ranks = []
+    for video in owner.unique():
+        best_ranks.append(caption_ranks[owner == video].min())
+    v2t = torch.stack(best_ranks)
+
+    numbers = qb_norm_numbers(names.T2V, t2v) | qb_norm_numbers(names.V2T, v2t)
     return {name: one_decimal(name, number) for name, number in numbers.items()}
 
 
+def qb_norm_numbers(direction: str, ranks: Tensor) -> Numbers:
+    """The numbers of one direction, with the geometric mean of R1, R5 and R10, before they are rounded."""
+    numbers = named(direction, ranks)
+
+    # a rank of 0.5 is a tie of two, which the script does not count as a hit
+    numbers[f"{direction}/R1"] = share(ranks, 0.5)
+
+    shares = np.array([numbers[f"{direction}/R{top}"] for top in (1, 5, 10)])
+    geometric = 0.0
+    if shares.all():
+        geometric = float(np.exp(np.log(shares).mean()))
+    numbers[f"{direction}/geometric"] = geometric
+    return numbers
+
+
 def one_decimal(name: str, number: float) -> float:
-    """As there: recalls are Python's floats, rounded exactly, the others NumPy's, rounded after times ten."""
-    return round(number, 1) if "/R" in name else float(np.round(number, 1))
+    """Rounded as the script does: recalls are Python floats, which round exactly; medians, means and the
+    geometric mean are NumPy's, which multiplies by ten before it rounds.
+    """
+    if "/R" in name:
+        return round(number, 1)
+    return float(np.round(number, 1))
 
 
 PARITY: dict[str, Callable[[Tensor, Tensor], Numbers]] = {
@@ -79,69 +124,112 @@ def published(name: str, similarity: Similarity, captions: Sequence[str], galler
     Captions of videos that are not in the gallery are left out, as these scripts do. Holds all N x V
     similarities.
     """
-    column = {video: number for number, video in enumerate(gallery)}
-    rows = torch.tensor([row for row, video in enumerate(captions) if video in column])
-    owner = torch.tensor([column[captions[row]] for row in rows])
-    queried = owner.unique()  # the scripts' galleries hold the videos of the captions
-    matrix = torch.cat([similarity(some).cpu() for some in rows.split(1024)])[:, queried]
-    owner = torch.searchsorted(queried, owner)
+    column_of_video = {video: column for column, video in enumerate(gallery)}
+    rows = []
+    columns = []
+    for row, video in enumerate(captions):
+        column = column_of_video.get(video)
+        if column is not None:
+            rows.append(row)
+            columns.append(column)
+    owner = torch.tensor(columns)
+
+    blocks = torch.tensor(rows).split(CAPTIONS_AT_ONCE)
+    matrix = torch.cat([similarity(block).cpu() for block in blocks])
+
+    # the galleries of the scripts hold the videos of the captions alone
+    queried_columns = owner.unique()
+    matrix = matrix[:, queried_columns]
+    owner = torch.searchsorted(queried_columns, owner)
+
+    # and the captions of a video stand together
     order = owner.argsort(stable=True)
-    return {f"{name}/{key}": number for key, number in PARITY[name](matrix[order], owner[order]).items()}
+    numbers = PARITY[name](matrix[order], owner[order])
+    return {f"{name}/{key}": number for key, number in numbers.items()}
 
 
 def named(direction: str, ranks: Tensor) -> Numbers:
     """R1 ... R50, MdR, MnR of 0-based ranks; NaN where no query is left."""
-    numbers = {f"R{top}": share(ranks, top) for top in (1, 5, 10, 50)}
-    median, mean = (np.median(ranks), ranks.numpy().mean()) if len(ranks) else (np.nan, np.nan)
-    numbers |= {"MdR": float(median) + 1, "MnR": float(mean) + 1}
-    return {f"{direction}/{name}": number for name, number in numbers.items()}
+    numbers = {}
+    for top in names.RECALL_TOPS:
+        numbers[f"{direction}/R{top}"] = share(ranks, top)
+
+    median = float("nan")
+    mean = float("nan")
+    if len(ranks):
+        median = float(np.median(ranks))
+        mean = float(ranks.numpy().mean())
+    numbers[f"{direction}/MdR"] = median + 1
+    numbers[f"{direction}/MnR"] = mean + 1
+    return numbers
 
 
 def share(ranks: Tensor, top: float) -> float:
-    return 100 * float((ranks < top).sum()) / len(ranks) if len(ranks) else float("nan")
+    """How many of the 0-based ranks are below `top`, in percent; NaN of no rank."""
+    if not len(ranks):
+        return float("nan")
+    num_hits = float((ranks < top).sum())
+    return 100 * num_hits / len(ranks)
 
 
 def repeated_ranks(similarity: Tensor) -> Tensor:
     """Int64[>= 0]: 0-based ranks of the diagonal's scores in their rows, one for each candidate that scores
-    so.
+    the same.
     """
-    own = similarity.diagonal()[:, None]
-    above = (similarity > own).sum(dim=1)
-    tied = (similarity == own).sum(dim=1) * own[:, 0].isfinite()
-    first = above.repeat_interleave(tied)
-    within = torch.arange(len(first)) - (tied.cumsum(0) - tied).repeat_interleave(tied)
-    return first + within
+    right_scores = similarity.diagonal()[:, None]
+    above = (similarity > right_scores).sum(dim=1)
+    tied = (similarity == right_scores).sum(dim=1)
+    tied = tied * right_scores[:, 0].isfinite()
+
+    # a query with m tied candidates gives the ranks above, above + 1, ..., above + m - 1
+    first_rank = above.repeat_interleave(tied)
+    start_of_query = tied.cumsum(0) - tied
+    place_in_query = torch.arange(len(first_rank)) - start_of_query.repeat_interleave(tied)
+    return first_rank + place_in_query
 
 
-def mean_ranks(similarity: Tensor, own: Tensor) -> Tensor:
-    """Float64[Q]: 0-based rank of `own` Float[Q, 1] in each row, the mean over candidates that score so."""
-    return (similarity > own).sum(dim=1) + ((similarity == own).sum(dim=1) - 1).double() / 2
-
-
-def sorted_ranks(sims: Tensor, keep_all: bool = False) -> Tensor:
-    """Int64[<= V * T]: 0-based ranks of each video in the rows of its captions, Float[V, T, V], as a
-    descending sort that is not stable leaves them, caption slot by caption slot; rows without a finite own
-    score left out.
+def mean_ranks(similarity: Tensor, right_scores: Tensor) -> Tensor:
+    """Float64[Q]: 0-based rank of `right_scores` Float[Q, 1] in each row, the mean over candidates that score
+    the same.
     """
-    slots = sims.permute(1, 0, 2)
+    above = (similarity > right_scores).sum(dim=1)
+    tied_others = (similarity == right_scores).sum(dim=1) - 1
+    return above + tied_others.double() / 2
+
+
+def sorted_ranks(padded_scores: Tensor, keep_all: bool = False) -> Tensor:
+    """Int64[<= V * T]: 0-based ranks of each video in the rows of its captions, Float[V, T, V].
+
+    A descending sort that is not stable decides about ties. The ranks stand caption slot by caption slot;
+    rows whose right score is not finite are left out, unless `keep_all`.
+    """
+    slots = padded_scores.permute(1, 0, 2)
     order = slots.argsort(dim=-1, descending=True)
-    own = torch.arange(sims.shape[0])
-    ranks = (order == own[:, None]).int().argmax(dim=-1)
-    finite = slots.diagonal(dim1=1, dim2=2).isfinite()
-    return ranks.flatten() if keep_all else ranks[finite]
+    right_columns = torch.arange(padded_scores.shape[0])
+    ranks = (order == right_columns[:, None]).int().argmax(dim=-1)
+    if keep_all:
+        return ranks.flatten()
+
+    right_scores = slots.diagonal(dim1=1, dim2=2)
+    return ranks[right_scores.isfinite()]
 
 
 def padded(similarity: Tensor, owner: Tensor) -> Tensor:
     """Float[V, T, V]: each video's captions, -inf where it has fewer than T; `owner` must rise."""
-    num_captions = owner.bincount(minlength=similarity.shape[1])
-    slot = torch.arange(len(owner)) - (num_captions.cumsum(0) - num_captions)[owner]
-    sims = similarity.new_full(
-        (similarity.shape[1], int(num_captions.max()), similarity.shape[1]), -torch.inf
-    )
-    sims[owner, slot] = similarity
-    return sims
+    num_videos = similarity.shape[1]
+    num_captions = owner.bincount(minlength=num_videos)
+    most_captions = int(num_captions.max())
+
+    first_caption = num_captions.cumsum(0) - num_captions
+    slot = torch.arange(len(owner)) - first_caption[owner]
+    padded_scores = similarity.new_full((num_videos, most_captions, num_videos), -torch.inf)
+    padded_scores[owner, slot] = similarity
+    return padded_scores
 
 
-def best_caption(sims: Tensor) -> Tensor:
-    """Float[V, V]: rows are videos, columns the videos whose best caption it is; NaN is never the best."""
-    return sims.masked_fill(sims.isnan(), -torch.inf).amax(dim=1).T
+def best_caption(padded_scores: Tensor) -> Tensor:
+    """Float[V, V]: row v, column u is the score of video v for the best caption of video u; NaN is never the
+    best.
+    """
+    numbers = padded_scores.masked_fill(padded_scores.isnan(), -torch.inf)
+    return numbers.amax(dim=1).T

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from vopcore.metrics.evaluate import Metrics
@@ -25,18 +26,23 @@ def predictions(split: pa.Table, gallery: Sequence[str], metrics: Metrics) -> pa
     gallery: [V], the ids of the videos in the order of the columns.
     metrics: what `evaluate(..., num_top=TOP)` measured.
     """
+    # Arrow holds lists as one flat array and where each list begins in it
     num_captions, num_top = metrics.top.columns.shape
-    offsets = pa.array(range(0, num_captions * num_top + 1, num_top) if num_top else [0] * (num_captions + 1))
-    names = pa.array(gallery, pa.string()).take(pa.array(metrics.top.columns.flatten().numpy()))
-    scores = pa.array(metrics.top.scores.flatten().numpy())
+    starts = np.arange(num_captions + 1, dtype=np.int32) * num_top
+    offsets = pa.array(starts, pa.int32())
+
+    top_columns = pa.array(metrics.top.columns.flatten().numpy())
+    top_videos = pa.array(gallery, pa.string()).take(top_columns)
+    top_scores = pa.array(metrics.top.scores.flatten().numpy())
+
     return pa.table(
         {
             "caption": split["caption"],
             "video": split["video"],
             "rank": metrics.t2v.ranks().numpy(),
-            "found": metrics.t2v.found.numpy(),
-            "top": pa.ListArray.from_arrays(offsets.cast(pa.int32()), names),
-            "scores": pa.ListArray.from_arrays(offsets.cast(pa.int32()), scores),
+            "found": metrics.t2v.is_found.numpy(),
+            "top": pa.ListArray.from_arrays(offsets, top_videos),
+            "scores": pa.ListArray.from_arrays(offsets, top_scores),
         },
         schema=PREDICTIONS,
     )

@@ -23,13 +23,18 @@ def dsl(similarity: Similarity, num_captions: int, scale: float = 100.0) -> Simi
 
     def rescaled(rows: Tensor) -> Tensor:
         scores = similarity(rows).double() * scale
-        return scores * (scores - total).exp()
+        softmax = (scores - total).exp()
+        return scores * softmax
 
     return rescaled
 
 
 def qb_norm(
-    similarity: Similarity, bank: Similarity, bank_size: int, beta: float = 20.0, k: int = 1
+    similarity: Similarity,
+    bank: Similarity,
+    bank_size: int,
+    beta: float = 20.0,
+    k: int = 1,
 ) -> Similarity:
     """Dynamic inverted softmax (QB-Norm, Bogolin et al., CVPR 2022): hubs are played down, for t2v.
 
@@ -39,27 +44,35 @@ def qb_norm(
     roles.
     """
     total = sum_exp(bank, bank_size, beta)
-    hubs = torch.zeros(len(total), dtype=torch.bool, device=total.device)
+
+    # a hub is a video that stands on top for some caption of the bank
+    is_hub = torch.zeros(len(total), dtype=torch.bool, device=total.device)
     for rows in blocks(bank, bank_size):
-        hubs[bank(rows).topk(k, dim=1).indices.flatten()] = True
+        best_columns = bank(rows).topk(k, dim=1).indices
+        is_hub[best_columns.flatten()] = True
 
     def rescaled(rows: Tensor) -> Tensor:
         scores = similarity(rows).double()
         normalised = (beta * scores - total).exp()
-        return torch.where(hubs[scores.argmax(dim=1)][:, None], normalised, scores)
+        best_column = scores.argmax(dim=1)
+        has_hub_on_top = is_hub[best_column]
+        return torch.where(has_hub_on_top[:, None], normalised, scores)
 
     return rescaled
 
 
 def sum_exp(similarity: Similarity, num_captions: int, scale: float) -> Tensor:
     """Float64[V]: log of the sum over captions of exp(scale * s)."""
-    parts = [
-        (similarity(rows).double() * scale).logsumexp(dim=0) for rows in blocks(similarity, num_captions)
-    ]
-    return torch.stack(parts).logsumexp(dim=0)
+    log_sums = []
+    for rows in blocks(similarity, num_captions):
+        scores = similarity(rows).double() * scale
+        log_sums.append(scores.logsumexp(dim=0))
+    return torch.stack(log_sums).logsumexp(dim=0)
 
 
 def blocks(similarity: Similarity, num_captions: int) -> Iterator[Tensor]:
     """Numbers of all captions, a block's worth at a time."""
-    num_videos = similarity(torch.arange(1)).shape[1]
-    return iter(torch.arange(num_captions).split(max(1, BLOCK // num_videos)))
+    first_row = similarity(torch.arange(1))
+    num_videos = first_row.shape[1]
+    captions_at_once = max(1, BLOCK // num_videos)
+    return iter(torch.arange(num_captions).split(captions_at_once))

@@ -23,17 +23,25 @@ def top_scores(scores: Tensor, num_top: int) -> TopScores:
     """
     num_rows, num_columns = scores.shape
     num_groups = num_columns // GROUP
+    num_grouped = num_groups * GROUP
+
+    # with few groups, finding the best of them is no less work than finding the best scores
     if num_groups <= 2 * num_top:
         best = scores.topk(num_top, dim=1)
         return TopScores(best.indices, best.values)
 
-    # columns that fill no group are candidates as they are
-    grouped = scores[:, : num_groups * GROUP].view(num_rows, num_groups, GROUP)
-    best_groups = grouped.amax(dim=2).topk(num_top, dim=1).indices
-    within = torch.arange(GROUP, device=scores.device)
-    candidates = (best_groups[:, :, None] * GROUP + within).flatten(1)
-    rest = torch.arange(num_groups * GROUP, num_columns, device=scores.device)
-    candidates = torch.cat([candidates, rest.expand(num_rows, -1)], dim=1)
+    groups = scores[:, :num_grouped].view(num_rows, num_groups, GROUP)
+    best_of_group = groups.amax(dim=2)
+    best_groups = best_of_group.topk(num_top, dim=1).indices
 
-    best = scores.gather(1, candidates).topk(num_top, dim=1)
+    # the columns of the best groups, and those at the end that fill no group
+    column_in_group = torch.arange(GROUP, device=scores.device)
+    first_columns = best_groups[:, :, None] * GROUP
+    grouped_columns = (first_columns + column_in_group).flatten(1)
+    last_columns = torch.arange(num_grouped, num_columns, device=scores.device)
+    last_columns = last_columns.expand(num_rows, -1)
+    candidates = torch.cat([grouped_columns, last_columns], dim=1)
+
+    candidate_scores = scores.gather(1, candidates)
+    best = candidate_scores.topk(num_top, dim=1)
     return TopScores(candidates.gather(1, best.indices), best.values)

@@ -33,21 +33,24 @@ class Truth:
     @staticmethod
     def of(captions: Sequence[str], gallery: Sequence[str]) -> "Truth":
         """captions: [N], the video of each caption. Raises MetricError where nothing can be compared."""
-        numbers = {video: number for number, video in enumerate(dict.fromkeys(captions))}
-        columns = {video: column for column, video in enumerate(gallery)}
-        if len(columns) < len(gallery):
-            raise MetricError(f"{len(gallery) - len(columns)} videos stand twice in the gallery")
-        if not numbers.keys() & columns.keys():
-            raise MetricError(
-                f"none of the split's {len(numbers)} videos is in the gallery of {len(gallery)}"
-            )
+        number_of_video = {video: number for number, video in enumerate(dict.fromkeys(captions))}
+        column_of_video = {video: column for column, video in enumerate(gallery)}
+        num_repeated = len(gallery) - len(column_of_video)
+        if num_repeated:
+            raise MetricError(f"{num_repeated} videos stand twice in the gallery")
+        if not number_of_video.keys() & column_of_video.keys():
+            num_videos = len(number_of_video)
+            raise MetricError(f"none of the split's {num_videos} videos is in the gallery of {len(gallery)}")
 
+        video = [number_of_video[video] for video in captions]
+        column = [column_of_video.get(video, -1) for video in number_of_video]
+        candidates = number_of_video.keys() | column_of_video.keys()
         return Truth(
-            videos=list(numbers),
+            videos=list(number_of_video),
             gallery=list(gallery),
-            video=torch.tensor([numbers[video] for video in captions]),
-            column=torch.tensor([columns.get(video, -1) for video in numbers]),
-            num_candidates=len(numbers.keys() | columns.keys()),
+            video=torch.tensor(video),
+            column=torch.tensor(column),
+            num_candidates=len(candidates),
         )
 
     def blocks(self, size: int) -> list[Tensor]:
@@ -56,11 +59,16 @@ class Truth:
         The blocks depend on the split alone, not on how many workers share them.
         """
         order = self.video.argsort(stable=True)
-        num_similarities = len(order) * len(self.gallery)
-        num_blocks = -(-num_similarities // size)
+        num_captions = len(order)
+        num_similarities = num_captions * len(self.gallery)
+        num_blocks = -(-num_similarities // size)  # rounded up
 
         # a block ends where a video ends, at the first end after its even share of the captions
-        ends = torch.bincount(self.video, minlength=self.num_videos).cumsum(0)
-        even_shares = (torch.arange(1, num_blocks + 1) * len(order)) // num_blocks
-        cuts = ends[torch.searchsorted(ends, even_shares)].unique()
+        video_ends = torch.bincount(self.video, minlength=self.num_videos).cumsum(0)
+        block_numbers = torch.arange(1, num_blocks + 1)
+        even_shares = block_numbers * num_captions // num_blocks
+        last_videos = torch.searchsorted(video_ends, even_shares)
+        cuts = video_ends[last_videos].unique()
+
+        # the last cut is the end, behind which there is nothing
         return list(order.tensor_split(cuts[:-1]))

@@ -16,6 +16,7 @@ stand in a batch.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from vopcore.metrics.top import top_scores
 # each factor is rounded to bfloat16 (2^-9), their products are summed in fp32, the sum is rounded: 3 * 2^-9,
 # and a margin
 ROUNDING = 2.0**-7
+LEAST_ALONG = 1e-3  # of a frame's length along the centre: with less, the bound is of no use
+SMALLEST_LENGTH = torch.finfo(torch.float32).tiny  # frames that cancel out give a cosine of 0, not NaN
 EXACT_NUMBERS = 2**22  # fp64 numbers of texts, or of frames, that are gathered at once: 32 MiB
 
 
@@ -47,9 +50,13 @@ class TwoStage:
     def fits(text: Tensor, video: Tensor) -> bool:
         """Whether the scores of all pairs are numbers; else `evaluate` names those that are none."""
         lengths = text.norm(dim=-1)
-        has_frame = video.any(dim=-1).any(dim=-1)
         is_finite = torch.isfinite(lengths).all() and torch.isfinite(video.sum())
-        return bool(is_finite and (lengths > 0).all() and has_frame.all())
+        if not is_finite:
+            return False
+
+        has_direction = (lengths > 0).all()
+        has_frame = video.any(dim=-1).any(dim=-1).all()
+        return bool(has_direction and has_frame)
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Float32[P]: exact scores of the texts `rows` and the videos `columns`, Int64[P] each."""
@@ -59,14 +66,20 @@ class TwoStage:
         scores = torch.empty(len(rows), device=device)
 
         # pairs of a video stand together, videos with about equally many pairs too: little padding
-        order, videos, num_pairs = self._by_video(columns)
-        first = num_pairs.cumsum(0) - num_pairs
-        for start, end in self._chunks(num_pairs):
-            width = int(num_pairs[end - 1])
+        grouped = pairs_by_video(columns)
+        first_pair = grouped.num_pairs.cumsum(0) - grouped.num_pairs
+        last = len(columns) - 1
+
+        for start, end in self._chunks(grouped.num_pairs):
+            # counts rise, so the last video of the chunk is the widest
+            width = int(grouped.num_pairs[end - 1])
             place = torch.arange(width, device=device)
-            is_pair = place < num_pairs[start:end, None]  # Bool[v, width]
-            numbers = order[(first[start:end, None] + place).clamp(max=len(order) - 1)]
-            exact = self._exact(rows[numbers], videos[start:end])
+            is_pair = place < grouped.num_pairs[start:end, None]  # Bool[v, width]
+
+            # padding repeats some pair, and is dropped below
+            places = first_pair[start:end, None] + place
+            numbers = grouped.order[places.clamp(max=last)]
+            exact = self._exact(rows[numbers], grouped.videos[start:end])
             scores[numbers[is_pair]] = exact[is_pair]
         return scores
 
@@ -77,34 +90,44 @@ class TwoStage:
         bound = self._bound(rows)
         row_floor = row_floor.to(device, bound.dtype)
         column_floor = column_floor.to(device, bound.dtype)
-        scores = torch.full_like(bound, -torch.inf)
 
         if num_top:
-            # the best scores among the videos with the largest bounds: nothing below them is on top
-            columns = top_scores(bound, min(2 * num_top, bound.shape[1])).columns
-            likely = self.pairs(rows.repeat_interleave(columns.shape[1]), columns.flatten())
-            best = likely.view(columns.shape).topk(min(num_top, columns.shape[1]), dim=1).values
-            row_floor = torch.minimum(row_floor, best[:, -1])
+            top_floor = self._top_floor(rows, bound, num_top)
+            row_floor = torch.minimum(row_floor, top_floor)
 
-        can_matter = (bound >= row_floor[:, None]) | (bound >= column_floor)
+        matters_to_row = bound >= row_floor[:, None]
+        matters_to_column = bound >= column_floor
+        can_matter = matters_to_row | matters_to_column
         places, columns = can_matter.nonzero(as_tuple=True)
+
+        scores = torch.full_like(bound, -torch.inf)
         scores[places, columns] = self.pairs(rows[places], columns)
         return scores
 
+    def _top_floor(self, rows: Tensor, bound: Tensor, num_top: int) -> Tensor:
+        """Float32[n]: a score that at least `num_top` videos of each text reach; below it none is on top.
+
+        It is taken from exact scores of the videos whose `bound` Float32[n, V] is largest.
+        """
+        num_videos = bound.shape[1]
+        num_likely = min(2 * num_top, num_videos)
+        columns = top_scores(bound, num_likely).columns
+        likely = self.pairs(rows.repeat_interleave(num_likely), columns.flatten())
+        likely = likely.view(columns.shape)
+
+        num_best = min(num_top, num_likely)
+        best = likely.topk(num_best, dim=1).values
+        return best[:, -1]
+
     def _bound(self, rows: Tensor) -> Tensor:
         """Float32[n, V]: at least the score of each pair."""
+        num_frames_and_videos = self._scaled.shape[:2]
         products = self._unit_text[rows] @ self._scaled.flatten(0, 1).T
-        largest = products.unflatten(1, self._scaled.shape[:2]).amax(dim=1)
-        return largest.float().clamp(min=0) + self._slack
+        products = products.unflatten(1, num_frames_and_videos)
+        largest = products.amax(dim=1).float()
 
-    def _by_video(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(numbers of pairs Int64[P] by video, the videos Int64[v], pairs of each Int64[v], rising)."""
-        videos, inverse, num_pairs = columns.unique(return_inverse=True, return_counts=True)
-        by_count = num_pairs.argsort(stable=True)
-        position = torch.empty_like(by_count)
-        position[by_count] = torch.arange(len(by_count), device=columns.device)
-        order = position[inverse].argsort(stable=True)
-        return order, videos[by_count], num_pairs[by_count]
+        # of a pair whose products are all negative it is only proven that its cosine is below 0
+        return largest.clamp(min=0) + self._slack
 
     def _chunks(self, num_pairs: Tensor) -> Iterator[tuple[int, int]]:
         """Ranges of videos whose padded texts, and frames, are few enough to be held at once."""
@@ -112,10 +135,14 @@ class TwoStage:
         num_frames, width = self._video.shape[1:]
         start = 0
         for number, count in enumerate(counts):
-            size = (number + 1 - start) * max(count, num_frames) * width
-            if size > EXACT_NUMBERS and number > start:
+            # all videos of a chunk are padded to its last one
+            num_videos = number + 1 - start
+            num_vectors = num_videos * max(count, num_frames)
+            is_too_large = num_vectors * width > EXACT_NUMBERS
+            if is_too_large and number > start:
                 yield start, number
                 start = number
+
         if counts:
             yield start, len(counts)
 
@@ -123,13 +150,43 @@ class TwoStage:
         """rows Int64[v, n], videos Int64[v] -> Float32[v, n]."""
         text = self._text[rows].double()  # [v, n, D]
         frames = self._video[videos].double()  # [v, F, D]
-        alike = text @ frames.mT
-        logits = (alike / self._temperature).masked_fill(~self._is_real[videos, None], -torch.inf)
+        is_padding = ~self._is_real[videos, None]  # [v, 1, F]
+
+        products = text @ frames.mT  # [v, n, F]
+        logits = products / self._temperature
+        logits = logits.masked_fill(is_padding, -torch.inf)
         weights = logits.softmax(dim=-1)
 
-        length = (weights @ frames).norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-        cosine = (weights * alike).sum(dim=-1) / (length * text.norm(dim=-1))
+        # t . v is the weighted sum of the products t . f_j
+        product = (weights * products).sum(dim=-1)
+        pooled = weights @ frames
+        length = pooled.norm(dim=-1).clamp(min=SMALLEST_LENGTH)
+        cosine = product / (length * text.norm(dim=-1))
         return cosine.float()
+
+
+class PairsByVideo(NamedTuple):
+    """P pairs of texts and v videos, in groups.
+
+    order: Int64[P], numbers of pairs, those of a video together.
+    videos: Int64[v], in the order of the groups. num_pairs: Int64[v], the size of each group, rising.
+    """
+
+    order: Tensor
+    videos: Tensor
+    num_pairs: Tensor
+
+
+def pairs_by_video(columns: Tensor) -> PairsByVideo:
+    """Groups pairs by their video, `columns` Int64[P]; small groups come first."""
+    videos, group_of_pair, num_pairs = columns.unique(return_inverse=True, return_counts=True)
+    by_count = num_pairs.argsort(stable=True)
+
+    position_of_group = torch.empty_like(by_count)
+    position_of_group[by_count] = torch.arange(len(by_count), device=columns.device)
+    position_of_pair = position_of_group[group_of_pair]
+    order = position_of_pair.argsort(stable=True)
+    return PairsByVideo(order, videos[by_count], num_pairs[by_count])
 
 
 def scaled_frames(video: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,17 +194,25 @@ def scaled_frames(video: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
 
     Padding repeats the first real frame. The slack is infinite where a b_j is not positive.
     """
+    # the first real frame in the place of padding: a maximum over frames stays what it is
+    num_frames = video.shape[1]
+    frame_numbers = torch.arange(num_frames, device=video.device).expand(is_real.shape)
     first_real = is_real.int().argmax(dim=1)
-    numbers = torch.arange(video.shape[1], device=video.device).expand(is_real.shape)
-    numbers = torch.where(is_real, numbers, first_real[:, None])
-    frames = video.gather(1, numbers[:, :, None].expand(video.shape))
+    frame_numbers = torch.where(is_real, frame_numbers, first_real[:, None])
+    frames = video.gather(1, frame_numbers[:, :, None].expand(video.shape))
 
     directions = torch.nn.functional.normalize(video, dim=-1)  # zero for padding
-    centre = torch.nn.functional.normalize(directions.sum(dim=1), dim=-1)
+    centre = directions.sum(dim=1)
+    centre = torch.nn.functional.normalize(centre, dim=-1)
     along = (frames * centre[:, None]).sum(dim=-1)  # b_j, [V, F]
-    is_bounded = (along > 1e-3 * frames.norm(dim=-1)).all(dim=1)
+    lengths = frames.norm(dim=-1)
+    is_bounded = (along > LEAST_ALONG * lengths).all(dim=1)
 
-    scaled = frames / along.where(is_bounded[:, None], 1.0)[:, :, None]
+    # a video that is not bounded is divided by 1, and never excluded
+    divisors = along.where(is_bounded[:, None], 1.0)
+    scaled = frames / divisors[:, :, None]
     longest = scaled.norm(dim=-1).amax(dim=1)
     slack = (ROUNDING * longest).where(is_bounded, torch.inf)
-    return scaled.transpose(0, 1).to(torch.bfloat16).contiguous(), slack
+
+    scaled = scaled.transpose(0, 1).to(torch.bfloat16)
+    return scaled.contiguous(), slack
