@@ -24,7 +24,7 @@ def opened_lance(folder):
     return LanceMoments(Store(folder), DIMENSION)
 
 
-ENGINES = [opened]
+ENGINES = [opened, opened_lance]
 
 
 def fill(table: ArrowMoments, *names: str, seed: int = 0) -> dict:

@@ -1,0 +1,296 @@
+"""The engine for more moments than fit in memory: LanceDB, on a disk or in a bucket. Its only importer.
+
+Two tables: `moments`, a row per window with the features of its frames, and `videos`, a row per file. A
+video counts once its row in `videos` is there, which is written last. LanceDB finds candidates by an index
+over clusters of vectors (IVF); their scores are computed from the stored vectors, as with the exact engine.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from vopcore.index.header import BadIndexError
+from vopcore.index.table import (
+    FAILED,
+    GONE,
+    Candidates,
+    FrameFeatures,
+    IndexedVideo,
+    MomentRows,
+    VideoRows,
+    select_frames,
+)
+from vopcore.storage import Store, below
+
+INDEX_FROM = 50_000  # moments; fewer are compared one by one
+ROWS_PER_PARTITION = 1_000
+MAX_PARTITIONS = 4_096
+SHARE_OF_PARTITIONS = 0.05  # looked at per query
+MIN_PARTITIONS = 20
+NAMES_AT_ONCE = 500  # in one condition
+EXPORTED = 10_000
+REFINED = 4  # candidates of the clusters per one that is handed on
+COLUMNS = ["row", "video", "start", "end", "vector"]
+
+
+class LanceMoments:
+    """The moments of an index in LanceDB; see `MomentTable` for what each method does."""
+
+    def __init__(self, store: Store, dimension: int) -> None:
+        """Raises BadIndexError where LanceDB is not installed, or cannot read the tables."""
+        try:
+            import lancedb
+        except ImportError:
+            raise BadIndexError(
+                f"{store}: this index is LanceDB's; install it: pip install -e '.[search]'"
+            ) from None
+        self._store = store
+        self._dimension = dimension
+        try:
+            address = below(store.folder, "lance") if not store.is_local else f"{store.root}/lance"
+            self._database = lancedb.connect(address)
+            self._moments = self._database.create_table(
+                "moments", schema=_moments_schema(dimension), exist_ok=True
+            )
+            self._videos = self._database.create_table(
+                "videos", schema=_videos_schema(dimension), exist_ok=True
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise BadIndexError(f"{store}/lance: cannot be read: {reason}") from None
+        self._version: tuple[int, int] | None = None
+        self.refresh()
+
+    def refresh(self) -> bool:
+        self._moments.checkout_latest()
+        self._videos.checkout_latest()
+        version = (self._moments.version, self._videos.version)
+        if version == self._version:
+            return False
+
+        rows = sorted(self._videos.to_arrow().to_pylist(), key=lambda row: row["video"])
+        self.videos: Sequence[IndexedVideo] = []
+        self.failed: Sequence[IndexedVideo] = []
+        videos, failed, means = [], [], []
+        for row in rows:
+            mean = row.pop("mean")
+            entry = IndexedVideo(**row)
+            if entry.status == FAILED:
+                failed.append(entry)
+            else:
+                videos.append(entry)
+                means.append(mean)
+        self.videos = videos
+        self.failed = failed
+        self.numbers = {entry.video: number for number, entry in enumerate(videos)}
+        stacked = np.array(means, np.float32) if means else np.zeros((0, self._dimension), np.float32)
+        self.means = torch.from_numpy(stacked)
+        self.num_moments = self._moments.count_rows()
+        self._has_index = bool(self._moments.list_indices())
+        self._version = version
+        return True
+
+    def add(self, rows: Iterable[VideoRows]) -> None:
+        rows = list(rows)
+        if not rows:
+            return
+        self._forget([entry.video for entry, _ in rows])
+
+        first_row = self._next_row()
+        moments = []
+        for entry, windows in rows:
+            if windows is not None:
+                moments.append(_moments_of(entry.video, windows, first_row, self._dimension))
+                first_row += len(windows.spans)
+        if moments:
+            self._moments.add(pa.concat_tables(moments))
+
+        listed = []
+        for entry, windows in rows:
+            if entry.status != GONE:
+                mean = np.zeros(self._dimension, np.float16) if windows is None else windows.mean()
+                listed.append(asdict(entry) | {"mean": mean})
+        if listed:
+            self._videos.add(pa.Table.from_pylist(listed, schema=_videos_schema(self._dimension)))
+        self.refresh()
+
+    def drop(self, videos: Iterable[str]) -> None:
+        self._forget(list(videos))
+        self.refresh()
+
+    def _forget(self, videos: list[str]) -> None:
+        for first in range(0, len(videos), NAMES_AT_ONCE):
+            condition = f"video IN ({_quoted(videos[first : first + NAMES_AT_ONCE])})"
+            # The list goes first: moments without an entry in it do not count.
+            self._videos.delete(condition)
+            self._moments.delete(condition)
+
+    def tidy(self) -> None:
+        """Drop the moments of a killed update, join small files, and index the vectors where it pays."""
+        stored = set(self._moments.search().select(["video"]).to_arrow()["video"].to_pylist())
+        self._forget(sorted(stored - set(self.numbers)))
+        num_moments = self._moments.count_rows()
+        if num_moments >= INDEX_FROM:
+            from lancedb.index import IvfFlat
+
+            partitions = min(MAX_PARTITIONS, max(1, num_moments // ROWS_PER_PARTITION))
+            config = IvfFlat(distance_type="dot", num_partitions=partitions)
+            self._moments.create_index("vector", config=config, replace=True)
+        self._moments.optimize()
+        self._videos.optimize()
+        self.refresh()
+
+    def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
+        request = self._moments.search(query.numpy(), vector_column_name="vector").distance_type("dot")
+        request = request.select([*COLUMNS, "_distance"]).limit(
+            min(count * REFINED, max(self.num_moments, 1))
+        )
+        if is_picked is not None:
+            condition = self._condition(is_picked)
+            if condition is None:
+                return _candidates(_no_rows(self._dimension), self.numbers, query, count)
+            request = request.where(condition, prefilter=True)
+        if self._has_index:
+            partitions = min(MAX_PARTITIONS, max(1, self.num_moments // ROWS_PER_PARTITION))
+            request = request.nprobes(max(MIN_PARTITIONS, int(SHARE_OF_PARTITIONS * partitions)))
+        return _candidates(request.to_arrow(), self.numbers, query, count)
+
+    def _condition(self, is_picked: np.ndarray) -> str | None:
+        """The picked videos, by the shorter of the two lists; None where there is none."""
+        picked = [self.videos[number].video for number in np.flatnonzero(is_picked)]
+        others = [self.videos[number].video for number in np.flatnonzero(~is_picked)]
+        if not picked:
+            return None
+        if len(others) < len(picked):
+            return f"video NOT IN ({_quoted(others)})" if others else "true"
+        return f"video IN ({_quoted(picked)})"
+
+    def window_frames(self, row: int) -> Tensor:
+        features = self._one(f"row = {row}", ["features"])["features"]
+        return torch.tensor(np.array(features, np.float32))
+
+    def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
+        name = _quoted([self.videos[video].video])
+        rows = self._where(f'video = {name} AND "end" >= {start} AND start <= {end}', ["times", "features"])
+        times = np.array([time for row in rows for time in row["times"]], np.float32)
+        features = [feature for row in rows for feature in row["features"]]
+        matrix = np.array(features, np.float16).reshape(-1, self._dimension)
+        # A frame that two windows share is there twice.
+        times, places = np.unique(times, return_index=True)
+        return select_frames(times, matrix[places], start, end)
+
+    def window_at(self, video: int, start: float) -> int:
+        name = _quoted([self.videos[video].video])
+        rows = self._where(f"video = {name}", ["row", "start"])
+        before = [row for row in rows if row["start"] <= start + 1e-3] or rows[:1]
+        return int(max(before, key=lambda row: row["start"])["row"])
+
+    def vector(self, row: int) -> Tensor:
+        return torch.tensor(np.array(self._one(f"row = {row}", ["vector"])["vector"], np.float32))
+
+    def thumbnail(self, row: int) -> bytes:
+        return self._one(f"row = {row}", ["thumbnail"])["thumbnail"]
+
+    def moments(self) -> Iterator[pa.Table]:
+        columns = ["video", "start", "end", "best", "vector", "thumbnail"]
+        for first in range(0, self.num_moments, EXPORTED):
+            request = self._moments.search().select(columns).offset(first).limit(EXPORTED)
+            yield request.to_arrow()
+
+    def _where(self, condition: str, columns: list[str]) -> list[dict[str, Any]]:
+        request = self._moments.search().where(condition).select(columns).limit(self.num_moments)
+        return request.to_arrow().to_pylist()
+
+    def _one(self, condition: str, columns: list[str]) -> dict[str, Any]:
+        rows = self._where(condition, columns)
+        if not rows:
+            raise KeyError(condition)
+        return rows[0]
+
+    def _next_row(self) -> int:
+        rows = self._moments.search().select(["row"]).to_arrow()["row"]
+        return max(rows.to_pylist(), default=-1) + 1
+
+
+def _candidates(found: pa.Table, numbers: dict[str, int], query: Tensor, count: int) -> Candidates:
+    """The best of what was found, by the product with the stored vectors."""
+    videos = np.array([numbers.get(name, -1) for name in found["video"].to_pylist()], np.int64)
+    flat = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors = torch.from_numpy(flat.reshape(-1, len(query)).astype(np.float16))
+    scores = vectors.float() @ query if len(videos) else torch.empty(0)
+
+    # What a killed update has left has no video.
+    order = [place for place in scores.argsort(descending=True, stable=True).tolist() if videos[place] >= 0]
+    chosen = np.array(order[:count], np.int64)
+    return Candidates(
+        rows=found["row"].to_numpy()[chosen],
+        videos=videos[chosen],
+        starts=found["start"].to_numpy()[chosen],
+        ends=found["end"].to_numpy()[chosen],
+        vectors=vectors[chosen],
+    )
+
+
+def _moments_of(video: str, windows: MomentRows, first_row: int, dimension: int) -> pa.Table:
+    rows = []
+    for number, span in enumerate(windows.spans):
+        frames = list(windows.frames[number])
+        rows.append(
+            {
+                "row": first_row + number,
+                "video": video,
+                "start": span[0],
+                "end": span[1],
+                "best": float(windows.best[number]),
+                "vector": windows.vectors[number],
+                "times": windows.times[frames],
+                "features": list(windows.features[frames]),
+                "thumbnail": windows.thumbnails[number],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=_moments_schema(dimension))
+
+
+def _moments_schema(dimension: int) -> pa.Schema:
+    vector = pa.list_(pa.float16(), dimension)
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("video", pa.string()),
+            ("start", pa.float32()),
+            ("end", pa.float32()),
+            ("best", pa.float32()),
+            ("vector", vector),
+            ("times", pa.list_(pa.float32())),
+            ("features", pa.list_(vector)),
+            ("thumbnail", pa.binary()),
+        ]
+    )
+
+
+def _videos_schema(dimension: int) -> pa.Schema:
+    return pa.schema(
+        [
+            ("video", pa.string()),
+            ("size", pa.int64()),
+            ("mtime", pa.float64()),
+            ("status", pa.string()),
+            ("error", pa.string()),
+            ("duration", pa.float64()),
+            ("mean", pa.list_(pa.float16(), dimension)),
+        ]
+    )
+
+
+def _no_rows(dimension: int) -> pa.Table:
+    return _moments_schema(dimension).empty_table().select(COLUMNS)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Names as texts of SQL."""
+    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
