@@ -6,7 +6,7 @@ from pipelines.indexing import model_source
 from pipelines.indexing.driver import IndexWork
 from pipelines.indexing.task import DecodeSettings
 from vopcore.config.search import SearchConfig
-from vopcore.index import Index, IndexHeader, check_same, open_index, write_header
+from vopcore.index import Index, IndexHeader, check_same, open_index, require_engine, write_header
 from vopcore.index.encode import read_settings
 from vopcore.index.header import HEADER_FILE
 from vopcore.index.model import upload_model
@@ -17,8 +17,10 @@ from vopcore.video import DECODER_VERSION
 def open_for_update(uri: str, root: str, config: SearchConfig, scratch: Path) -> tuple[Index, IndexWork]:
     """The index at `uri` of the videos below `root`, and how to work on it. scratch: an empty folder.
 
-    Raises BadIndexError where the index there is of other videos, weights or windows.
+    Raises BadIndexError where the index there is of other videos, weights or windows, or its engine is not
+    installed.
     """
+    require_engine(config.engine)
     model_folder = scratch / "model"
     facts = model_source.prepare(config, model_folder)
     header = IndexHeader(

@@ -2,7 +2,7 @@
 
 from vopcore.index.filter import FilterError, VideoFilter
 from vopcore.index.header import BadIndexError, IndexHeader, check_same, read_header, write_header
-from vopcore.index.index import Answer, Index, Question, open_index, open_table
+from vopcore.index.index import Answer, Index, Question, open_index, open_table, require_engine
 from vopcore.index.moments import Span, WindowRule
 from vopcore.index.table import Candidates, IndexedVideo, MomentRows, MomentTable, VideoRows
 
@@ -25,5 +25,6 @@ __all__ = [
     "open_index",
     "open_table",
     "read_header",
+    "require_engine",
     "write_header",
 ]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vopcore.index.filter import VideoFilter
-from vopcore.index.header import IndexHeader, read_header
+from vopcore.index.header import Engine, IndexHeader, read_header
 from vopcore.index.moments import WHOLE, ScoredWindow, Span, merge_windows, refine
 from vopcore.index.table import ArrowMoments, Candidates, MomentTable
 from vopcore.retriever import query_aware_similarity
@@ -184,6 +184,14 @@ def open_index(uri: str, cache: ShardCache | None = None) -> Index:
     store = Store(uri)
     header = read_header(store)
     return Index(store, header, open_table(store, header, cache))
+
+
+def require_engine(engine: Engine) -> None:
+    """Raises BadIndexError, one line that says what to install, where the engine is not installed."""
+    if engine == "lance":
+        from vopcore.index.lance import require_lancedb
+
+        require_lancedb()
 
 
 def open_table(store: Store, header: IndexHeader, cache: ShardCache | None = None) -> MomentTable:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -38,18 +39,25 @@ REFINED = 4  # candidates of the clusters per one that is handed on
 COLUMNS = ["row", "video", "start", "end", "vector"]
 
 
+def require_lancedb() -> None:
+    """Raises BadIndexError, one line that says what to install, where LanceDB is missing."""
+    try:
+        import lancedb  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise BadIndexError(
+            f"engine: lance needs LanceDB ({error}); install it with pip install -e '.[search]', or index "
+            "anew with engine=arrow"
+        ) from None
+
+
 class LanceMoments:
     """The moments of an index in LanceDB; see `MomentTable` for what each method does."""
 
     def __init__(self, store: Store, dimension: int) -> None:
         """Raises BadIndexError where LanceDB is not installed, or cannot read the tables."""
-        try:
-            import lancedb
-        except ImportError:
-            raise BadIndexError(
-                f"{store}: this index is LanceDB's; install it: pip install -e '.[search]'"
-            ) from None
-        self._store = store
+        require_lancedb()
+        import lancedb
+
         self._dimension = dimension
         try:
             address = below(store.folder, "lance") if not store.is_local else f"{store.root}/lance"
@@ -62,7 +70,7 @@ class LanceMoments:
             )
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise BadIndexError(f"{store}/lance: cannot be read: {reason}") from None
+            raise BadIndexError(f"{store.folder}/lance: cannot be read: {reason}") from None
         self._version: tuple[int, int] | None = None
         self.refresh()
 
@@ -73,23 +81,12 @@ class LanceMoments:
         if version == self._version:
             return False
 
-        rows = sorted(self._videos.to_arrow().to_pylist(), key=lambda row: row["video"])
-        self.videos: Sequence[IndexedVideo] = []
-        self.failed: Sequence[IndexedVideo] = []
-        videos, failed, means = [], [], []
-        for row in rows:
-            mean = row.pop("mean")
-            entry = IndexedVideo(**row)
-            if entry.status == FAILED:
-                failed.append(entry)
-            else:
-                videos.append(entry)
-                means.append(mean)
-        self.videos = videos
-        self.failed = failed
-        self.numbers = {entry.video: number for number, entry in enumerate(videos)}
-        stacked = np.array(means, np.float32) if means else np.zeros((0, self._dimension), np.float32)
-        self.means = torch.from_numpy(stacked)
+        listed = self._videos.to_arrow().sort_by("video")
+        is_failed = pc.equal(listed["status"], FAILED)
+        self.failed = _entries(listed.filter(is_failed))
+        self.videos = _entries(listed.filter(pc.invert(is_failed)))
+        self.numbers = {entry.video: number for number, entry in enumerate(self.videos)}
+        self.means = _vectors(listed.filter(pc.invert(is_failed)), "mean", self._dimension).float()
         self.num_moments = self._moments.count_rows()
         self._has_index = bool(self._moments.list_indices())
         self._version = version
@@ -132,32 +129,31 @@ class LanceMoments:
 
     def tidy(self) -> None:
         """Drop the moments of a killed update, join small files, and index the vectors where it pays."""
-        stored = set(self._moments.search().select(["video"]).to_arrow()["video"].to_pylist())
-        self._forget(sorted(stored - set(self.numbers)))
-        num_moments = self._moments.count_rows()
-        if num_moments >= INDEX_FROM:
+        stored = pc.unique(self._moments.search().select(["video"]).to_arrow()["video"]).to_pylist()
+        self._forget(sorted(set(stored) - set(self.numbers)))
+
+        # An index that is there takes in new moments in `optimize`.
+        if not self._has_index and self._moments.count_rows() >= INDEX_FROM:
             from lancedb.index import IvfFlat
 
-            partitions = min(MAX_PARTITIONS, max(1, num_moments // ROWS_PER_PARTITION))
-            config = IvfFlat(distance_type="dot", num_partitions=partitions)
-            self._moments.create_index("vector", config=config, replace=True)
+            config = IvfFlat(distance_type="dot", num_partitions=_partitions(self._moments.count_rows()))
+            self._moments.create_index("vector", config=config)
         self._moments.optimize()
         self._videos.optimize()
         self.refresh()
 
     def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
-        request = self._moments.search(query.numpy(), vector_column_name="vector").distance_type("dot")
-        request = request.select([*COLUMNS, "_distance"]).limit(
-            min(count * REFINED, max(self.num_moments, 1))
-        )
+        request = self._moments.search(query.numpy(), vector_column_name="vector")
+        request = request.distance_type("dot").select([*COLUMNS, "_distance"])
+        request = request.limit(min(count * REFINED, max(self.num_moments, 1)))
         if is_picked is not None:
             condition = self._condition(is_picked)
             if condition is None:
                 return _candidates(_no_rows(self._dimension), self.numbers, query, count)
             request = request.where(condition, prefilter=True)
         if self._has_index:
-            partitions = min(MAX_PARTITIONS, max(1, self.num_moments // ROWS_PER_PARTITION))
-            request = request.nprobes(max(MIN_PARTITIONS, int(SHARE_OF_PARTITIONS * partitions)))
+            share = int(SHARE_OF_PARTITIONS * _partitions(self.num_moments))
+            request = request.nprobes(max(MIN_PARTITIONS, share))
         return _candidates(request.to_arrow(), self.numbers, query, count)
 
     def _condition(self, is_picked: np.ndarray) -> str | None:
@@ -177,18 +173,26 @@ class LanceMoments:
     def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
         name = _quoted([self.videos[video].video])
         rows = self._where(f'video = {name} AND "end" >= {start} AND start <= {end}', ["times", "features"])
-        times = np.array([time for row in rows for time in row["times"]], np.float32)
-        features = [feature for row in rows for feature in row["features"]]
+        times: list[float] = []
+        features: list[list[float]] = []
+        for row in rows:
+            times += row["times"]
+            features += row["features"]
         matrix = np.array(features, np.float16).reshape(-1, self._dimension)
+
         # A frame that two windows share is there twice.
-        times, places = np.unique(times, return_index=True)
-        return select_frames(times, matrix[places], start, end)
+        unique_times, places = np.unique(np.array(times, np.float32), return_index=True)
+        return select_frames(unique_times, matrix[places], start, end)
 
     def window_at(self, video: int, start: float) -> int:
         name = _quoted([self.videos[video].video])
         rows = self._where(f"video = {name}", ["row", "start"])
-        before = [row for row in rows if row["start"] <= start + 1e-3] or rows[:1]
-        return int(max(before, key=lambda row: row["start"])["row"])
+        rows.sort(key=lambda row: row["start"])
+        window = rows[0]
+        for row in rows:
+            if row["start"] <= start + 1e-3:
+                window = row
+        return int(window["row"])
 
     def vector(self, row: int) -> Tensor:
         return torch.tensor(np.array(self._one(f"row = {row}", ["vector"])["vector"], np.float32))
@@ -213,25 +217,41 @@ class LanceMoments:
         return rows[0]
 
     def _next_row(self) -> int:
-        rows = self._moments.search().select(["row"]).to_arrow()["row"]
-        return max(rows.to_pylist(), default=-1) + 1
+        last = pc.max(self._moments.search().select(["row"]).to_arrow()["row"]).as_py()
+        return 0 if last is None else last + 1
 
 
-def _candidates(found: pa.Table, numbers: dict[str, int], query: Tensor, count: int) -> Candidates:
-    """The best of what was found, by the product with the stored vectors."""
-    videos = np.array([numbers.get(name, -1) for name in found["video"].to_pylist()], np.int64)
-    flat = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors = torch.from_numpy(flat.reshape(-1, len(query)).astype(np.float16))
-    scores = vectors.float() @ query if len(videos) else torch.empty(0)
+def _partitions(num_moments: int) -> int:
+    """Into how many clusters LanceDB divides so many vectors."""
+    return min(MAX_PARTITIONS, max(1, num_moments // ROWS_PER_PARTITION))
 
+
+def _entries(listed: pa.Table) -> list[IndexedVideo]:
+    """The rows of the list of videos."""
+    return [IndexedVideo(**row) for row in listed.drop_columns("mean").to_pylist()]
+
+
+def _vectors(table: pa.Table, column: str, dimension: int) -> Tensor:
+    """float16 [N, D]: a column of fixed-size lists."""
+    flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(flat.reshape(-1, dimension).astype(np.float16))
+
+
+def _candidates(nearby: pa.Table, numbers: dict[str, int], query: Tensor, count: int) -> Candidates:
+    """The best of these windows, by the product of the query with the stored vectors."""
     # What a killed update has left has no video.
-    order = [place for place in scores.argsort(descending=True, stable=True).tolist() if videos[place] >= 0]
-    chosen = np.array(order[:count], np.int64)
+    is_listed = pc.is_in(nearby["video"], pa.array(list(numbers), pa.string()))
+    windows = nearby.filter(is_listed)
+    videos = np.array([numbers[name] for name in windows["video"].to_pylist()], np.int64)
+    vectors = _vectors(windows, "vector", len(query))
+
+    scores = vectors.float() @ query
+    chosen = scores.argsort(descending=True, stable=True)[:count].numpy()
     return Candidates(
-        rows=found["row"].to_numpy()[chosen],
+        rows=windows["row"].to_numpy()[chosen],
         videos=videos[chosen],
-        starts=found["start"].to_numpy()[chosen],
-        ends=found["end"].to_numpy()[chosen],
+        starts=windows["start"].to_numpy()[chosen],
+        ends=windows["end"].to_numpy()[chosen],
         vectors=vectors[chosen],
     )
 

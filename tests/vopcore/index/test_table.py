@@ -18,7 +18,7 @@ def opened(folder) -> ArrowMoments:
 
 
 def opened_lance(folder):
-    pytest.importorskip("lancedb")
+    pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install -e '.[search]'")
     from vopcore.index.lance import LanceMoments
 
     return LanceMoments(Store(folder), DIMENSION)
@@ -176,3 +176,31 @@ def test_an_empty_index_answers_nothing(tmp_path, opened):
     table.drop(["nobody"])
     table.tidy()
     assert len(table.nearest(unit_query(0), 10, np.zeros(0, bool)).rows) == 0
+
+
+def test_clusters_of_vectors_find_what_brute_force_finds_also_what_came_after_them(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install -e '.[search]'")
+    monkeypatch.setattr("vopcore.index.lance.INDEX_FROM", 300)
+    monkeypatch.setattr("vopcore.index.lance.ROWS_PER_PARTITION", 40)
+    table = opened_lance(tmp_path)
+    stored = fill(table, *(f"v{number:02}" for number in range(25)))
+    table.tidy()
+    assert table._moments.list_indices()
+    stored |= fill(table, "late", seed=77)
+    for again in (table, opened_lance(tmp_path)):
+        assert nearest(again, unit_query(4), 10) == expected(stored, unit_query(4), 10)
+        table.tidy()
+
+
+def test_moments_of_an_update_that_was_killed_before_its_list_of_videos_do_not_count(tmp_path):
+    table = opened_lance(tmp_path)
+    stored = fill(table, "a", "b")
+    # `add` writes the list of videos last.
+    table._videos.delete("video = 'b'")
+    del stored["b"]
+    again = opened_lance(tmp_path)
+    assert nearest(again, unit_query(0), 100) == expected(stored, unit_query(0), 100)
+    again.tidy()
+    assert again.num_moments == len(stored["a"].spans)
+    stored |= fill(again, "b", seed=5)
+    assert nearest(again, unit_query(0), 100) == expected(stored, unit_query(0), 100)
