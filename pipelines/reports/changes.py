@@ -1,7 +1,7 @@
 """The page of a benchmark's round: what has changed since the one before, in a sentence and a picture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.reports import plots
 from pipelines.reports.page import ReportPlot, render
@@ -35,14 +35,20 @@ def changes_page(
 ) -> str:
     """HTML: the verdict, a picture of the changes, and the tables that the terminal shows."""
     sentences = verdict(changes)
-    marks = {change.row: CLASSES[change.verdict] for change in changes if change.verdict in CLASSES}
+    plot = _plot(changes, sentences) if changes else None
+
+    marks = {}
+    for change in changes:
+        if change.verdict in CLASSES:
+            marks[change.row] = CLASSES[change.verdict]
+
     return render(
         "changes.html",
         title=title,
         written=written,
         sentences=sentences,
-        plot=_plot(changes, sentences) if changes else None,
-        changes=TextTable(change_table.title, change_table.columns, change_table.rows, marks),
+        plot=plot,
+        changes=replace(change_table, marks=marks),
         cells=cell_table,
         false_alarms=f"{false_alarms:.0%}",
     )
@@ -53,7 +59,9 @@ def verdict(changes: Sequence[ShownChange]) -> str:
     if not changes:
         return "There is no earlier round to compare with."
 
-    baseline = ", ".join(sorted({change.baseline for change in changes}))
+    baselines = sorted({change.baseline for change in changes})
+    baseline = ", ".join(baselines)
+
     worse = [change for change in changes if change.verdict == "worse"]
     better = [change for change in changes if change.verdict == "better"]
     if not worse and not better:
@@ -64,6 +72,7 @@ def verdict(changes: Sequence[ShownChange]) -> str:
         sentences.append(f"{_names(worse)} worse than in round {baseline}, by more than chance.")
     if better:
         sentences.append(f"{_names(better)} better than in round {baseline}, by more than chance.")
+
     num_others = len(changes) - len(worse) - len(better)
     if num_others:
         sentences.append(f"The other {num_others} have not changed by more than chance.")
@@ -73,11 +82,17 @@ def verdict(changes: Sequence[ShownChange]) -> str:
 def _names(changes: Sequence[ShownChange]) -> str:
     """`main: msvd vop (-2.1 points) is`."""
     names = [f"{change.row} ({change.change:+.1f} points)" for change in changes]
-    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+    if len(names) == 1:
+        return f"{names[0]} is"
+    return f"{', '.join(names)} are"
 
 
 def _plot(changes: Sequence[ShownChange], sentences: str) -> ReportPlot:
-    caption = "Change of text to video R@1 since the round before, with its 95% interval."
-    names = [change.row for change in changes]
-    numbers = [(change.change, change.low, change.high) for change in changes]
-    return ReportPlot("changes", caption, plots.change_with_intervals(names, numbers), sentences)
+    rows = [change.row for change in changes]
+    intervals = [(change.change, change.low, change.high) for change in changes]
+    return ReportPlot(
+        name="changes",
+        caption="Change of text to video R@1 since the round before, with its 95% interval.",
+        svg=plots.change_with_intervals(rows, intervals),
+        seen=sentences,
+    )

@@ -2,78 +2,126 @@
 
 from collections.abc import Sequence
 
-from pipelines.reports.ranking import RECALL, Ranking
+from pipelines.reports.ranking import Ranking
 from pipelines.reports.summary import MethodResult
+from vopcore.metrics import names
 
 MOST_NAMES = 4
-COSTS = {"params/trainable": "parameters", "seconds/tune": "time", "memory/peak_mb": "memory"}
+COST_NAMES = {
+    names.TRAINABLE: "parameters",
+    names.TUNING_SECONDS: "time",
+    names.PEAK_MEMORY: "memory",
+}
 
 
 def headline(dataset: str, results: Sequence[MethodResult], ranking: Ranking) -> str:
     """Plain sentences about one data set."""
     best = ranking.best
-    number = best.number(RECALL)
-    assert number is not None, "a row without recall"
-
     sentences = [
-        f"On {dataset}, {best.label} puts the right video first for {number.mean:.1f}% of the captions"
+        _winner(dataset, best, len(results)),
+        _cost(best),
+        _against_full(best, results),
+        _ties(results, ranking),
     ]
-    if number.low is not None and number.high is not None:
-        sentences[0] += f" (95% interval {max(number.low, 0):.1f} to {min(number.high, 100):.1f})"
-    if len(results) > 1:
-        sentences[0] += f", the most of {len(results)} methods"
-    sentences.append(_cost(best))
-    sentences.append(_against_full(best, results))
-    sentences.append(_ties(results, ranking))
+
+    # A sentence is empty where the runs have nothing to say on its subject.
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
+def _winner(dataset: str, best: MethodResult, num_methods: int) -> str:
+    number = best.number(names.T2V_R1)
+    assert number is not None, "a row without recall"
+
+    sentence = f"On {dataset}, {best.label} puts the right video first for {number.mean:.1f}% of the captions"
+
+    # The interval comes from a symmetric t distribution, which knows nothing of 0% and 100%.
+    if number.low is not None and number.high is not None:
+        low = max(number.low, 0)
+        high = min(number.high, 100)
+        sentence += f" (95% interval {low:.1f} to {high:.1f})"
+
+    if num_methods > 1:
+        sentence += f", the most of {num_methods} methods"
+    return sentence
+
+
 def _cost(best: MethodResult) -> str:
-    percent = best.value("params/percent")
-    seconds = best.value("seconds/tune")
-    megabytes = best.value("memory/peak_mb")
+    percent = best.value(names.TRAINABLE_PERCENT)
+    seconds = best.value(names.TUNING_SECONDS)
+    mebibytes = best.value(names.PEAK_MEMORY)
 
     costs = []
-    if percent is not None:
-        costs.append(f"{percent:.2g}% of the parameters" if percent else "no parameter at all")
+    if percent == 0:
+        costs.append("no parameter at all")
+    elif percent is not None:
+        costs.append(f"{percent:.2g}% of the parameters")
+
     if seconds:
-        costs.append(f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds")
-    if megabytes is not None:
-        costs.append(f"{megabytes / 1024:.1f} GiB of memory")
-    return f"Tuning it took {', '.join(costs)}" if costs else ""
+        costs.append(_duration(seconds))
+
+    if mebibytes is not None:
+        gibibytes = mebibytes / 1024
+        costs.append(f"{gibibytes:.1f} GiB of memory")
+
+    if not costs:
+        return ""
+    return f"Tuning it took {', '.join(costs)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes"
 
 
 def _against_full(best: MethodResult, results: Sequence[MethodResult]) -> str:
-    """Against full fine-tuning, where that was run once with one setting."""
-    full = [result for result in results if result.method == "full"]
-    if len(full) != 1 or full[0].label == best.label:
+    """Compare with full fine-tuning, where that was run with one setting only."""
+    full_results = [result for result in results if result.method == "full"]
+    if len(full_results) != 1:
+        return ""
+    full = full_results[0]
+    if full.label == best.label:
         return ""
 
-    points = (best.value(RECALL) or 0) - (full[0].value(RECALL) or 0)
-    words = [f"Full fine-tuning finds {points:.1f} points less"]
-    for metric, name in (
-        ("params/trainable", "parameters"),
-        ("seconds/tune", "time"),
-        ("memory/peak_mb", "memory"),
-    ):
-        ours, theirs = best.value(metric), full[0].value(metric)
-        if ours is not None and theirs:
-            words.append(f"{_times(theirs, ours)} the {name}")
-    return f"{words[0]} with {', '.join(words[1:])}" if len(words) > 1 else words[0]
+    best_recall = best.value(names.T2V_R1) or 0
+    full_recall = full.value(names.T2V_R1) or 0
+    points = best_recall - full_recall
+    sentence = f"Full fine-tuning finds {points:.1f} points less"
+
+    multiples = []
+    for metric, cost_name in COST_NAMES.items():
+        best_cost = best.value(metric)
+        full_cost = full.value(metric)
+        if best_cost is not None and full_cost:
+            multiples.append(f"{_times(full_cost, best_cost)} the {cost_name}")
+
+    if not multiples:
+        return sentence
+    return f"{sentence} with {', '.join(multiples)}"
 
 
-def _times(theirs: float, ours: float) -> str:
-    if not ours:
+def _times(full_cost: float, best_cost: float) -> str:
+    """`7.4 times`, `1,200 times`; `all of` where the best method costs nothing."""
+    if not best_cost:
         return "all of"
-    return f"{theirs / ours:,.0f} times" if theirs >= 10 * ours else f"{theirs / ours:.1f} times"
+
+    # Tenths mean something in small ratios only.
+    ratio = full_cost / best_cost
+    if full_cost >= 10 * best_cost:
+        return f"{ratio:,.0f} times"
+    return f"{ratio:.1f} times"
 
 
 def _ties(results: Sequence[MethodResult], ranking: Ranking) -> str:
-    tied = [result.label for result in results if result.label in ranking.tied]
     if len(results) < 2:
         return ""
+
+    tied = [result.label for result in results if result.label in ranking.tied]
     if not tied:
         return "Every other method is worse by more than chance"
-    names = ", ".join(tied) if len(tied) <= MOST_NAMES else f"{len(tied)} other methods"
-    verb = "is" if len(tied) == 1 else "are"
-    return f"{names} {verb} too close to call"
+    if len(tied) == 1:
+        return f"{tied[0]} is too close to call"
+    if len(tied) <= MOST_NAMES:
+        return f"{', '.join(tied)} are too close to call"
+    return f"{len(tied)} other methods are too close to call"

@@ -7,7 +7,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).parent / "templates"
-DARK = {"#2b2f36": "#e4e8ee", "#7a828e": "#9aa4b2", "#e7eaef": "#333b47"}  # of what `plots` draws
+DARK = {  # colours that `plots` draws with, and what they are on a dark screen
+    "#2b2f36": "#e4e8ee",
+    "#7a828e": "#9aa4b2",
+    "#e7eaef": "#333b47",
+}
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,32 @@ def render(template: str, **values: object) -> str:
 
 def data_uri(content: str | bytes, kind: str) -> str:
     """An image inside the page; kind: `svg+xml`, `jpeg`."""
-    raw = content.encode() if isinstance(content, str) else content
-    return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
+    if isinstance(content, str):
+        content = content.encode()
+    encoded = base64.b64encode(content).decode()
+    return f"data:image/{kind};base64,{encoded}"
 
 
 def in_the_dark(svg: str) -> str:
     """The same plot with light lines and words where the reader's screen is dark; paper stays as it is."""
-    light = "".join(f"--c{colour[1:]}:{colour};" for colour in DARK)
-    dark = "".join(f"--c{colour[1:]}:{other};" for colour, other in DARK.items())
-    style = f"<style>svg{{{light}}}@media screen and (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    light_values = ""
+    dark_values = ""
+    for colour, dark_colour in DARK.items():
+        variable = _variable(colour)
+        light_values += f"{variable}:{colour};"
+        dark_values += f"{variable}:{dark_colour};"
+        svg = svg.replace(colour, f"var({variable})")
 
-    for colour in DARK:
-        svg = svg.replace(colour, f"var(--c{colour[1:]})")
-    start = svg.index(">", svg.index("<svg")) + 1
+    light = f"svg{{{light_values}}}"
+    dark = f"@media screen and (prefers-color-scheme:dark){{svg{{{dark_values}}}}}"
+    style = f"<style>{light}{dark}</style>"
+
+    # The style is the first child of the svg element; an XML declaration may stand before that.
+    tag = svg.index("<svg")
+    start = svg.index(">", tag) + 1
     return svg[:start] + style + svg[start:]
+
+
+def _variable(colour: str) -> str:
+    """`--c2b2f36` of `#2b2f36`."""
+    return f"--c{colour[1:]}"

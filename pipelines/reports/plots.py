@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.reports.published import PublishedRow
-from pipelines.reports.ranking import RECALL, Ranking
+from pipelines.reports.ranking import Ranking
 from pipelines.reports.summary import Estimate, MethodResult, labels
+from vopcore.metrics import names
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # label: (step, value)
 Palette = Mapping[str, tuple[str, str]]  # label: colour and marker, the same in all plots
@@ -19,7 +20,19 @@ Palette = Mapping[str, tuple[str, str]]  # label: colour and marker, the same in
 INK = "#2b2f36"  # the page gives INK, FAINT and GRID other values in the dark
 FAINT = "#7a828e"
 GRID = "#e7eaef"
-COLOURS = ("#1f6feb", "#d1495b", "#2a9d6f", "#c77d0a", "#7b4fbf", "#0f8b8d", "#a3476f", "#6f8522", "#5b6b85")
+BETTER = "#2a9d6f"
+WORSE = "#d1495b"
+COLOURS = (
+    "#1f6feb",
+    WORSE,
+    BETTER,
+    "#c77d0a",
+    "#7b4fbf",
+    "#0f8b8d",
+    "#a3476f",
+    "#6f8522",
+    "#5b6b85",
+)
 MARKERS = "osD^vP"
 WIDTH = 5.2  # inches: on a phone the words are two thirds as large
 STYLE = {
@@ -43,71 +56,120 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-BINS = {"1": (1, 1.5), "2–5": (1.5, 5.5), "6–10": (5.5, 10.5), "11–50": (10.5, 50.5), ">50": (50.5, np.inf)}
+BINS = {  # of ranks: from and to; a tie may make a rank of 1.5
+    "1": (1, 1.5),
+    "2–5": (1.5, 5.5),
+    "6–10": (5.5, 10.5),
+    "11–50": (10.5, 50.5),
+    ">50": (50.5, np.inf),
+}
 
 
 def palette(results: Sequence[MethodResult]) -> Palette:
     """A look for each label: nine colours with one marker, then the same colours with the next."""
-    looks = [(colour, marker) for marker in MARKERS for colour in COLOURS]
-    return {label: looks[place % len(looks)] for place, label in enumerate(labels(results))}
+    looks = []
+    for marker in MARKERS:
+        for colour in COLOURS:
+            looks.append((colour, marker))
+
+    look_of = {}
+    for place, label in enumerate(labels(results)):
+        look_of[label] = looks[place % len(looks)]
+    return look_of
 
 
 def recall_with_intervals(results: Sequence[MethodResult], ranking: Ranking, looks: Palette) -> str:
     """t2v R@1 of each method of one data set, best on top, with its 95% interval; papers' numbers hollow."""
-    ordered = sorted(results, key=lambda result: result.value(RECALL) or 0)
+    # The vertical axis goes up, so the best comes last.
+    ordered = sorted(results, key=lambda result: result.value(names.T2V_R1) or 0)
 
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(1.1 + 0.32 * len(ordered))
         for place, result in enumerate(ordered):
-            number = result.number(RECALL)
-            assert number is not None, "a row without recall"
-            colour, marker = looks[result.label]
-            axes.errorbar(
-                number.mean, place, xerr=_whiskers(number), color=colour, fmt=marker, ms=7, lw=1.6, capsize=3
-            )
-            for row in result.published("t2v"):
-                axes.plot(row.numbers["R1"], place + 0.28, marker="d", mfc="none", mec=FAINT, ls="", ms=6)
+            _draw_recall(axes, result, place, looks[result.label])
 
-        names = [_with_mark(result, ranking) for result in ordered]
-        axes.set_yticks(range(len(ordered)), names)
+        row_names = [_with_mark(result, ranking) for result in ordered]
+        axes.set_yticks(range(len(ordered)), row_names)
         axes.set_ylim(-0.6, len(ordered) - 0.3)
         axes.set_xlabel("text to video R@1, %")
         axes.grid(visible=False, axis="y")
         return _svg(figure)
 
 
+def _draw_recall(axes: Axes, result: MethodResult, place: int, look: tuple[str, str]) -> None:
+    """One row: the method's number with its interval, and above it, hollow, what papers print."""
+    recall = result.number(names.T2V_R1)
+    assert recall is not None, "a row without recall"
+
+    colour, marker = look
+    axes.errorbar(
+        recall.mean,
+        place,
+        xerr=_whiskers(recall),
+        color=colour,
+        fmt=marker,
+        ms=7,
+        lw=1.6,
+        capsize=3,
+    )
+    for row in result.published(names.T2V):
+        axes.plot(
+            row.numbers["R1"],
+            place + 0.28,
+            marker="d",
+            mfc="none",
+            mec=FAINT,
+            ls="",
+            ms=6,
+        )
+
+
 def _with_mark(result: MethodResult, ranking: Ranking) -> str:
     mark = ranking.mark(result)
-    return f"{result.label} ({mark})" if mark else result.label
+    if not mark:
+        return result.label
+    return f"{result.label} ({mark})"
 
 
 def recall_against_parameters(results: Sequence[MethodResult], looks: Palette) -> str:
-    """t2v R@1 of one data set against trainable parameters: ours filled, the same experiment in a paper
-    hollow.
-    """
+    """t2v R@1 of one data set against trainable parameters; the same experiment in a paper is hollow."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.6 + _legend_height(len(results)))
         for result in results:
-            _draw_result(axes, result, *looks[result.label])
-            for row in result.published("t2v"):
+            _draw_result(axes, result, looks[result.label])
+            for row in result.published(names.T2V):
                 _draw_published(axes, row)
 
-        axes.set(xscale="log", xlabel="trainable parameters", ylabel="text to video R@1, %")
-        if all(not result.value("params/trainable") for result in results):
+        axes.set(
+            xscale="log",
+            xlabel="trainable parameters",
+            ylabel="text to video R@1, %",
+        )
+
+        # Horizontal lines alone give a log axis nothing to choose its ends by.
+        if not any(result.value(names.TRAINABLE) for result in results):
             axes.set_xlim(1e3, 1e9)
         _legend_below(figure)
         return _svg(figure)
 
 
-def _draw_result(axes: Axes, result: MethodResult, colour: str, marker: str) -> None:
-    recall = result.number(RECALL)
-    trainable = result.value("params/trainable")
+def _draw_result(axes: Axes, result: MethodResult, look: tuple[str, str]) -> None:
+    recall = result.number(names.T2V_R1)
+    trainable = result.value(names.TRAINABLE)
     assert recall is not None, "a row without recall"
 
-    if not trainable:  # a log axis has no 0
-        label = f"{result.label}: nothing tuned"
-        axes.axhline(recall.mean, color=colour, ls="--", lw=1.4, label=label)
+    # A log axis has no 0: what tunes nothing is a line across.
+    colour, marker = look
+    if not trainable:
+        axes.axhline(
+            recall.mean,
+            color=colour,
+            ls="--",
+            lw=1.4,
+            label=f"{result.label}: nothing tuned",
+        )
         return
+
     axes.errorbar(
         trainable,
         recall.mean,
@@ -122,18 +184,35 @@ def _draw_result(axes: Axes, result: MethodResult, colour: str, marker: str) -> 
 
 
 def _draw_published(axes: Axes, row: PublishedRow) -> None:
-    if row.trainable is None or not row.trainable:
+    """Draw a paper's row, unless the paper does not say how much it tunes."""
+    if not row.trainable:
         return
+
     position = (row.trainable, row.numbers["R1"])
     axes.plot(*position, "d", mfc="none", mec=FAINT, ms=7)
-    axes.annotate(row.paper, position, (6, -10), textcoords="offset points", color=FAINT, size=8)
+    axes.annotate(
+        row.paper,
+        position,
+        (6, -10),
+        textcoords="offset points",
+        color=FAINT,
+        size=8,
+    )
 
 
 def _whiskers(number: Estimate) -> list[list[float]]:
     """How far the 95% interval reaches below and above, within what a percentage can be."""
-    low = number.mean if number.low is None else max(number.low, 0)
-    high = number.mean if number.high is None else min(number.high, 100)
-    return [[number.mean - low], [high - number.mean]]
+    low = number.mean
+    if number.low is not None:
+        low = max(number.low, 0)
+
+    high = number.mean
+    if number.high is not None:
+        high = min(number.high, 100)
+
+    below = number.mean - low
+    above = high - number.mean
+    return [[below], [above]]
 
 
 def over_time(curves: Curves, ylabel: str, looks: Palette) -> str:
@@ -144,6 +223,8 @@ def over_time(curves: Curves, ylabel: str, looks: Palette) -> str:
             colour, marker = looks[label]
             steps = [step for step, _ in points]
             values = [value for _, value in points]
+
+            # Some six markers tell lines apart; one at each point would hide them.
             axes.plot(
                 steps,
                 values,
@@ -154,6 +235,7 @@ def over_time(curves: Curves, ylabel: str, looks: Palette) -> str:
                 lw=1.5,
                 label=label,
             )
+
         axes.set(xlabel="step", ylabel=ylabel)
         _legend_below(figure)
         return _svg(figure)
@@ -163,54 +245,121 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], looks: Palette) -> str:
     """Share of queries by the rank of the right video, a group of bars per range of ranks."""
     heights = {}
     for label, label_ranks in ranks.items():
-        shares = [np.mean((label_ranks >= low) & (label_ranks < high)) for low, high in BINS.values()]
-        heights[label] = [100 * float(share) for share in shares]
-    return _bars(heights, list(BINS), "rank of the right video", "queries, %", looks)
+        percents = []
+        for low, high in BINS.values():
+            in_bin = (label_ranks >= low) & (label_ranks < high)
+            percents.append(100 * float(np.mean(in_bin)))
+        heights[label] = percents
+
+    return _bars(
+        heights,
+        list(BINS),
+        xlabel="rank of the right video",
+        ylabel="queries, %",
+        looks=looks,
+    )
 
 
 def gain_over_full(results: Sequence[MethodResult], looks: Palette) -> str | None:
     """t2v R@1 minus that of full fine-tuning, per data set; None where `full` was not run beside another."""
-    full = {result.dataset: result.value(RECALL) for result in reversed(results) if result.method == "full"}
-    others = [result for result in results if result.method != "full" and result.dataset in full]
+    full_recalls = _full_recalls(results)
+    others = []
+    for result in results:
+        if result.method != "full" and result.dataset in full_recalls:
+            others.append(result)
     if not others:
         return None
 
+    # NaN leaves a gap where a method was not run on a data set.
     datasets = sorted({result.dataset for result in others})
     heights = {label: [math.nan] * len(datasets) for label in labels(others)}
     for result in others:
-        gain = (result.value(RECALL) or 0) - (full[result.dataset] or 0)
-        heights[result.label][datasets.index(result.dataset)] = gain
-    return _bars(heights, datasets, "", "R@1 above full, points", looks)
+        recall = result.value(names.T2V_R1) or 0
+        column = datasets.index(result.dataset)
+        heights[result.label][column] = recall - full_recalls[result.dataset]
+
+    return _bars(
+        heights,
+        datasets,
+        xlabel="",
+        ylabel="R@1 above full, points",
+        looks=looks,
+    )
 
 
-def change_with_intervals(names: Sequence[str], changes: Sequence[tuple[float, float, float]]) -> str:
+def _full_recalls(results: Sequence[MethodResult]) -> dict[str, float]:
+    """t2v R@1 of full fine-tuning by data set; of several settings the first row of the table counts."""
+    recalls: dict[str, float] = {}
+    for result in results:
+        if result.method == "full" and result.dataset not in recalls:
+            recalls[result.dataset] = result.value(names.T2V_R1) or 0
+    return recalls
+
+
+def change_with_intervals(rows: Sequence[str], changes: Sequence[tuple[float, float, float]]) -> str:
     """A row for each name: a change in points of R@1 and its 95% interval (change, low, high)."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(1.1 + 0.32 * len(names))
+        figure, axes = _axes(1.1 + 0.32 * len(rows))
+
+        # The vertical axis goes up, so the first row comes last.
         for place, (change, low, high) in enumerate(reversed(changes)):
-            colour = COLOURS[1] if high < 0 else COLOURS[2] if low > 0 else FAINT
-            reach = [[change - low], [high - change]]
-            axes.errorbar(change, place, xerr=reach, color=colour, fmt="o", ms=6, lw=1.6, capsize=3)
+            below = change - low
+            above = high - change
+            axes.errorbar(
+                change,
+                place,
+                xerr=[[below], [above]],
+                color=_change_colour(low, high),
+                fmt="o",
+                ms=6,
+                lw=1.6,
+                capsize=3,
+            )
+
         axes.axvline(0, color=INK, lw=0.9)
-        axes.set_yticks(range(len(names)), list(reversed(names)))
-        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_yticks(range(len(rows)), list(reversed(rows)))
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("change of text to video R@1, points")
         axes.grid(visible=False, axis="y")
         return _svg(figure)
 
 
+def _change_colour(low: float, high: float) -> str:
+    """Faint where the interval holds 0: such a change may be chance."""
+    if high < 0:
+        return WORSE
+    if low > 0:
+        return BETTER
+    return FAINT
+
+
 def _bars(
-    heights: Mapping[str, Sequence[float]], groups: Sequence[str], xlabel: str, ylabel: str, looks: Palette
+    heights: Mapping[str, Sequence[float]],
+    groups: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    looks: Palette,
 ) -> str:
+    """A group of bars for each of `groups`, in it a bar for each label."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.2 + _legend_height(len(heights)))
+
+        # Groups are 1 apart and 0.8 wide, around their ticks.
         width = 0.8 / len(heights)
+        group_starts = np.arange(len(groups)) - 0.4
         for place, (label, values) in enumerate(heights.items()):
-            positions = np.arange(len(groups)) - 0.4 + width * (place + 0.5)
-            axes.bar(positions, values, width * 0.92, color=looks[label][0], label=label)
+            colour, _ = looks[label]
+            positions = group_starts + width * (place + 0.5)
+            axes.bar(positions, values, width * 0.92, color=colour, label=label)
+
         axes.axhline(0, color=INK, lw=0.8)
         axes.grid(visible=False, axis="x")
-        axes.set(xticks=range(len(groups)), xticklabels=groups, xlabel=xlabel, ylabel=ylabel)
+        axes.set(
+            xticks=range(len(groups)),
+            xticklabels=groups,
+            xlabel=xlabel,
+            ylabel=ylabel,
+        )
         _legend_below(figure)
         return _svg(figure)
 
@@ -230,6 +379,7 @@ def _legend_below(figure: Figure) -> None:
 
 
 def _svg(figure: Figure) -> str:
+    # Without a date the same numbers give the same file.
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

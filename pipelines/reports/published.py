@@ -15,10 +15,11 @@ from pathlib import Path
 from pipelines.track import TrackedRun
 from vopcore.datasets import PUBLISHED as SPLITS
 from vopcore.methods import METHODS
+from vopcore.metrics import names
 
 FILE = Path(__file__).with_name("published.csv")
 BACKBONES = ("ViT-B-32", "ViT-B-32-quickgelu")  # both papers' CLIP, as open_clip and as OpenAI name it
-COLUMNS = {"r1": "R1", "r5": "R5", "r10": "R10", "mdr": "MdR", "mnr": "MnR"}
+COLUMNS = {name.lower(): name for name in names.RANKS}  # of the file: {"r1": "R1"}
 SOURCES = {
     "vop_paper": ("VoP", "Huang et al., VoP, CVPR 2023, ViT-B/32"),
     "cma_paper": ("CMA", "Jiang et al., Cross-Modal Adapter, Pattern Recognition 2025, ViT-B/32"),
@@ -52,9 +53,21 @@ def published() -> Sequence[PublishedRow]:
 
 
 def _read_row(record: Mapping[str, str]) -> PublishedRow:
-    options = dict(word.split("=", 1) for word in record["options"].split())
-    numbers = {name: float(record[column]) for column, name in COLUMNS.items() if record[column]}
-    millions = record["params_millions"]
+    # `layers=6 width=64`
+    options = {}
+    for option in record["options"].split():
+        name, value = option.split("=", 1)
+        options[name] = value
+
+    # Papers leave some numbers out, and some do not count what they tune.
+    numbers = {}
+    for column, name in COLUMNS.items():
+        if record[column]:
+            numbers[name] = float(record[column])
+
+    trainable = None
+    if record["params_millions"]:
+        trainable = 1e6 * float(record["params_millions"])
 
     return PublishedRow(
         dataset=record["dataset"],
@@ -64,14 +77,18 @@ def _read_row(record: Mapping[str, str]) -> PublishedRow:
         options=options,
         source=record["source"],
         direction=record["direction"],
-        trainable=1e6 * float(millions) if millions else None,
+        trainable=trainable,
         numbers=numbers,
     )
 
 
 def beside(run: TrackedRun, direction: str) -> list[PublishedRow]:
     """What papers print of the experiment that `run` is: none, one row, or one of each paper."""
-    return [row for row in published() if row.direction == direction and is_same_experiment(row, run)]
+    matches = []
+    for row in published():
+        if row.direction == direction and is_same_experiment(row, run):
+            matches.append(row)
+    return matches
 
 
 def is_same_experiment(row: PublishedRow, run: TrackedRun) -> bool:
@@ -79,14 +96,22 @@ def is_same_experiment(row: PublishedRow, run: TrackedRun) -> bool:
 
     A setting that the run does not name has its default.
     """
-    if row.dataset != run.tags.get("dataset") or row.method != run.tags.get("method"):
+    if row.dataset != run.tags.get("dataset"):
         return False
-    if not _has_whole_test_split(run) or not _has_papers_backbone(run):
+    if row.method != run.tags.get("method"):
         return False
 
-    if row.pooling != run.params.get("method.pooling", "mean"):
+    if not _has_whole_test_split(run):
         return False
-    if str(row.frames) != run.params.get("video.frames", "12"):
+    if not _has_papers_backbone(run):
+        return False
+
+    pooling = run.params.get("method.pooling", "mean")
+    if pooling != row.pooling:
+        return False
+
+    num_frames = run.params.get("video.frames", "12")
+    if num_frames != str(row.frames):
         return False
     return _options_of_row(row) == _options_of_run(run)
 
@@ -94,12 +119,16 @@ def is_same_experiment(row: PublishedRow, run: TrackedRun) -> bool:
 def _has_whole_test_split(run: TrackedRun) -> bool:
     if run.tags.get("split", "test") != "test":
         return False
+
+    # A run on a part of the data is told by its captions.
     _, num_captions = SPLITS[run.tags["dataset"]]["test"]
-    return run.metrics.get("queries/expected", num_captions) == num_captions
+    num_queries = run.metrics.get(names.QUERIES_EXPECTED, num_captions)
+    return num_queries == num_captions
 
 
 def _has_papers_backbone(run: TrackedRun) -> bool:
-    model = run.params.get("clip.model", run.tags.get("backbone", ""))
+    backbone = run.tags.get("backbone", "")
+    model = run.params.get("clip.model", backbone)
     if model not in BACKBONES:
         return False
 
@@ -116,7 +145,9 @@ def _options_of_row(row: PublishedRow) -> dict[str, str]:
 def _options_of_run(run: TrackedRun) -> dict[str, str]:
     """The options of the run's method; a number of layers that means all of them is the default."""
     defaults = _defaults(run.tags["method"])
-    options = {name: run.params.get(f"method.{name}", default) for name, default in defaults.items()}
+    options = {}
+    for name, default in defaults.items():
+        options[name] = run.params.get(f"method.{name}", default)
 
     # ViT-B/32 has 12 layers in each tower: to say 12 and to say nothing is one thing.
     for name in ("layers", "text_layers", "vision_layers"):
@@ -126,4 +157,6 @@ def _options_of_run(run: TrackedRun) -> dict[str, str]:
 
 
 def _defaults(method: str) -> dict[str, str]:
-    return {field.name: str(field.default) for field in dataclasses.fields(METHODS[method])}
+    """The options of a method as MLflow writes them: text."""
+    fields = dataclasses.fields(METHODS[method])
+    return {field.name: str(field.default) for field in fields}

@@ -1,7 +1,7 @@
 """What a gallery shows of one run, or of two side by side: captions, their best videos, strips of frames."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,22 @@ class VideoFile:
     @property
     def address(self) -> str | None:
         """A link that plays it from its moment; None where it is not on this machine's disks."""
-        if "://" in self.path or not Path(self.path).is_file():
+        if "://" in self.path:
             return None
-        address = Path(self.path).absolute().as_uri()
+        file = Path(self.path)
+        if not file.is_file():
+            return None
+
+        address = file.absolute().as_uri()
         if self.start is None and self.end is None:
             return address
-        end = "" if self.end is None else f",{self.end:g}"
-        return f"{address}#t={self.start or 0:g}{end}"
+
+        # A media fragment: browsers play `#t=4.5,9` from 4.5 s to 9 s.
+        start = self.start or 0
+        fragment = f"#t={start:g}"
+        if self.end is not None:
+            fragment += f",{self.end:g}"
+        return address + fragment
 
 
 @dataclass(frozen=True)
@@ -96,76 +105,113 @@ def gallery_data(
     more, those that only one of two runs finds first come before a random choice of the others. files: where
     the videos are, to play them. Raises ValueError if the runs were not measured on the same captions.
     """
+    if files is None:
+        files = {}
+
     runs = [table.to_pylist() for table in tables]
-    pairs = [[(row["caption"], row["video"]) for row in run] for run in runs]
-    if any(other != pairs[0] for other in pairs):
+    queries = [_queries(run) for run in runs]
+    if any(other != queries[0] for other in queries):
         raise ValueError(f"{' and '.join(names)} were not measured on the same captions; nothing to compare")
 
-    chosen_rows = chosen(runs, most, seed)
-    shown = [[run[row] for row in chosen_rows] for run in runs]
-    videos = _videos_of(shown)
-    numbers = {video: number for number, video in enumerate(videos)}
-    files = files or {}
+    # The same captions of every run, so that results stand side by side.
+    row_numbers = chosen(runs, most, seed)
+    shown_runs = []
+    for run in runs:
+        shown_runs.append([run[number] for number in row_numbers])
+
+    # Queries name videos by number: an identifier would stand on the page a dozen times.
+    videos = _videos_of(shown_runs)
+    number_of = {video: number for number, video in enumerate(videos)}
+
     return GalleryData(
         runs=list(names),
-        total=len(pairs[0]),
-        queries=[_query(rows, numbers) for rows in zip(*shown, strict=True)],
+        total=len(runs[0]),
+        queries=[_query(rows, number_of) for rows in zip(*shown_runs, strict=True)],
         videos=[_video(shards, video, files.get(video)) for video in videos],
     )
 
 
+def _queries(run: Predictions) -> list[tuple[str, str]]:
+    """Caption and right video of each row."""
+    return [(row["caption"], row["video"]) for row in run]
+
+
 def chosen(runs: Sequence[Predictions], most: int, seed: int) -> list[int]:
-    """The captions that are kept, in their order."""
-    order = np.random.default_rng(seed).permutation(len(runs[0])).tolist()
+    """The numbers of the rows that are shown, in their order."""
+    num_rows = len(runs[0])
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(num_rows).tolist()
 
-    def runs_differ(row: int) -> bool:
-        return len({run[row]["rank"] == 1 for run in runs}) > 1
+    def runs_differ(row_number: int) -> bool:
+        hits = {run[row_number]["rank"] == 1 for run in runs}
+        return len(hits) > 1
 
+    # `sorted` is stable: within each half the random order stays.
     differing_first = sorted(order, key=runs_differ, reverse=True)
     return sorted(differing_first[:most])
 
 
-def _videos_of(shown: Sequence[Predictions]) -> list[str]:
-    """The videos of all rows, once each."""
+def _videos_of(shown_runs: Sequence[Predictions]) -> list[str]:
+    """The videos of all rows, once each, in the order of first sight."""
     videos: dict[str, None] = {}
-    for run in shown:
+    for run in shown_runs:
         for row in run:
             videos[row["video"]] = None
             videos.update(dict.fromkeys(row["top"]))
     return list(videos)
 
 
-def _query(rows: Iterable[dict[str, Any]], numbers: Mapping[str, int]) -> ShownQuery:
+def _query(rows: Sequence[dict[str, Any]], number_of: Mapping[str, int]) -> ShownQuery:
     """One caption, from its row in each run."""
-    rows = list(rows)
     results = []
     for row in rows:
-        top = [numbers[video] for video in row["top"]]
+        top = [number_of[video] for video in row["top"]]
         scores = [round(score, 3) for score in row["scores"]]
         results.append(ShownResult(row["rank"], top, scores))
-    return ShownQuery(rows[0]["caption"], numbers[rows[0]["video"]], rows[0]["found"], results)
+
+    # Caption and right video are the same in every run.
+    first = rows[0]
+    return ShownQuery(
+        caption=first["caption"],
+        right=number_of[first["video"]],
+        found=first["found"],
+        results=results,
+    )
 
 
 def _video(shards: Shards | None, video: str, file: VideoFile | None) -> ShownVideo:
-    play = file.address if file else None
+    play = None
+    if file is not None:
+        play = file.address
+
     if shards is None:
         return ShownVideo(video, why="the shards are gone", play=play)
     if video not in shards.videos:
         return ShownVideo(video, why="not in the shards", play=play)
+
+    # A browser will not play what could not be decoded: there is no link then.
     if not shards.num_frames(video):
-        return ShownVideo(video, why=shards.videos[video].error or "no frame could be decoded")
+        error = shards.videos[video].error
+        return ShownVideo(video, why=error or "no frame could be decoded")
     return ShownVideo(video, image=strip(shards, video), play=play)
 
 
 def strip(shards: Shards, video: str) -> str:
     """FRAMES frames of a video side by side, evenly over it, as a JPEG in a data URI."""
-    count = shards.num_frames(video)
-    places = np.linspace(0, count - 1, min(FRAMES, count)).round().astype(int)
-    frames = shards.frames(video, np.unique(places).tolist())
+    num_stored = shards.num_frames(video)
+    num_shown = min(FRAMES, num_stored)
+    positions = np.linspace(0, num_stored - 1, num_shown).round()
+    numbers = np.unique(positions.astype(int))
 
-    image = Image.fromarray(np.concatenate(list(frames), axis=1))
+    frames = shards.frames(video, numbers.tolist())
+    side_by_side = np.concatenate(list(frames), axis=1)
+    image = Image.fromarray(side_by_side)
+
+    # Never enlarged: the browser does that as well.
     if image.height > HEIGHT:
-        image = image.resize((round(image.width * HEIGHT / image.height), HEIGHT))
+        width = round(image.width * HEIGHT / image.height)
+        image = image.resize((width, HEIGHT))
+
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=80)
     return data_uri(jpeg.getvalue(), "jpeg")

@@ -11,8 +11,8 @@ from scipy.stats import t as student
 from pipelines.reports.published import PublishedRow, beside
 from pipelines.track import TrackedRun
 from vopcore.methods import METHODS
+from vopcore.metrics import names
 
-NEEDED = "t2v/R1"
 DECIDES = (  # settings that make another row of the same method
     "method.",
     "train.",
@@ -21,6 +21,8 @@ DECIDES = (  # settings that make another row of the same method
     "video.size",
     "clip.",
 )
+
+Settings = tuple[tuple[str, str], ...]  # (name, value), by name
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,20 @@ class MethodResult:
         return [_seed(run) for run in self.runs]
 
     def number(self, metric: str) -> Estimate | None:
-        """Mean over seeds. What seeds and test queries leave open, both at 95%, adds in quadrature: Student's
-        t interval of the mean over seeds, and the runs' own bootstrap over queries.
+        """The mean over seeds and its 95% interval.
+
+        What seeds and test queries leave open, both at 95%, adds in quadrature: Student's t interval of the
+        mean over seeds, and the runs' own bootstrap over queries.
         """
         values = [run.metrics[metric] for run in self.runs if metric in run.metrics]
         if not values:
             return None
 
         mean = statistics.mean(values)
-        below = self._reach(metric, "low")
-        above = self._reach(metric, "high")
+        below = self._reach(metric, names.low(metric))
+        above = self._reach(metric, names.high(metric))
+
+        # One seed says nothing about the others: what is left is what its own queries leave open.
         if len(values) == 1:
             low = None if below is None else mean - below
             high = None if above is None else mean + above
@@ -70,12 +76,19 @@ class MethodResult:
         return Estimate(mean, std, low, high)
 
     def _reach(self, metric: str, end: str) -> float | None:
-        """How far the runs' bootstrap intervals reach from their numbers, on average; None: no such."""
-        end_name = f"{metric}_{end}"
-        measured = [run.metrics for run in self.runs if end_name in run.metrics]
-        if not measured:
+        """How far the runs' bootstrap intervals reach from their numbers, on average.
+
+        end: the name of the interval's end. None where no run has an interval.
+        """
+        distances = []
+        for run in self.runs:
+            if end in run.metrics:
+                distance = abs(run.metrics[end] - run.metrics[metric])
+                distances.append(distance)
+
+        if not distances:
             return None
-        return statistics.mean(abs(metrics[end_name] - metrics[metric]) for metrics in measured)
+        return statistics.mean(distances)
 
     def published(self, direction: str) -> list[PublishedRow]:
         """What papers print of the same experiment; the runs of a row differ in nothing but the seed."""
@@ -84,7 +97,9 @@ class MethodResult:
     def value(self, metric: str) -> float | None:
         """The mean over seeds; None where nothing was measured."""
         number = self.number(metric)
-        return number.mean if number else None
+        if number is None:
+            return None
+        return number.mean
 
 
 @dataclass(frozen=True)
@@ -107,13 +122,17 @@ def summarize(runs: Sequence[TrackedRun]) -> tuple[list[MethodResult], list[Left
             usable.append(run)
 
     results = []
-    usable.sort(key=_identity)
-    for (dataset, method), group in groupby(usable, key=lambda run: _identity(run)[:2]):
+    usable.sort(key=_identity)  # groupby wants its groups side by side
+    for (dataset, method), group in groupby(usable, key=_experiment):
         variants = [list(variant) for _, variant in groupby(group, key=_identity)]
         for number, variant in enumerate(variants):
             newest, replaced = _newest_of_each_seed(variant)
             left_out += replaced
-            label = method if len(variants) == 1 else f"{method} ({_difference(variants, number)})"
+
+            # Settings are in the label only where they tell rows of one method apart.
+            label = method
+            if len(variants) > 1:
+                label = f"{method} ({_difference(variants, number)})"
             results.append(MethodResult(dataset, method, label, newest))
 
     results.sort(key=lambda result: (result.dataset, _place(result.method)))
@@ -128,15 +147,23 @@ def _newest_of_each_seed(variant: Sequence[TrackedRun]) -> tuple[list[TrackedRun
 
     replaced = []
     for run in variant:
-        successor = newest[_seed(run)]
+        seed = _seed(run)
+        successor = newest[seed]
         if successor is not run:
-            replaced.append(LeftOut(run, f"seed {_seed(run)} was run again: {successor.name}"))
-    return [newest[seed] for seed in sorted(newest)], replaced
+            replaced.append(LeftOut(run, f"seed {seed} was run again: {successor.name}"))
+
+    by_seed = [newest[seed] for seed in sorted(newest)]
+    return by_seed, replaced
 
 
-def labels(cells: Sequence[MethodResult]) -> list[str]:
+def labels(results: Sequence[MethodResult]) -> list[str]:
     """The rows of all datasets, once each, in the order of METHODS."""
-    return list(dict.fromkeys(cell.label for cell in sorted(cells, key=lambda cell: _place(cell.method))))
+    in_order = sorted(results, key=lambda result: _place(result.method))
+
+    unique: dict[str, None] = {}
+    for result in in_order:
+        unique[result.label] = None
+    return list(unique)
 
 
 def unusable(run: TrackedRun) -> str | None:
@@ -145,42 +172,69 @@ def unusable(run: TrackedRun) -> str | None:
         return "not finished: running, or ended without a word; the same command goes on with it"
     if run.status != "FINISHED":
         return f"{run.status.lower()}: {run.tags.get('error', 'no reason was recorded')}"
-    if NEEDED not in run.metrics:
-        return f"no {NEEDED} was measured"
-    if not math.isfinite(run.metrics[NEEDED]):
-        return f"{NEEDED} is {run.metrics[NEEDED]}"
+
+    # Rows are ordered and compared by this number.
+    recall = run.metrics.get(names.T2V_R1)
+    if recall is None:
+        return f"no {names.T2V_R1} was measured"
+    if not math.isfinite(recall):
+        return f"{names.T2V_R1} is {recall}"
     return None
 
 
 def dataset_of(run: TrackedRun) -> str:
     """The benchmark's name; a folder of one's own goes by the name of its config."""
     dataset = run.tags.get("dataset", "?")
-    return run.params.get("name", dataset) if dataset == "folder" else dataset
+    if dataset == "folder":
+        return run.params.get("name", dataset)
+    return dataset
 
 
-def _identity(run: TrackedRun) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    settings = sorted((name, value) for name, value in run.params.items() if name.startswith(DECIDES))
-    settings.append(("data", run.tags.get("data_hash", "")))
-    return dataset_of(run), run.tags.get("method", run.name), tuple(settings)
+def _experiment(run: TrackedRun) -> tuple[str, str]:
+    """Data set and method."""
+    method = run.tags.get("method", run.name)
+    return dataset_of(run), method
+
+
+def _settings(run: TrackedRun) -> Settings:
+    """What makes a run another row than a run of the same method, by name."""
+    settings = []
+    for name, value in sorted(run.params.items()):
+        if name.startswith(DECIDES):
+            settings.append((name, value))
+
+    # The same benchmark with other captions is another experiment.
+    data_hash = run.tags.get("data_hash", "")
+    settings.append(("data", data_hash))
+    return tuple(settings)
+
+
+def _identity(run: TrackedRun) -> tuple[str, str, Settings]:
+    """Runs with the same identity differ in nothing but the seed."""
+    dataset, method = _experiment(run)
+    return dataset, method, _settings(run)
 
 
 def _difference(variants: Sequence[Sequence[TrackedRun]], number: int) -> str:
     """`train.lr 0.001`: the settings in which a variant differs from the others of its method."""
-    settings = [dict(_identity(variant[0])[2]) for variant in variants]
-    names = sorted(set().union(*settings))
+    settings_of = [dict(_settings(variant[0])) for variant in variants]
+    setting_names = sorted(set().union(*settings_of))
 
     words = []
-    for name in names:
-        values = {other.get(name) for other in settings}
+    for name in setting_names:
+        values = {settings.get(name) for settings in settings_of}
         if len(values) > 1:
-            words.append(f"{name} {settings[number].get(name, 'not set')}")
+            value = settings_of[number].get(name, "not set")
+            words.append(f"{name} {value}")
     return ", ".join(words)
 
 
 def _place(method: str) -> tuple[int, str]:
+    """Sorts methods as METHODS has them; one that is gone from there comes last."""
     order = list(METHODS)
-    place = order.index(method) if method in order else len(order)
-    return place, method
+    if method in order:
+        return order.index(method), method
+    return len(order), method
 
 
 def _seed(run: TrackedRun) -> int:

@@ -2,19 +2,31 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.reports.ranking import Ranking
 from pipelines.reports.summary import Estimate, MethodResult, labels
 from pipelines.reports.text import spreadsheet_cell
+from vopcore.metrics import names
 
 NOTHING = "–"
-DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
-RECALL = ("R1", "R5", "R10", "MdR", "MnR")
-PLAIN = ("params/trainable", "params/percent", "seconds/tune", "seconds/total", "memory/peak_mb")
-MARKS = {"best": "★", "tied": "≈"}  # behind the R@1 of the best method, and of those tied with it
+DIRECTIONS = {
+    names.T2V: "text to video",
+    names.V2T: "video to text",
+}
+COSTS = (
+    names.TRAINABLE,
+    names.TRAINABLE_PERCENT,
+    names.TUNING_SECONDS,
+    names.TOTAL_SECONDS,
+    names.PEAK_MEMORY,
+)
+STATISTICS = ("mean", "std", "low", "high")
+MARKS = {  # behind the R@1 of the best method, and of those tied with it
+    "best": "★",
+    "tied": "≈",
+}
 
 
 @dataclass(frozen=True)
@@ -33,22 +45,30 @@ class TextTable:
 def overview(results: Sequence[MethodResult], rankings: Mapping[str, Ranking]) -> TextTable:
     """Methods x data sets: t2v R@1, what the papers print behind it."""
     datasets = sorted({result.dataset for result in results})
-    by_place = {(result.label, result.dataset): result for result in results}
+    result_of = {(result.label, result.dataset): result for result in results}
 
     rows = []
     for label in labels(results):
         row = [label]
         for dataset in datasets:
-            result = by_place.get((label, dataset))
-            row.append(_with_published(result, rankings[dataset]) if result else NOTHING)
+            result = result_of.get((label, dataset))
+            if result is None:
+                row.append(NOTHING)
+            else:
+                row.append(_with_published(result, rankings[dataset]))
         rows.append(row)
     return TextTable("Text to video R@1", ["method", *datasets], rows)
 
 
 def _with_published(result: MethodResult, ranking: Ranking) -> str:
-    words = _marked(spread(result.number("t2v/R1")), ranking.mark(result))
-    printed = _published(result, "t2v", "R1")
-    return words if printed == NOTHING else f"{words} ({printed})"
+    """`41.2 ± 0.3 ★ (41.7 VoP)`."""
+    recall = spread(result.number(names.T2V_R1))
+    words = _marked(recall, ranking.mark(result))
+
+    printed = _published(result, names.T2V, "R1")
+    if printed == NOTHING:
+        return words
+    return f"{words} ({printed})"
 
 
 def details(
@@ -59,81 +79,112 @@ def details(
     Columns that hold nothing are left out.
     """
     shown = [result for result in results if result.dataset == dataset]
-    names = _column_names()
     rows = [_detail_row(result, direction, ranking) for result in shown]
+    columns = _filled_columns(rows)
 
-    filled = [column for column in range(len(names)) if any(row[column] != NOTHING for row in rows)]
-    marks = {result.label: ranking.mark(result) for result in shown} if ranking else {}
+    marks = {}
+    if ranking is not None:
+        for result in shown:
+            mark = ranking.mark(result)
+            if mark:
+                marks[result.label] = mark
+
     return TextTable(
-        f"{dataset}, {DIRECTIONS[direction]}",
-        [names[column] for column in filled],
-        [[row[column] for column in filled] for row in rows],
-        {label: mark for label, mark in marks.items() if mark},
+        title=f"{dataset}, {DIRECTIONS[direction]}",
+        columns=columns,
+        rows=[[row[column] for column in columns] for row in rows],
+        marks=marks,
     )
 
 
-def _column_names() -> list[str]:
-    recall = ["R@1", "95%", "published", "R@5", "R@10", "MdR", "MnR"]
-    return ["method", *recall, "trainable", "% of total", "minutes", "memory, MB", "seeds"]
+def _filled_columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The columns with something in them, in the order of `_detail_row`."""
+    columns = []
+    for column in rows[0]:
+        cells = {row[column] for row in rows}
+        if cells != {NOTHING}:
+            columns.append(column)
+    return columns
 
 
-def _detail_row(result: MethodResult, direction: str, ranking: Ranking | None) -> list[str]:
-    """In the order of `_column_names`."""
-    recall = spread(result.number(f"{direction}/R1"))
-    minutes = result.value("seconds/tune")
-    return [
-        result.label,
-        _marked(recall, ranking.mark(result)) if ranking else recall,
-        interval(result.number(f"{direction}/R1")),
-        _published(result, direction, "R1"),
-        spread(result.number(f"{direction}/R5")),
-        spread(result.number(f"{direction}/R10")),
-        spread(result.number(f"{direction}/MdR")),
-        spread(result.number(f"{direction}/MnR")),
-        _plain(result.value("params/trainable"), ",.0f"),
-        _plain(result.value("params/percent"), ".3g"),
-        _plain(None if minutes is None else minutes / 60, ".1f"),
-        _plain(result.value("memory/peak_mb"), ",.0f"),
-        str(len(result.runs)),
-    ]
+def _detail_row(result: MethodResult, direction: str, ranking: Ranking | None) -> dict[str, str]:
+    """The words of one method by column."""
+    recall_at_1 = result.number(names.of(direction, "R1"))
+    recall_words = spread(recall_at_1)
+    if ranking is not None:
+        recall_words = _marked(recall_words, ranking.mark(result))
+
+    seconds = result.value(names.TUNING_SECONDS)
+    minutes = None if seconds is None else seconds / 60
+
+    return {
+        "method": result.label,
+        "R@1": recall_words,
+        "95%": interval(recall_at_1),
+        "published": _published(result, direction, "R1"),
+        "R@5": spread(result.number(names.of(direction, "R5"))),
+        "R@10": spread(result.number(names.of(direction, "R10"))),
+        "MdR": spread(result.number(names.of(direction, "MdR"))),
+        "MnR": spread(result.number(names.of(direction, "MnR"))),
+        "trainable": _formatted(result.value(names.TRAINABLE), ",.0f"),
+        "% of total": _formatted(result.value(names.TRAINABLE_PERCENT), ".3g"),
+        "minutes": _formatted(minutes, ".1f"),
+        "memory, MB": _formatted(result.value(names.PEAK_MEMORY), ",.0f"),
+        "seeds": str(len(result.runs)),
+    }
 
 
 def _marked(words: str, mark: str) -> str:
-    return f"{words} {MARKS[mark]}" if mark else words
+    if not mark:
+        return words
+    return f"{words} {MARKS[mark]}"
 
 
 def spread(number: Estimate | None) -> str:
     """`41.2 ± 0.3`: mean and standard deviation over seeds."""
     if number is None:
         return NOTHING
-    deviation = "" if number.std is None else f" ± {number.std:.1f}"
-    return f"{number.mean:.1f}{deviation}"
+    if number.std is None:
+        return f"{number.mean:.1f}"
+    return f"{number.mean:.1f} ± {number.std:.1f}"
 
 
 def interval(number: Estimate | None) -> str:
     """`40.5–41.9`, within what a percentage can be."""
     if number is None or number.low is None or number.high is None:
         return NOTHING
-    return f"{max(number.low, 0):.1f}–{min(number.high, 100):.1f}"
+    low = max(number.low, 0)
+    high = min(number.high, 100)
+    return f"{low:.1f}–{high:.1f}"
 
 
 def _published(result: MethodResult, direction: str, name: str) -> str:
     """`41.7 VoP, 43.1 CMA`."""
-    rows = [row for row in result.published(direction) if name in row.numbers]
-    return ", ".join(f"{row.numbers[name]:.1f} {row.paper}" for row in rows) or NOTHING
+    printed = []
+    for row in result.published(direction):
+        if name in row.numbers:
+            printed.append(f"{row.numbers[name]:.1f} {row.paper}")
+
+    if not printed:
+        return NOTHING
+    return ", ".join(printed)
 
 
-def _plain(number: float | None, form: str) -> str:
-    return NOTHING if number is None else format(number, form)
+def _formatted(number: float | None, form: str) -> str:
+    if number is None:
+        return NOTHING
+    return format(number, form)
 
 
 def markdown(table: TextTable) -> str:
     """A GitHub table."""
-    ruler = ["---", *["---:"] * (len(table.columns) - 1)]
+    num_numbers = len(table.columns) - 1
+    ruler = ["---", *["---:"] * num_numbers]
     lines = [table.columns, ruler, *table.rows]
 
     text = ""
     for line in lines:
+        # A bar in a name would begin another column.
         escaped = [word.replace("|", "\\|") for word in line]
         text += f"| {' | '.join(escaped)} |\n"
     return text
@@ -143,20 +194,26 @@ def latex(table: TextTable) -> str:
     """A tabular for \\usepackage{booktabs}."""
     lines = []
     for words in [table.columns, *table.rows]:
-        lines.append(" & ".join(_latex_word(word) for word in words) + r" \\")
+        escaped = [_latex_word(word) for word in words]
+        lines.append(" & ".join(escaped) + r" \\")
+    head = lines[0]
+    body = lines[1:]
 
-    shape = "l" + "r" * (len(table.columns) - 1)
-    parts = [
+    # Names to the left, numbers to the right.
+    num_numbers = len(table.columns) - 1
+    alignment = "l" + "r" * num_numbers
+
+    text = [
         f"% {table.title}",
-        rf"\begin{{tabular}}{{{shape}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
-        lines[0],
+        head,
         r"\midrule",
-        *lines[1:],
+        *body,
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(text) + "\n"
 
 
 LATEX = {
@@ -167,41 +224,64 @@ LATEX = {
     "–": "--",
     "★": r"$\star$",
     "≈": r"$\approx$",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
 }
+LATEX_TRANSLATION = str.maketrans(LATEX)
 
 
 def _latex_word(word: str) -> str:
-    return re.sub(r"[\\~^±–★≈&%$#_{}]", lambda match: LATEX[match.group()], word)
+    # In one pass: what replaces one sign holds other signs that must stay.
+    return word.translate(LATEX_TRANSLATION)
 
 
 def comma_separated(results: Sequence[MethodResult]) -> str:
     """Everything unrounded, a row per method: mean, std, low, high of each number; what papers print."""
     rows = [_csv_row(result) for result in results]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    # A paper's column stands where the first row has it; a dict keeps the order of first sight.
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
 
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
 def _csv_row(result: MethodResult) -> dict[str, object]:
+    seeds = [str(seed) for seed in result.seeds]
     row: dict[str, object] = {
         "dataset": spreadsheet_cell(result.dataset),
         "method": spreadsheet_cell(result.label),
-        "seeds": " ".join(map(str, result.seeds)),
+        "seeds": " ".join(seeds),
     }
-    for name in PLAIN:
-        row[name] = result.value(name)
+    for cost in COSTS:
+        row[cost] = result.value(cost)
 
     for direction in DIRECTIONS:
-        published = result.published(direction)
-        for name in RECALL:
-            number = result.number(f"{direction}/{name}")
-            for statistic in ("mean", "std", "low", "high"):
-                row[f"{direction}/{name} {statistic}"] = getattr(number, statistic, None)
-            for printed in published:
-                row[f"{direction}/{name} {printed.source}"] = printed.numbers.get(name)
+        for number_name in names.RANKS:
+            row |= _csv_number(result, direction, number_name)
     return row
+
+
+def _csv_number(result: MethodResult, direction: str, number_name: str) -> dict[str, object]:
+    """The cells of one number: its statistics over seeds, and what each paper prints."""
+    metric = names.of(direction, number_name)
+    number = result.number(metric)
+
+    cells: dict[str, object] = {}
+    for statistic in STATISTICS:
+        # A number that was not measured leaves its cells empty: every row has the same columns.
+        cells[f"{metric} {statistic}"] = getattr(number, statistic, None)
+
+    for row in result.published(direction):
+        cells[f"{metric} {row.source}"] = row.numbers.get(number_name)
+    return cells

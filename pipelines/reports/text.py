@@ -2,12 +2,21 @@
 
 import re
 
+NOT_IN_FILE_NAMES = re.compile(r"[^\w.-]+")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
 
 def file_name(words: str) -> str:
     """`team/own data` as `team_own_data`: a name without folders."""
-    return re.sub(r"[^\w.-]+", "_", words).strip("._") or "unnamed"
+    joined = NOT_IN_FILE_NAMES.sub("_", words)
+
+    # A dot in front would hide the file, and `..` would leave the folder.
+    name = joined.strip("._")
+    return name or "unnamed"
 
 
 def spreadsheet_cell(words: str) -> str:
-    """A text that a spreadsheet would run as a formula, with an apostrophe before it."""
-    return f"'{words}" if words[:1] in ("=", "+", "-", "@", "\t", "\r") else words
+    """Put an apostrophe before a text that a spreadsheet would run as a formula."""
+    if words.startswith(FORMULA_STARTS):
+        return f"'{words}"
+    return words

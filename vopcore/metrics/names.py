@@ -17,6 +17,17 @@ V2T_R1 = "v2t/R1"
 HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1")  # shown first wherever there is room for few
 CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")  # of the val split, after each epoch
 
+VAL_T2V_R1 = "val/t2v/R1"  # what the best checkpoint is told by
+
+TRAINABLE = "params/trainable"  # the costs of tuning: parameters, ...
+TRAINABLE_PERCENT = "params/percent"  # ... their share of the whole model, ...
+TUNING_SECONDS = "seconds/tune"
+TOTAL_SECONDS = "seconds/total"  # ... with reading and evaluating, ...
+PEAK_MEMORY = "memory/peak_mb"  # ... and MiB
+
+LOSS = "train/loss"  # of a step
+THROUGHPUT = "train/videos_per_second"
+
 RSUM = "Rsum"  # t2v/Rsum + v2t/Rsum
 QUERIES_FOUND = "queries/found"
 QUERIES_EXPECTED = "queries/expected"
@@ -41,3 +52,13 @@ def recall(top: int) -> str:
 def moment_recall(overlap: float, top: int = 1) -> str:
     """`moment/R1_0.5`: R@1 at an overlap of 0.5; MLflow takes no `@` in a name."""
     return f"moment/R{top}_{overlap}"
+
+
+def low(number: str) -> str:
+    """`t2v/R1_low` of `t2v/R1`: where its 95% interval over queries begins."""
+    return f"{number}_low"
+
+
+def high(number: str) -> str:
+    """`t2v/R1_high` of `t2v/R1`: where its 95% interval over queries ends."""
+    return f"{number}_high"
