@@ -23,7 +23,7 @@ from vopcore.embedder import CAPTIONS_AT_ONCE, Embedder
 from vopcore.methods import load_tuned
 from vopcore.methods.saved import read
 from vopcore.retriever import Precision, Retriever
-from vopcore.video import VideoError, choose, decode, stack
+from vopcore.video import Interpolation, Resize, VideoError, choose, decode, stack
 
 SETTINGS_FILE = "settings.json"
 TUNED_FILE = "tuned.safetensors"
@@ -38,7 +38,8 @@ class ModelSettings:
     """How captions and videos were read, and by which frozen CLIP.
 
     `model` and `pretrained` are those of `vopcore.clip.load`; without `pretrained` the weights are drawn from
-    `seed`. `words` are tokens of a caption, `size` pixels of the square that the CLIP sees.
+    `seed`. `words` are tokens of a caption, `size` pixels of the square that the CLIP sees; `resize` and
+    `interpolation`, of `vopcore.video.decode`, make it. A model saved without the two has seen OpenAI's.
     """
 
     model: str
@@ -50,6 +51,8 @@ class ModelSettings:
     size: int
     sampler: str
     precision: Precision = "fp32"
+    resize: Resize = "shortest"
+    interpolation: Interpolation = "bicubic"
 
 
 class VideoVectors(NamedTuple):
@@ -223,7 +226,14 @@ class TunedModel:
         """The frames that the CLIP sees of one video, UInt8 [n, H, W, 3], n at most `frames`."""
         settings = self._settings
         try:
-            video = decode(path, count=settings.stored_frames, size=settings.size, sampler=settings.sampler)
+            video = decode(
+                path,
+                count=settings.stored_frames,
+                size=settings.size,
+                sampler=settings.sampler,
+                resize=settings.resize,
+                interpolation=settings.interpolation,
+            )
         except VideoError as error:
             raise UndecodableError(f"{path}: {error}") from None
         return video.pixels[choose(len(video.pixels), settings.frames, None)]

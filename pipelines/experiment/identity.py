@@ -19,8 +19,8 @@ does work twice. So they are listed here, in one place, and each has a test.
     makes new runs, one of the same size too; one that was only copied, moved or touched does not.
 
 **Shards** (`vopcore.shards.folder_name`; `shards/NAME/`).
-    Sampler, stored frames, size, storage and quality, version of the decoder. Which videos are in it, and
-    from which file, stands in the folder's own index.
+    Sampler, stored frames, size, resize mode and interpolation, storage and quality, version of the decoder.
+    Which videos are in it, and from which file, stands in the folder's own index.
 
 **Prefix** (`vopcore.training.prefix_cache`; `prefix/NAME/`).
     The frozen blocks' weights, which layer, number format, precision, and for each video the SHA-256 of its
@@ -48,8 +48,14 @@ does work twice. So they are listed here, in one place, and each has a test.
     `shared_settings` and the data, as for an output folder.
 
 **Saved model** (`vopcore.tuned_model.ModelSettings`).
-    Model, weights, words, frames, stored frames, size, sampler, precision, seed where weights are drawn from
-    it; the vectors of its gallery stand beside the weights they were made with.
+    Model, weights, words, frames, stored frames, size, resize mode and interpolation, sampler, precision,
+    seed where weights are drawn from it; the vectors of its gallery stand beside the weights they were made
+    with.
+
+**Index** (`vopcore.index.IndexHeader`; `index.json`).
+    The folder of videos, hashes of the frozen and of the tuned weights, length and distance of the windows,
+    frames of a window, pooling, resize mode and interpolation, version of the decoder, engine. A file of the
+    folder is indexed anew when its size or its time changes.
 
 **Published number** (`pipelines.reports.published`).
     Data set and split, backbone, method with its options, pooling.
@@ -66,7 +72,7 @@ import pyarrow as pa
 from pipelines import track
 from pipelines.command.secrets import without_secrets
 from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
-from vopcore.shards import Shards
+from vopcore.shards import PLAIN_PREPROCESSING, Shards
 
 UNTRAINED = "zero_shot"  # the one method that has nothing to train
 
@@ -117,6 +123,9 @@ def decode_hash(shards: Shards, videos: Collection[str]) -> str:
 def shared_settings(config: RunConfig) -> dict[str, Any]:
     """What decides the frames and the backbone of a run, flat; the data itself is `data_hash`."""
     video_keys = {"frames", "stored_frames", "size", "sampler", "storage", "quality"}
+    # OpenAI's preprocessing has no name, as in the name of the shards: folders of before stay theirs
+    if (config.video.resize, config.video.interpolation) != PLAIN_PREPROCESSING:
+        video_keys |= {"resize", "interpolation"}
     include = {"name": True, "shapes": True, "data": {"dataset", "holdout"}, "video": video_keys}
     settings = config.model_dump(mode="json", include=include, exclude_none=True)
     settings["clip"] = backbone(config.clip)

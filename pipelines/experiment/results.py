@@ -123,7 +123,7 @@ def _log_model(
     config = data.config
     model_settings = ModelSettings(
         **config.clip.model_dump(),
-        **config.video.model_dump(include={"frames", "size", "sampler"}),
+        **config.video.model_dump(include={"frames", "size", "sampler", "resize", "interpolation"}),
         stored_frames=config.video.kept,
         seed=config.seed,
         precision=precision,

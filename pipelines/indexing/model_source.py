@@ -4,9 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
-
-from vopcore.clip import blank, towers
+from vopcore.clip import model_input
 from vopcore.config import ConfigError
 from vopcore.config.search import SearchConfig
 from vopcore.index.model import ModelFacts, prepare_plain_model, prepare_text_tower, prepare_tuned_file
@@ -36,17 +34,18 @@ def prepare(config: SearchConfig, folder: Path) -> ModelFacts:
 
 
 def _settings(config: SearchConfig, clip: str) -> ModelSettings:
-    with torch.device("meta"):
-        blank_clip = blank(clip)
+    facts = model_input(clip, config.pretrained)
     return ModelSettings(
         model=clip,
         pretrained=config.pretrained,
         seed=0,
-        words=min(config.words, blank_clip.context_length),
+        words=min(config.words, facts.words),
         frames=config.frames,
         stored_frames=config.frames,
-        size=towers(blank_clip).vision.image_size[0],
+        size=facts.size,
         sampler=config.sampler,
+        resize=facts.resize,
+        interpolation=facts.interpolation,
     )
 
 

@@ -23,6 +23,7 @@ def open_for_update(uri: str, root: str, config: SearchConfig, scratch: Path) ->
     require_engine(config.engine)
     model_folder = scratch / "model"
     facts = model_source.prepare(config, model_folder)
+    settings = read_settings(model_folder)
     header = IndexHeader(
         root=root,
         engine=config.engine,
@@ -36,6 +37,8 @@ def open_for_update(uri: str, root: str, config: SearchConfig, scratch: Path) ->
         backbone=facts.backbone,
         tuned=facts.tuned,
         decoder=DECODER_VERSION,
+        resize=settings.resize,
+        interpolation=settings.interpolation,
     )
     store = Store(uri)
     if store.exists(HEADER_FILE):
@@ -45,13 +48,14 @@ def open_for_update(uri: str, root: str, config: SearchConfig, scratch: Path) ->
         upload_model(model_folder, uri)
         write_header(store, header)
 
-    settings = read_settings(model_folder)
     decode = DecodeSettings(
         root=root,
         rule=header.rule,
         frames=settings.frames,
         size=settings.size,
         sampler=settings.sampler,
+        resize=settings.resize,
+        interpolation=settings.interpolation,
         time_limit=config.time_limit,
     )
     return open_index(uri), IndexWork(decode=decode, encoders=config.encoders, gpu=config.gpu)

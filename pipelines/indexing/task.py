@@ -5,7 +5,7 @@ Knows nothing of Ray. The child lives on from video to video and is replaced whe
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ import numpy as np
 from vopcore.index import Span, WindowRule
 from vopcore.index.encode import WindowFrames
 from vopcore.storage import local_copy, open_uri
-from vopcore.video import Decoded, VideoError, decode, decode_moments
+from vopcore.video import Decoded, Interpolation, Resize, VideoError, decode, decode_moments
 
 PIECE = 32  # windows that are sent on at once: 30 MB at 224 pixels, 12 frames, half overlapping
 STRETCH = 8 * PIECE  # windows decoded in one pass; each pass reads all packets anew, and holds its frames
@@ -33,7 +33,8 @@ class DecodeSettings:
     size: int
     sampler: str
     time_limit: float
-    geometry: dict[str, str] = field(default_factory=dict)  # `resize`, `interpolation` of `decode`
+    resize: Resize = "shortest"
+    interpolation: Interpolation = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _decode_stretch(
         size=settings.size,
         sampler=settings.sampler,
         time_limit=settings.time_limit,
-        **settings.geometry,
+        resize=settings.resize,
+        interpolation=settings.interpolation,
     )
     problems += [moment.error or moment.status for moment in decoded if moment.status != "ok"]
     for first in range(0, len(spans), PIECE):

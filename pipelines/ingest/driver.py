@@ -148,10 +148,15 @@ def ingest_settings(root: str, video: Video, videos: str | None = None) -> Inges
     """What the tasks of an ingest into `root` need to know; `videos` as in `ingest`."""
     storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
     layout = Layout(video.size, storage, video.quality)
+    # `read_config` has asked the model; settings made without one are OpenAI's.
+    resize = "shortest" if video.resize == "auto" else video.resize
+    interpolation = "bicubic" if video.interpolation == "auto" else video.interpolation
     name = folder_name(
         sampler=video.sampler,
         stored_frames=video.kept,
         layout=layout,
+        resize=resize,
+        interpolation=interpolation,
         decoder_version=DECODER_VERSION,
     )
     filesystem, _ = open_uri(videos or "/")
@@ -161,6 +166,8 @@ def ingest_settings(root: str, video: Video, videos: str | None = None) -> Inges
         sampler=video.sampler,
         stored_frames=video.kept,
         time_limit=video.time_limit,
+        resize=resize,
+        interpolation=interpolation,
         filesystem=filesystem,
     )
 

@@ -25,7 +25,7 @@ from pyarrow import fs
 
 from vopcore.shards import Entry, Layout, Moment, write_shard
 from vopcore.storage import SourceFacts, StorageError, Store, file_sha256, local_copy, source_facts
-from vopcore.video import Decoded, VideoError, decode
+from vopcore.video import Decoded, Interpolation, Resize, VideoError, decode
 
 VideoResult = tuple[Entry, np.ndarray | None]  # pixels uint8 [F, size, size, 3], None for a failed video
 
@@ -45,6 +45,8 @@ class IngestSettings:
     sampler: str
     stored_frames: int
     time_limit: float
+    resize: Resize = "shortest"
+    interpolation: Interpolation = "bicubic"
     filesystem: fs.FileSystem = field(default_factory=fs.LocalFileSystem)
 
 
@@ -185,6 +187,8 @@ def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) 
             count=settings.stored_frames,
             size=settings.layout.size,
             sampler=settings.sampler,
+            resize=settings.resize,
+            interpolation=settings.interpolation,
             start=moment.start,
             end=moment.end,
             time_limit=settings.time_limit,

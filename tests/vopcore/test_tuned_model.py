@@ -16,6 +16,7 @@ from vopcore.index import Question, open_index, write_header
 from vopcore.index.model import prepare_text_tower
 from vopcore.storage import Store
 from vopcore.tuned_model import TunedModel
+from vopcore.video import choose, decode
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +176,30 @@ def test_captions_find_moments_of_an_index_made_by_the_same_weights(mean, query_
         assert answered["top"][row][0]["video"] == "a.mp4"
     with pytest.raises(ValueError, match="was made by other weights"):
         TunedModel(query_aware.folder).predict(captions(), params)
+
+
+def test_videos_are_resized_as_those_that_were_tuned_on(tmp_path):
+    made = make(tmp_path)
+    settings_file = made.folder / "settings.json"
+    settings = json.loads(settings_file.read_text())
+    centre_cropped = TunedModel(made.folder).embed_videos(made.paths[:1])
+
+    settings_file.write_text(json.dumps(settings | {"resize": "squash", "interpolation": "bilinear"}))
+    squashed = decode(
+        made.paths[0],
+        count=settings["stored_frames"],
+        size=settings["size"],
+        sampler="segment",
+        resize="squash",
+        interpolation="bilinear",
+    ).pixels
+    frames = squashed[choose(len(squashed), settings["frames"], None)]
+    expected = made.retriever.vectors(made.retriever.video(torch.from_numpy(frames).movedim(-1, 1)[None]))
+    vectors = TunedModel(made.folder).embed_videos(made.paths[:1])
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(vectors, centre_cropped, atol=1e-4)
+
+    # A model that was saved before the two keys has seen the centre crop.
+    del settings["resize"], settings["interpolation"]
+    settings_file.write_text(json.dumps(settings))
+    assert torch.equal(TunedModel(made.folder).embed_videos(made.paths[:1]), centre_cropped)

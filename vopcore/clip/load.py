@@ -44,10 +44,15 @@ WRONG_SIZES = {
 
 
 class ModelInput(NamedTuple):
-    """What a model reads: frames of `size` x `size` pixels, captions of `words` tokens."""
+    """What a model reads: frames of `size` x `size` pixels, captions of `words` tokens.
+
+    resize, interpolation: how a picture becomes such a frame, as in `Preprocessing`.
+    """
 
     size: int
     words: int
+    resize: str
+    interpolation: str
 
 
 def model_names() -> list[str]:
@@ -55,14 +60,26 @@ def model_names() -> list[str]:
     return open_clip.list_models()
 
 
-def model_input(model: str) -> ModelInput:
-    """What a model reads, from its config alone. Raises ValueError for an unknown model."""
+def model_input(model: str, pretrained: str | None = None) -> ModelInput:
+    """What a model reads, from its config and what is published of its weights; nothing is built.
+
+    Raises ValueError for an unknown model.
+    """
     config = model_config(model)
     size = config["vision_cfg"].get("image_size", 224)
     if isinstance(size, list):
         size = size[0]
     words = config["text_cfg"].get("context_length", 77)
-    return ModelInput(WRONG_SIZES.get(model, size), words)
+
+    settings = PREPROCESSING | _published_preprocessing(model) | config.get("preprocess_cfg", {})
+    if pretrained is not None:
+        settings |= _known_weights(model, pretrained)
+    return ModelInput(
+        size=WRONG_SIZES.get(model, size),
+        words=words,
+        resize=settings["resize_mode"],
+        interpolation=settings["interpolation"],
+    )
 
 
 def load(model: str, pretrained: str | None = None) -> nn.Module:

@@ -11,9 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vopcore.config.messages import first_mistake, section_of, unknown
-from vopcore.config.sections import MethodRun, RunConfig, Train
+from vopcore.config.sections import MethodRun, RunConfig, Train, Video
 from vopcore.datasets import DATASETS
 
+PREPROCESSING_KEYS = ("size", "resize", "interpolation")  # of `video`: what a model may decide
 NOT_GIVEN = "methods: none given; write `method: {name: vop}` or `methods: {vop: {}, full: {}}`"
 
 
@@ -143,21 +144,29 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
 
 def _with_model_facts(config: RunConfig) -> RunConfig:
     """`auto` replaced by what the model's own config says."""
-    if "auto" not in (config.clip.words, config.video.size):
+    chosen = (config.clip.words, *(getattr(config.video, key) for key in PREPROCESSING_KEYS))
+    if "auto" not in chosen:
         return config
     from vopcore.clip import model_input  # loads torch and open_clip
 
     try:
-        facts = model_input(config.clip.model)
+        facts = model_input(config.clip.model, config.clip.pretrained)
     except ValueError as error:
         raise ConfigError(f"clip.model: {error}") from None
 
     clip = config.clip
     if clip.words == "auto":
         clip = clip.model_copy(update={"words": facts.words})
-    video = config.video
-    if video.size == "auto":
-        video = video.model_copy(update={"size": facts.size})
+
+    frames = {}
+    for key in PREPROCESSING_KEYS:
+        if getattr(config.video, key) == "auto":
+            frames[key] = getattr(facts, key)
+    try:
+        video = Video(**config.video.model_dump() | frames)
+    except ValidationError as error:
+        # A model config of one's own may want what no decoder of ours does.
+        raise ConfigError(f"{config.clip.model}: {first_mistake(error, Video, 'video.')}") from None
     return config.model_copy(update={"clip": clip, "video": video})
 
 

@@ -166,6 +166,11 @@ class Video(Section):
     for a test."""
     size: Positive | Literal["auto"] = "auto"
     """Side of the square crop, in pixels; auto: what clip.model sees."""
+    resize: Literal["shortest", "squash", "auto"] = "auto"
+    """How a picture becomes that square: shortest makes its short side fit and cuts out the middle, squash
+    changes its shape; auto: as clip.model was trained."""
+    interpolation: Literal["bicubic", "bilinear", "auto"] = "auto"
+    """How pixels are resized; auto: as clip.model was trained."""
     sampler: str = "uniform"
     """Which frames are taken: uniform, segment, clip4clip_1fps or head."""
     storage: Literal["auto", "raw", "jpeg"] = "auto"

@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vopcore.index.encode import WindowEncoder
+from vopcore.tuned_model import ModelSettings
 from vopcore.video import VideoError, decode
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -29,16 +30,23 @@ def read_example(encoder: WindowEncoder, file: Path) -> np.ndarray:
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
     if file.suffix.lower() in PHOTO_SUFFIXES:
-        return read_photo(file, settings.size)[None]
+        return read_photo(file, settings)[None]
     try:
-        decoded = decode(file, count=settings.frames, size=settings.size, sampler=settings.sampler)
+        decoded = decode(
+            file,
+            count=settings.frames,
+            size=settings.size,
+            sampler=settings.sampler,
+            resize=settings.resize,
+            interpolation=settings.interpolation,
+        )
     except VideoError as error:
         raise ValueError(f"{file}: {error}") from None
     return decoded.pixels
 
 
-def read_photo(file: Path, size: int) -> np.ndarray:
-    """uint8 [S, S, 3]: the short side resized, the middle cut out, as of a video's frames."""
+def read_photo(file: Path, settings: ModelSettings) -> np.ndarray:
+    """uint8 [S, S, 3]: resized as a video's frames are."""
     try:
         with Image.open(file, formats=PHOTO_FORMATS) as photo:
             if photo.width * photo.height > MAX_PHOTO_PIXELS:
@@ -46,5 +54,9 @@ def read_photo(file: Path, size: int) -> np.ndarray:
             upright = ImageOps.exif_transpose(photo).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file}: not a readable photo: {' '.join(str(error).split())}") from None
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(square)
+
+    shape = (settings.size, settings.size)
+    kernel = Image.Resampling[settings.interpolation.upper()]
+    if settings.resize == "squash":
+        return np.asarray(upright.resize(shape, kernel))
+    return np.asarray(ImageOps.fit(upright, shape, kernel))

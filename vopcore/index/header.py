@@ -4,12 +4,13 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Literal
 
 from vopcore.index.moments import WindowRule
 from vopcore.retriever import Pooling
 from vopcore.storage import Store
+from vopcore.video import Interpolation, Resize
 
 HEADER_FILE = "index.json"
 VERSION = 1  # rises when an older program could not read the files
@@ -26,7 +27,8 @@ class IndexHeader:
     """`root`: the folder or URI whose videos are indexed. `dimension`: of the vectors.
 
     `backbone`, `tuned`: hashes of the frozen and of the tuned weights, as in the file of tuned weights.
-    `method`, `model`: their names, for people. `decoder`: DECODER_VERSION.
+    `method`, `model`: their names, for people. `decoder`: DECODER_VERSION. `resize`, `interpolation`: how
+    pictures became frames; OpenAI's way in an index that does not say.
     """
 
     root: str
@@ -42,6 +44,8 @@ class IndexHeader:
     tuned: str
     decoder: int
     version: int = VERSION
+    resize: Resize = "shortest"
+    interpolation: Interpolation = "bicubic"
 
     @property
     def rule(self) -> WindowRule:
@@ -67,8 +71,11 @@ def read_header(store: Store) -> IndexHeader:
             f"{store.folder}: an index of version {version}, this program reads {VERSION}; index anew"
         )
     names = {field.name for field in fields(IndexHeader)}
-    if set(values) != names:
-        odd = ", ".join(sorted(set(values) ^ names))
+    optional = {field.name for field in fields(IndexHeader) if field.default is not MISSING}
+    unknown = set(values) - names
+    missing = names - optional - set(values)
+    if unknown or missing:
+        odd = ", ".join(sorted(unknown | missing))
         raise BadIndexError(f"{store.folder}/{HEADER_FILE}: not as it was written ({odd})")
     return IndexHeader(**values)
 

@@ -14,10 +14,18 @@ from vopcore.shards.plan import (
     states,
 )
 from vopcore.shards.read import Shards, Sidecar, sidecars, verify
-from vopcore.shards.schema import Entry, Layout, Storage, default_storage, folder_name
+from vopcore.shards.schema import (
+    PLAIN_PREPROCESSING,
+    Entry,
+    Layout,
+    Storage,
+    default_storage,
+    folder_name,
+)
 from vopcore.shards.write import write_shard
 
 __all__ = [
+    "PLAIN_PREPROCESSING",
     "Entry",
     "Layout",
     "Moment",

@@ -10,6 +10,7 @@ import pyarrow as pa
 import simplejpeg
 
 Storage = Literal["raw", "jpeg"]
+PLAIN_PREPROCESSING = ("shortest", "bicubic")  # OpenAI's way to resize, which a folder's name leaves out
 RAW_BYTES_PER_VIDEO = 5_000_000  # above, JPEG is the default: at 224 pixels that is 33 frames
 
 
@@ -149,9 +150,22 @@ def pick(frames: np.ndarray, indices: list[int] | None, out: np.ndarray | None) 
     return out
 
 
-def folder_name(*, sampler: str, stored_frames: int, layout: Layout, decoder_version: int) -> str:
-    """Names the shards of one way to sample and store; whatever would change a pixel changes the name."""
+def folder_name(
+    *,
+    sampler: str,
+    stored_frames: int,
+    layout: Layout,
+    resize: str,
+    interpolation: str,
+    decoder_version: int,
+) -> str:
+    """Names the shards of one way to sample, resize and store; whatever would change a pixel changes the
+    name. OpenAI's preprocessing, as of most models, is not named.
+    """
     quality = layout.quality if layout.storage == "jpeg" else None
-    parts = [sampler, stored_frames, layout.size, layout.storage, quality, decoder_version]
+    preprocessing = [] if (resize, interpolation) == PLAIN_PREPROCESSING else [resize, interpolation]
+    parts = [sampler, stored_frames, layout.size, layout.storage, quality, decoder_version, *preprocessing]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
-    return f"{sampler}-{stored_frames}x{layout.size}-{layout.storage}-{digest}"
+
+    frames = f"{stored_frames}x{layout.size}"
+    return "-".join([sampler, frames, *preprocessing, layout.storage, digest])

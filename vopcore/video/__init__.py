@@ -3,6 +3,7 @@
 """
 
 from vopcore.video.decode import DECODER_VERSION, Decoded, decode, decode_moments
+from vopcore.video.preprocess import Interpolation, Resize
 from vopcore.video.sample import SAMPLERS, choose
 from vopcore.video.source import TIME_LIMIT, VideoError, probe
 from vopcore.video.stack import stack
@@ -12,6 +13,8 @@ __all__ = [
     "SAMPLERS",
     "TIME_LIMIT",
     "Decoded",
+    "Interpolation",
+    "Resize",
     "VideoError",
     "choose",
     "decode",

@@ -138,3 +138,15 @@ def test_what_a_comparison_shares_does_not_name_a_place(tmp_path):
     here = shared_settings(read_config(path))
     assert shared_settings(read_config(path, [f"data.root={tmp_path}/moved"])) == here
     assert str(tmp_path) not in str(here)
+
+
+def test_how_frames_are_resized_is_shared_by_all_rows_of_a_comparison(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"name: mine\noutput: {tmp_path}/out\ndata: {{dataset: folder, root: {tmp_path}}}\n"
+        "clip: {model: conf/tiny_clip.json, pretrained: null}\nmethods: {vop: {}}\n"
+    )
+    plain = shared_settings(read_config(path))
+    squashed = shared_settings(read_config(path, ["video.resize=squash"]))
+    assert not {"video.resize", "video.interpolation"} & set(plain), "results of before stay theirs"
+    assert (squashed["video.resize"], squashed["video.interpolation"]) == ("squash", "bicubic")

@@ -7,11 +7,16 @@ import os
 import subprocess
 import sys
 
+import av
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from support import ROOT
 from support.video import write_video
 
+from pipelines.ingest.driver import ingest_settings
 from pipelines.ingest.task import IngestSettings, decode_shard
+from vopcore.config import read_config
 from vopcore.shards import Layout, Moment, Shards, sidecars
 from vopcore.storage import StorageError, Store
 
@@ -126,3 +131,33 @@ def test_an_entry_says_which_bytes_were_decoded(tmp_path):
     (entry,) = decode_shard(settings, 0, [Moment("a", str(path), None, None)])
     assert entry.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Shards(settings.folder).videos["a"] == entry
+
+
+@pytest.mark.parametrize(
+    ("model", "kernel", "is_squashed"),
+    [
+        ("ViT-B-16-SigLIP", Image.Resampling.BICUBIC, True),
+        ("PE-Core-B-16", Image.Resampling.BILINEAR, True),
+        ("ViT-L-14-CLIPA", Image.Resampling.BILINEAR, True),
+        ("MobileCLIP2-B", Image.Resampling.BILINEAR, False),
+        ("ViT-B-32-quickgelu", Image.Resampling.BICUBIC, False),
+    ],
+)
+def test_a_stored_frame_is_what_the_model_was_trained_on(tmp_path, model, kernel, is_squashed):
+    path = write_video(tmp_path / "a.mp4", num_frames=3)
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"name: mine\noutput: {tmp_path}\ndata: {{dataset: folder, root: {tmp_path}}}\n"
+        f"clip: {{model: {model}, pretrained: null, words: 16}}\n"
+        "video: {frames: 1, size: 96}\nmethods: {zero_shot: {}}\n"
+    )
+    settings = ingest_settings(str(tmp_path / "shards"), read_config(config).video)
+    decode_shard(settings, 0, [Moment("a", str(path), None, None)])
+    stored = Shards(settings.folder).frames("a")[0]
+
+    with av.open(str(path)) as container:
+        picture = list(container.decode(video=0))[1].to_image()
+    expected = picture.resize((96, 96), kernel) if is_squashed else ImageOps.fit(picture, (96, 96), kernel)
+    difference = np.abs(stored.astype(int) - np.asarray(expected))
+    assert difference.max() <= 3
+    assert difference.mean() < 0.3

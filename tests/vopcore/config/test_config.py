@@ -1,5 +1,6 @@
 """A config is read whole and typed, or refused in one line: the file, the key and what would be right."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,8 @@ def test_a_backbone_is_known_by_the_bytes_of_its_files_not_by_where_they_are(goo
         path = tmp_path / folder / "clip.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        return backbone(read_config(good, [f"clip.model={path}", "clip.words=77", "video.size=224"]).clip)
+        chosen = ["video.size=224", "video.resize=shortest", "video.interpolation=bicubic", "clip.words=77"]
+        return backbone(read_config(good, [f"clip.model={path}", *chosen]).clip)
 
     assert of("a", "{}") == of("b", "{}")
     assert of("a", "{}") != of("a", "{ }")
@@ -230,3 +232,47 @@ def test_no_word_of_the_library_that_checks_reaches_the_user(good, overrides):
         read_config(good, overrides)
     for word in ("constrained", "pydantic", "tuple", "Input should", "instance of", "valid"):
         assert word not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "resize", "interpolation"),
+    [
+        ("ViT-B-32-quickgelu", "openai", "shortest", "bicubic"),
+        ("ViT-B-16-SigLIP", "webli", "squash", "bicubic"),
+        ("PE-Core-B-16", "meta", "squash", "bilinear"),
+        ("ViT-L-14-CLIPA", "datacomp1b", "squash", "bilinear"),
+        ("MobileCLIP2-B", "dfndr2b", "shortest", "bilinear"),
+        # One architecture whose weights were trained in two ways.
+        ("ViT-H-14-quickgelu", "dfn5b", "squash", "bicubic"),
+        ("ViT-H-14-quickgelu", "metaclip_fullcc", "shortest", "bicubic"),
+    ],
+)
+def test_frames_are_made_as_the_model_was_trained(good, model, pretrained, resize, interpolation):
+    backbone_overrides = [f"clip.model={model}", f"clip.pretrained={pretrained}"]
+    video = read_config(good, backbone_overrides).video
+    assert (video.resize, video.interpolation) == (resize, interpolation)
+
+    chosen = [*backbone_overrides, "video.resize=shortest", "video.interpolation=bilinear"]
+    video = read_config(good, chosen).video
+    assert (video.resize, video.interpolation) == ("shortest", "bilinear")
+
+
+def test_a_model_that_wants_what_no_decoder_does_is_refused_in_one_line(good, tmp_path):
+    config = json.loads(Path("conf/tiny_clip.json").read_text())
+    model = tmp_path / "longest.json"
+    model.write_text(json.dumps(config | {"preprocess_cfg": {"resize_mode": "longest"}}))
+    with pytest.raises(ConfigError) as caught:
+        read_config(good, [f"clip.model={model}", "clip.pretrained=null"])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(good), "longest.json", "video.resize", "longest", "squash"):
+        assert part in message
+    assert read_config(good, [f"clip.model={model}", "video.resize=squash"]).video.resize == "squash"
+
+
+def test_the_config_of_msrvtt_reads_with_another_backbone(tmp_path):
+    overrides = ["clip.model=PE-Core-B-16", "clip.pretrained=meta", f"data.root={tmp_path}"]
+    config = read_config("conf/msrvtt_9k.yaml", [*overrides, "data.videos=null"])
+    assert (config.clip.model, config.clip.pretrained) == ("PE-Core-B-16", "meta")
+    assert (config.video.size, config.clip.words) == (224, 32)
+    assert (config.video.resize, config.video.interpolation) == ("squash", "bilinear")

@@ -156,6 +156,15 @@ def test_an_index_that_is_none_or_of_another_version_is_refused_in_a_line(tmp_pa
         open_index(str(tmp_path))
 
 
+def test_an_index_that_does_not_say_how_pictures_were_resized_has_openais_way(tmp_path):
+    values = dataclasses.asdict(HEADER)
+    del values["resize"], values["interpolation"]
+    (tmp_path / "index.json").write_text(json.dumps(values))
+    check_same(Store(tmp_path), HEADER)
+    with pytest.raises(BadIndexError, match="this index has resize shortest, now it is squash"):
+        check_same(Store(tmp_path), dataclasses.replace(HEADER, resize="squash"))
+
+
 @pytest.mark.parametrize(("key", "value"), [("tuned", "0" * 64), ("root", "/other"), ("every", 2.0)])
 def test_an_index_of_other_weights_videos_or_windows_is_refused_by_name(tmp_path, key, value):
     store = Store(tmp_path)

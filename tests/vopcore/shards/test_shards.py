@@ -165,15 +165,31 @@ def test_the_same_videos_give_the_same_bytes(folder):
 
 
 def test_a_folder_is_named_by_all_that_would_change_a_pixel():
-    def name(sampler="uniform", stored=12, storage="raw", size=224, quality=95, version=1):
-        layout = Layout(size, storage, quality)
-        return folder_name(sampler=sampler, stored_frames=stored, layout=layout, decoder_version=version)
+    def name(
+        sampler="uniform",
+        stored=12,
+        storage="raw",
+        size=224,
+        quality=95,
+        resize="shortest",
+        interpolation="bicubic",
+        version=1,
+    ):
+        return folder_name(
+            sampler=sampler,
+            stored_frames=stored,
+            layout=Layout(size, storage, quality),
+            resize=resize,
+            interpolation=interpolation,
+            decoder_version=version,
+        )
 
     others = [name("segment"), name(stored=24), name(storage="jpeg"), name(size=336), name(version=2)]
-    others.append(name(storage="jpeg", quality=90))
-    assert len({name(), *others}) == 7
+    others += [name(storage="jpeg", quality=90), name(resize="squash"), name(interpolation="bilinear")]
+    assert len({name(), *others}) == 9
     assert name() == name(quality=90), "raw frames have no quality"
-    assert name().startswith("uniform-12x224-raw-")
+    assert name() == "uniform-12x224-raw-a4100333", "frames that are already stored keep their folder"
+    assert name(resize="squash").startswith("uniform-12x224-squash-bicubic-raw-")
 
 
 def test_an_unknown_storage_is_refused():
