@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from vopcore.clip import blank, model_input, model_names, tokenizer_name, towers
+from vopcore.methods import METHODS
+from vopcore.methods.base import unmet_needs
 
 ALL = "all methods"
 
@@ -47,6 +49,9 @@ def model_support(model: str) -> ModelSupport:
                 _ = tower.blocks
             except ValueError as error:
                 methods = str(error).removeprefix(f"{model}: ")
+    refused = [name for name, method in METHODS.items() if unmet_needs(method, vision)]
+    if methods == ALL and refused:
+        methods = f"{ALL} but {', '.join(refused)}"
     parameters = sum(parameter.numel() for parameter in clip.parameters())
     return ModelSupport(model, parameters, size, words, tokenizer, methods)
 

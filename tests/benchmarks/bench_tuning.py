@@ -29,6 +29,7 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
     "vop_c": ("vop_c", {}),
     "vop_f": ("vop_f", {}),
     "vop_fc": ("vop_fc", {}),
+    "tempme": ("tempme", {}),
     "bias": ("bias", {}),
     "partial": ("partial", {}),
     "proj": ("proj", {}),

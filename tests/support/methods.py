@@ -25,6 +25,7 @@ OPTIONS = {  # for towers of 3 and 2 layers
     "vpt": {"prompts": 3},
     "maple": {"prompts": 2, "depth": 1},
     "lora": {"rank": 2},
+    "tempme": {"rank": 2},
 }
 
 

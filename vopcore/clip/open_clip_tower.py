@@ -19,6 +19,9 @@ AFTER_EMBEDDING = (
     "attn_pool",
 )  # parameters behind the first block's input
 
+# In the place of log 0: the weight of such a key is 0, but a sequence of nothing else stays finite.
+LOG_ZERO = -1e4
+
 
 class ParallelAttention(nn.Module):
     """A self-attention and a module over the same input."""
@@ -111,6 +114,8 @@ class OpenClipTower(Tower):
 class OpenClipVision(OpenClipTower, VisionTower):
     """open_clip's `VisionTransformer`."""
 
+    has_halves = True
+
     @staticmethod
     def builds(visual: nn.Module) -> bool:
         """Whether `visual` is of this family."""
@@ -164,6 +169,28 @@ class OpenClipVision(OpenClipTower, VisionTower):
         visual = self.clip.visual
         pooled = visual._pool(tokens.x)[0]
         return pooled if visual.proj is None else pooled @ visual.proj
+
+    def attention(self, block: nn.Module, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
+        """Of a `TrainingBlock`: with its projections, heads and scales."""
+        x = tokens.x
+        attn = block.attn
+        normed = block.ln_1(x)
+        heads = []
+        changes = change(normed).chunk(3, dim=-1)
+        for projected, added in zip(attn.project(normed, normed), changes, strict=True):
+            rows = projected + added.to(projected.dtype)
+            heads.append(rows.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2))
+        queries, keys, values = heads
+
+        bias = size_bias(tokens, queries.dtype)
+        queries = queries[:, :, : tokens.read]
+        attended = nn.functional.scaled_dot_product_attention(queries, keys, values, bias)
+        attended = attn.out_proj(attended.transpose(1, 2).flatten(2))
+        return x[:, : tokens.read] + block.ls_1(attended), keys.mean(dim=1)
+
+    def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Norm, MLP and scale."""
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
 
     def embedding(self) -> dict[str, nn.Parameter]:
         """The parameters before the first block, by name."""
@@ -282,6 +309,14 @@ class OpenClipText(OpenClipTower, TextTower):
 
 def _run(x: Tensor, tokens: Tokens, block: nn.Module) -> Tokens:
     return tokens.with_x(x).run(block)
+
+
+def size_bias(tokens: Tokens, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the logits of merged tokens as keys, [N, 1, 1, L]: log of their sizes."""
+    if tokens.sizes is None:
+        return None
+    bias = tokens.sizes.clamp(min=1).log().masked_fill(tokens.sizes == 0, LOG_ZERO)
+    return bias[:, None, None].to(dtype)
 
 
 def masks_pairs_of_each(tokens: Tokens) -> bool:

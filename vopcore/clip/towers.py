@@ -128,9 +128,14 @@ class Tower(ABC):
 
 
 class VisionTower(Tower):
-    """A tower that reads frames."""
+    """A tower that reads frames.
+
+    `has_halves`: a method may run the attention and the MLP of a block one by one, and change the tokens
+    between them.
+    """
 
     name = "vision"
+    has_halves = False
 
     @property
     @abstractmethod
@@ -163,6 +168,20 @@ class VisionTower(Tower):
     @abstractmethod
     def pool(self, tokens: Tokens) -> Tensor:
         """What the last block hands on -> features [N, D], not normalised."""
+
+    def attention(self, block: nn.Module, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
+        """The first half of a block: x plus its attention, [N, L, D], of the `tokens.read` first ones if
+        that is a number; and the keys [N, L, D / heads], the mean over the heads.
+
+        A token that stands for n patches is seen as n tokens: log n is added to its logits. One of size 0 is
+        seen by nobody. change: what is added to queries, keys and values, of the normed x [N, L, D] -> [N, L,
+        3 D].
+        """
+        raise NotImplementedError
+
+    def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
+        """The second half of a block: x [N, L, D] plus its MLP."""
+        raise NotImplementedError
 
     @abstractmethod
     def embedding(self) -> dict[str, nn.Parameter]:

@@ -44,7 +44,7 @@ class BatchFirstAttention(nn.MultiheadAttention):
             return super().forward(query, key, value, need_weights=False, **masks)
 
         heads = []
-        for rows in self._project(query, key):
+        for rows in self.project(query, key):
             heads.append(rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
         q, k, v = heads
 
@@ -56,7 +56,7 @@ class BatchFirstAttention(nn.MultiheadAttention):
         out = F.scaled_dot_product_attention(q, k, v, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
-    def _project(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    def project(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         """Queries [N, L, D], keys and values [N, K, D]."""
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
         dtype = autocast_dtype(query)

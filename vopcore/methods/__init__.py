@@ -14,6 +14,7 @@ from vopcore.methods.lora import LoRA
 from vopcore.methods.maple import MaPLe
 from vopcore.methods.prompt import VPT, CoOp
 from vopcore.methods.saved import assign, load_tuned, save_tuned
+from vopcore.methods.tempme import TempMe
 from vopcore.methods.vop import VoP, VoPC, VoPF, VoPFC, VoPFP, VoPP
 
 METHODS: dict[str, type[Method]] = {
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "vpt": VPT,
     "maple": MaPLe,
     "lora": LoRA,
+    "tempme": TempMe,
 }
 
 __all__ = ["METHODS", "Method", "assign", "load_tuned", "save_tuned", "tune", "tuned"]

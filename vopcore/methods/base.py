@@ -6,10 +6,19 @@ from torch import nn
 
 from vopcore.clip import Tower
 
+NEEDS = {  # a property of the vision tower, and what it means to lack it
+    "reads_class_token": "reads the class token of each frame, and this vision tower pools its patches",
+    "has_halves": "changes tokens inside the blocks of open_clip's own vision transformers, and this vision"
+    " tower is built otherwise",
+}
+
 
 @runtime_checkable
 class Method(Protocol):
     """A frozen dataclass; its fields are its hyperparameters.
+
+    One that cannot work on every vision tower with blocks names in `needs`, a tuple in its class, what must
+    be true of the tower (see NEEDS).
 
     One whose tuned weights hold an entry per frame, so that they know one number of frames, says so with
     `fixed_frames = True` in its class; then no other number reaches it.
@@ -26,6 +35,19 @@ def require(field: str, value: object, allowed: bool, wanted: str) -> None:
     """ValueError that names the field, its value and what would be right, unless `allowed`."""
     if not allowed:
         raise ValueError(f"{field}: {value} must be {wanted}")
+
+
+def unmet_needs(method: Method | type[Method], vision: Tower) -> list[str]:
+    """What `method` needs and this vision tower has not: keys of NEEDS."""
+    return [need for need in getattr(method, "needs", ()) if not getattr(vision, need)]
+
+
+def check_needs(name: str, method: Method, vision: Tower) -> None:
+    """ValueError, one line, if the vision tower is not one that this method can tune."""
+    if not vision.has_blocks:
+        _ = vision.blocks  # says which methods work with it
+    for need in unmet_needs(method, vision):
+        raise ValueError(f"{name} {NEEDS[need]}")
 
 
 def first_layers(field: str, layers: int | None, tower: Tower) -> range:

@@ -4,6 +4,7 @@ VoP, https://arxiv.org/abs/2211.12764, 3.3. In the vision tower the frames of a 
 other: x is [B * F, L, D].
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -65,7 +66,9 @@ class ContextModel(nn.Module):
             there = order(cls, mask)
             back = there.argsort(dim=1)
             # Autocast on CUDA knows fp16 alone for recurrent layers, whatever its own dtype: fp32 instead.
-            with torch.autocast(cls.device.type, enabled=False):
+            # Tensors without values, whose products are only counted, know no autocast.
+            exact = nullcontext() if cls.is_meta else torch.autocast(cls.device.type, enabled=False)
+            with exact:
                 state, _ = reader(take(cls, there).to(reader.weight_hh_l0.dtype))
             states.append(take(state, back))
         return torch.cat(states, dim=-1)

@@ -4,24 +4,31 @@ ones."""
 import open_clip
 import pytest
 import torch
-from support.methods import FRAMES, batch, method, tiny_clip, tuned_clip
+from support.methods import FRAMES, batch, method, tiny_clip
 from support.methods_reference import Reference
+from support.tempme_reference import TempMeReference
 
-from vopcore.methods import METHODS, tuned
+from vopcore.methods import METHODS, tune, tuned
 from vopcore.retriever import Retriever
 
 CLASSES = [open_clip.CLIP, open_clip.CustomTextCLIP]
+REFERENCES = {"tempme": TempMeReference}  # of methods that change how a tower is run
 REAL = [FRAMES, 2, 1]  # frames of the three videos of a batch
 
 
-def both(name, cls, **changes):
+def both(name, cls, layers=3, **changes):
     """(text, real frame features) by vopcore, and by the reference; the tuned parameters; all in fp64."""
-    clip = tuned_clip(name, cls, stir=0.3, **changes).double()
+    tower = {"vision": {"layers": layers}}
+    clip = tune(tiny_clip(cls, **tower), method(name, **changes), FRAMES)
+    for parameter in tuned(clip).values():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    clip.double()
     pixels, tokens = batch(len(REAL))
     mask = torch.arange(FRAMES) < torch.tensor(REAL).unsqueeze(1)
     retriever = Retriever(clip, "mean").train()
     text, video = retriever(pixels, mask, tokens)
-    reference = Reference(name, method(name, **changes), tiny_clip(cls).double().state_dict(), tuned(clip))
+    weights = tiny_clip(cls, **tower).double().state_dict()
+    reference = REFERENCES.get(name, Reference)(name, method(name, **changes), weights, tuned(clip))
     images = ((pixels.float() - retriever.mean) / retriever.std).double()
     wanted = [reference.video(x[:n]) for x, n in zip(images, REAL, strict=True)]
     texts = torch.stack([reference.text(t) for t in tokens])
@@ -31,7 +38,16 @@ def both(name, cls, **changes):
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("name", METHODS)
 def test_outputs_and_gradients_are_those_of_the_equations(name, cls):
-    outputs, wanted, parameters = both(name, cls)
+    compare(*both(name, cls))
+
+
+@pytest.mark.parametrize(("frame_merges", "shares"), [(1, 0.3), (0, 0.5)])
+def test_tempme_merges_within_frames_below_the_joining_layers(frame_merges, shares):
+    options = {"frame_merges": frame_merges, "joined_share": shares, "share": shares}
+    compare(*both("tempme", open_clip.CLIP, layers=5, **options))
+
+
+def compare(outputs, wanted, parameters):
     for output, want in zip(outputs, wanted, strict=True):
         torch.testing.assert_close(output, want, rtol=1e-9, atol=1e-9)
     if not parameters:

@@ -1,0 +1,332 @@
+"""TempMe: low-rank updates in both towers, and vision tokens that are merged within and across frames.
+
+Video temporal token merging: https://arxiv.org/abs/2409.01156. Merging is that of ToMe,
+https://arxiv.org/abs/2210.09461 (3): every second patch is matched with the patch among the others that is
+most alike, and the best matches become one token, a mean weighted by the patches that each token stands for.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vopcore.clip import Block, Tokens, Tower, towers, wrap
+from vopcore.clip.towers import VisionTower
+from vopcore.methods.base import check_needs, require
+
+MAX_JOINS = 3  # layers in which neighbouring sequences are joined, just below the last layer
+
+
+class FusedLowRank(nn.Module):
+    """`B A` on queries, keys and values together: A [r, D], B [3 D, r], which is zero at the start."""
+
+    def __init__(self, tower: Tower, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(nn.init.kaiming_uniform_(tower.new(rank, tower.width), a=5**0.5))
+        self.b = nn.Parameter(nn.init.zeros_(tower.new(3 * tower.width, rank)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, L, D] -> [N, L, 3 D]"""
+        return F.linear(F.linear(x, self.a), self.b)
+
+
+class UpdatedWeight(nn.Module):
+    """A weight of the attention that reads as updated: its rows are `parts` of q, k, v, numbered from 0."""
+
+    def __init__(self, low_rank: FusedLowRank, parts: list[int]) -> None:
+        super().__init__()
+        self.low_rank = low_rank
+        self.parts = parts
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """weight [len(parts) * D, D] -> the same shape"""
+        thirds = self.low_rank.b.chunk(3)
+        rows = torch.cat([thirds[part] for part in self.parts])
+        return weight + rows @ self.low_rank.a
+
+
+class GroupPositions(nn.Module):
+    """A position for each sequence of a video, zero at the start."""
+
+    def __init__(self, tower: Tower, groups: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(nn.init.zeros_(tower.new(groups, tower.width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B * groups, L, D] -> the same shape"""
+        videos = x.unflatten(0, (-1, len(self.table)))
+        return (videos + self.table.unsqueeze(1).to(x.dtype)).flatten(0, 1)
+
+
+class FrameMerging(Block):
+    """A block that merges `count` patches of each frame between its attention and its MLP."""
+
+    def __init__(self, block: nn.Module, low_rank: FusedLowRank, count: int) -> None:
+        super().__init__(block)
+        self.low_rank = low_rank
+        self.count = count
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Each sequence comes out shorter by `count`."""
+        tokens, keys = attend(self.block, self.low_rank, tokens)
+        tokens = merge(tokens, keys, self.count)
+        return tokens.with_x(tokens.tower.mlp(self.block, tokens.x))
+
+
+class Joining(Block):
+    """A block that makes one sequence of `group` neighbouring ones and merges patches across them.
+
+    joined_share: of the tokens of a fresh sequence, merged before the attention. share: of those that are
+    left, merged behind it.
+    """
+
+    across_frames = True
+
+    def __init__(
+        self,
+        block: nn.Module,
+        low_rank: FusedLowRank,
+        positions: GroupPositions,
+        group: int,
+        joined_share: float,
+        share: float,
+    ) -> None:
+        super().__init__(block)
+        self.low_rank = low_rank
+        self.positions = positions
+        self.group = group
+        self.joined_share = joined_share
+        self.share = share
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Sequences come out fewer, each with the class tokens of its frames in front."""
+        tokens = replace(tokens, sizes=real_sizes(tokens))
+        alike = join(tokens.with_x(tokens.x.detach()), self.group)
+        tokens = join(tokens.with_x(self.positions(tokens.x)), self.group)
+        tokens = merge(tokens, alike.x, int(self.joined_share * tokens.x.shape[1]))
+
+        tokens, keys = attend(self.block, self.low_rank, tokens)
+        tokens = merge(tokens, keys, int(self.share * tokens.x.shape[1]))
+        return tokens.with_x(tokens.tower.mlp(self.block, tokens.x))
+
+
+class ClassTokens(Block):
+    """The last block: nothing but the class tokens of all frames is read of it, so nothing is merged."""
+
+    across_frames = True
+
+    def __init__(self, block: nn.Module, low_rank: FusedLowRank) -> None:
+        super().__init__(block)
+        self.low_rank = low_rank
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """-> sequences of one token, one for each frame."""
+        frames = tokens.frames * tokens.prefix
+        tokens, _ = attend(self.block, self.low_rank, replace(tokens, read=tokens.prefix))
+        x = tokens.tower.mlp(self.block, tokens.x)
+        return replace(tokens, x=x.flatten(0, 1).unsqueeze(1), prefix=1, frames=frames, sizes=None)
+
+
+def attend(block: nn.Module, low_rank: FusedLowRank, tokens: Tokens) -> tuple[Tokens, Tensor]:
+    """The tokens behind the attention of `block`, and its keys [N, L, C]."""
+    x, keys = tokens.tower.attention(block, tokens, low_rank)
+    return tokens.with_x(x), keys
+
+
+def real_sizes(tokens: Tokens) -> Tensor:
+    """The sizes [N, L], 0 in padding frames: once frames are joined, nobody sees their tokens."""
+    sizes = token_sizes(tokens)
+    if tokens.real is None or tokens.real.shape[1] != tokens.frames:  # joined, and marked, before
+        return sizes
+    return sizes * tokens.real.flatten().unsqueeze(1)
+
+
+def token_sizes(tokens: Tokens) -> Tensor:
+    """How many tokens each one stands for, Float [N, L]; bf16 could not count them."""
+    if tokens.sizes is not None:
+        return tokens.sizes
+    dtype = torch.promote_types(tokens.x.dtype, torch.float32)
+    return torch.ones(tokens.x.shape[:2], dtype=dtype, device=tokens.x.device)
+
+
+def join(tokens: Tokens, group: int) -> Tokens:
+    """One sequence of `group` neighbouring ones: all of their class tokens, then all of their patches."""
+
+    def joined(values: Tensor) -> Tensor:
+        groups = values.unflatten(0, (-1, group))
+        prefixes = groups[:, :, : tokens.prefix].flatten(1, 2)
+        patches = groups[:, :, tokens.prefix :].flatten(1, 2)
+        return torch.cat([prefixes, patches], dim=1)
+
+    return replace(
+        tokens,
+        x=joined(tokens.x),
+        sizes=joined(token_sizes(tokens)),
+        prefix=tokens.prefix * group,
+        frames=tokens.frames // group,
+    )
+
+
+def merge(tokens: Tokens, metric: Tensor, count: int) -> Tokens:
+    """Merge `count` patches into others, at most half of all; metric [N, L, C] says which are alike.
+
+    Out come `[prefix, patches at even places that are left, patches at odd places]`.
+    """
+    prefix = tokens.prefix
+    x = tokens.x[:, prefix:]
+    sizes = token_sizes(tokens)
+    patch_sizes = sizes[:, prefix:]
+    count = min(count, x.shape[1] // 2)
+
+    # Places are counted in the whole sequence: patches at even ones go into patches at odd ones.
+    sources = slice(prefix % 2, None, 2)
+    targets = slice(1 - prefix % 2, None, 2)
+    source_sizes = patch_sizes[:, sources]
+    target_sizes = patch_sizes[:, targets]
+    metric = metric[:, prefix:]
+    merged, left, target = match(
+        metric[:, sources], metric[:, targets], source_sizes == 0, target_sizes == 0, count
+    )
+
+    merged_sizes = source_sizes.gather(1, merged)
+    weighted = rows(x[:, sources], merged) * merged_sizes.unsqueeze(-1)
+    target_x = x[:, targets] * target_sizes.unsqueeze(-1)
+    target_x = target_x.scatter_add(1, target.unsqueeze(-1).expand_as(weighted), weighted)
+    target_sizes = target_sizes.scatter_add(1, target, merged_sizes)
+    target_x = target_x / target_sizes.clamp(min=1).unsqueeze(-1)
+
+    left_x = rows(x[:, sources], left)
+    left_sizes = source_sizes.gather(1, left)
+    return replace(
+        tokens,
+        x=torch.cat([tokens.x[:, :prefix], left_x, target_x.to(x.dtype)], dim=1),
+        sizes=torch.cat([sizes[:, :prefix], left_sizes, target_sizes], dim=1),
+    )
+
+
+def rows(x: Tensor, indices: Tensor) -> Tensor:
+    """x [N, L, C], indices [N, K] -> [N, K, C]"""
+    return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+@torch.no_grad()
+def match(
+    sources: Tensor, targets: Tensor, hidden_sources: Tensor, hidden_targets: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which `count` of `sources` [N, S, C] go into which of `targets` [N, T, C]: those whose best match has
+    the highest cosine.
+
+    Hidden tokens (Bool [N, S] and [N, T]) stand for nothing. They go first, and nothing is matched with
+    them, so what padding frames show decides nothing. -> indices of the merged sources [N, count] and of
+    those left, in order, [N, S - count]; for each merged one its target [N, count].
+    """
+    cosines = F.normalize(sources, dim=-1) @ F.normalize(targets, dim=-1).mT
+    cosines = cosines.masked_fill(hidden_targets.unsqueeze(1), float("-inf"))
+    likeness, best = cosines.max(dim=-1)
+    likeness = likeness.masked_fill(hidden_sources, float("inf"))
+
+    order = likeness.argsort(dim=1, descending=True, stable=True)
+    merged = order[:, :count]
+    left = order[:, count:].sort(dim=1).values
+    return merged, left, best.gather(1, merged)
+
+
+def group_sizes(frames: int, joins: int) -> list[int]:
+    """How many neighbours each of at most `joins` layers makes one, so that a video ends as one sequence:
+    the prime factors of `frames`, as even as can be; 12 frames are 2, 2 and 3.
+    """
+    factors = []
+    rest = frames
+    divisor = 2
+    while rest > 1:
+        while rest % divisor == 0:
+            factors.append(divisor)
+            rest //= divisor
+        divisor += 1
+
+    groups = [1] * joins
+    for factor in reversed(factors):
+        smallest = groups.index(min(groups))
+        groups[smallest] *= factor
+    return sorted(group for group in groups if group > 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TempMe:
+    """Low-rank updates of q, k and v in both towers; patches merged in each frame, then across frames
+    (TempMe 3.2 and 3.3). The feature of a frame is its class token, which is never merged.
+
+    rank: r. frame_merges: patches of a frame that are merged in each layer before frames are joined; with
+    the release's 2 a video costs 0.65 of the frozen ViT-B/32's FLOPs, with 4 half of them.
+    joined_share: of the tokens of sequences that were just joined, merged before the attention.
+    share: of the tokens that are left then, merged behind it. Padding frames are merged first, without
+    weight.
+    """
+
+    rank: int = 8
+    frame_merges: int = 2
+    joined_share: float = 0.3
+    share: float = 0.1
+
+    fixed_frames: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("reads_class_token", "has_halves")
+
+    def __post_init__(self) -> None:
+        require("rank", self.rank, self.rank >= 1, "at least 1")
+        require("frame_merges", self.frame_merges, self.frame_merges >= 0, "at least 0")
+        require("joined_share", self.joined_share, 0 <= self.joined_share <= 0.5, "in 0..0.5")
+        require("share", self.share, 0 <= self.share <= 0.5, "in 0..0.5")
+
+    def attach(self, clip: nn.Module, frames: int) -> None:
+        """Wrap the vision blocks; parametrize the projections of the text blocks."""
+        vision, text, _ = towers(clip)
+        self._check(vision, text, frames)
+        self._attach_vision(vision, frames)
+        for block in text.blocks:
+            update(text, block, FusedLowRank(text, self.rank))
+
+    def _check(self, vision: VisionTower, text: Tower, frames: int) -> None:
+        for tower in (vision, text):
+            limit = f"at most {tower.width}, the {tower.name} width"
+            require("rank", self.rank, self.rank <= tower.width, limit)
+        check_needs("tempme", self, vision)
+        if vision.layers == 1 and frames > 1:
+            raise ValueError("tempme joins frames below the last layer; this vision tower has one layer")
+
+    def _attach_vision(self, vision: VisionTower, frames: int) -> None:
+        last = vision.layers - 1
+        groups = group_sizes(frames, min(MAX_JOINS, last))
+        first_join = last - len(groups)
+        # The sequences of a video that enter each joining layer.
+        sequences = [frames]
+        for group in groups:
+            sequences.append(sequences[-1] // group)
+
+        def make(i: int, block: nn.Module) -> Block:
+            low_rank = FusedLowRank(vision, self.rank)
+            if i == last:
+                return ClassTokens(block, low_rank)
+            if i < first_join:
+                return FrameMerging(block, low_rank, self.frame_merges)
+            join_number = i - first_join
+            positions = GroupPositions(vision, sequences[join_number])
+            group = groups[join_number]
+            return Joining(block, low_rank, positions, group, self.joined_share, self.share)
+
+        wrap(vision, make)
+
+
+def update(tower: Tower, block: nn.Module, low_rank: FusedLowRank) -> None:
+    """Let the weights of q, k and v of a block read as updated; they themselves stay frozen."""
+    places = tower.projections(block)
+    parts_of: dict[tuple[nn.Module, str], list[int]] = {}
+    for part, letter in enumerate("qkv"):
+        module, name, _ = places[letter]
+        parts_of.setdefault((module, name), []).append(part)
+
+    for (module, name), parts in parts_of.items():
+        parametrize.register_parametrization(module, name, UpdatedWeight(low_rank, parts))
+        module.parametrizations[name].original.requires_grad_(False)
