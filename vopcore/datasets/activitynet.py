@@ -30,31 +30,48 @@ LAYOUTS = {
 
 def activitynet(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """One paragraph per video, videos in the order of the ids' list."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
+    files = AnnotationFiles(annotations)
+    reading = Reading(VideoFiles(videos))
     layout, paths = files.choose("ActivityNet Captions", LAYOUTS)
-    for number, split in enumerate(["train", "test"]):
-        source = paths[number]
-        entries = {}
-        for video, entry in read_json(source, reading, dict).items():
-            entries[bare(video)] = entry
 
-        ids = dict.fromkeys(entries, Line(source))
-        if len(paths) > 2:
-            ids = read_ids(paths[number + 2], reading)
-        for video, where in ids.items():
-            name = bare(video)
-            paragraph = read_paragraph(entries.get(name), source, reading)
-            cut = {"start": 0.0, "end": float(math.ceil(paragraph.duration))} if paragraph.duration else {}
-            reading.add(
-                split,
-                f"v_{name}",
-                paragraph.captions,
-                where,
-                names=[f"v_{name}", name],
-                sentences=paragraph.sentences,
-                **cut,
-            )
-    return reading.table(f"{layout} ({', '.join(path.name for path in paths)})")
+    # the two json files come first in every layout, the two lists of ids after them
+    train_json, test_json, *lists = paths
+    train_list, test_list = lists or (None, None)
+    read_split("train", train_json, train_list, reading)
+    read_split("test", test_json, test_list, reading)
+
+    file_names = ", ".join(path.name for path in paths)
+    return reading.table(f"{layout} ({file_names})")
+
+
+def read_split(split: str, json_path: Path, list_path: Path | None, reading: Reading) -> None:
+    """Adds the paragraphs of a split: of the ids in a list, or of all."""
+    entries = {}
+    for video, entry in read_json(json_path, reading, dict).items():
+        entries[bare(video)] = entry
+
+    ids = dict.fromkeys(entries, Line(json_path))
+    if list_path is not None:
+        ids = read_ids(list_path, reading)
+
+    for video, where in ids.items():
+        name = bare(video)
+        paragraph = read_paragraph(entries.get(name), json_path, reading)
+        start = None
+        end = None
+        if paragraph.duration:
+            start = 0.0
+            end = float(math.ceil(paragraph.duration))
+        reading.add(
+            split,
+            f"v_{name}",
+            paragraph.captions,
+            where,
+            names=[f"v_{name}", name],
+            start=start,
+            end=end,
+            sentences=paragraph.sentences,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,7 @@ class Paragraph:
 
 
 def bare(video: str) -> str:
+    """The YouTube id: some lists have `v_` before it, some not."""
     return video.removeprefix("v_")
 
 
@@ -76,14 +94,18 @@ def read_paragraph(entry: object, source: Path, reading: Reading) -> Paragraph:
     if entry is None:
         return Paragraph([], None, [])
     texts = entry.get("sentences") if isinstance(entry, dict) else None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    has_texts = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    if not has_texts:
         reading.problem(Line(source), f"an entry has no sentences: {entry!r:.80}")
         return Paragraph([], None, [])
 
     duration = entry.get("duration")
     is_known = isinstance(duration, int | float) and 0 < duration < math.inf
-    sentences = timed(texts, entry.get("timestamps"))
-    return Paragraph([" ".join(texts)], duration if is_known else None, sentences)
+    return Paragraph(
+        captions=[" ".join(texts)],
+        duration=duration if is_known else None,
+        sentences=timed(texts, entry.get("timestamps")),
+    )
 
 
 def timed(texts: list[str], timestamps: object) -> list[Sentence]:
@@ -93,10 +115,13 @@ def timed(texts: list[str], timestamps: object) -> list[Sentence]:
     """
     if not isinstance(timestamps, list) or len(timestamps) != len(texts):
         return []
+
     sentences = []
     for text, times in zip(texts, timestamps, strict=True):
         is_pair = isinstance(times, list) and len(times) == 2
         if not is_pair or not all(isinstance(time, int | float) for time in times):
             return []
-        sentences.append(Sentence(text.strip(), float(min(times)), float(max(times))))
+        start = float(min(times))
+        end = float(max(times))
+        sentences.append(Sentence(text.strip(), start, end))
     return sentences

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError, Line
-from vopcore.datasets.files import AnnotationFiles, entries, read_ids, read_json, read_lines
+from vopcore.datasets.files import AnnotationFiles, entries, has_all, read_ids, read_json, read_lines
 from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import SPLITS, Reading, Sentence
 
@@ -31,38 +31,53 @@ ID = re.compile(r"\d+@N\d+_(\d+)_")  # <owner>_<flickr id>_<secret>
 
 def didemo(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """One paragraph per video, in list order; a split whose json is missing is noted."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos, aliases=flickr_id))
+    files = AnnotationFiles(annotations)
+    reading = Reading(VideoFiles(videos, aliases=flickr_id))
     hashes = read_hashes(files.find("yfcc100m_hash.txt"), reading)
-    took = []
+    json_names = []
     for split in SPLITS:
-        source, listed = files.find(f"{split}_data.json"), files.find(f"{split}_list.txt")
-        if source is None:
-            reading.absent(files.root / f"{split}_data.json", split)
+        json_name = f"{split}_data.json"
+        json_path = files.find(json_name)
+        if json_path is None:
+            reading.absent(files.root / json_name, split)
             continue
-        took.append(source.name)
-        paragraphs = read_paragraphs(source, reading)
-        if listed is None:
-            ids = dict.fromkeys(paragraphs, Line(source))
-            reading.problem(Line(files.root / f"{split}_list.txt"), f"not there: all {len(ids)} videos taken")
-        else:
-            ids = read_ids(listed, reading)
-        for video, where in ids.items():
-            descriptions = paragraphs.get(video, [])
-            captions = [" ".join(one.text for one in descriptions)] if descriptions else []
-            reading.add(
-                split,
-                video,
-                captions,
-                where,
-                names=file_names(video, hashes),
-                start=0.0,
-                end=END,
-                sentences=sentences_of(descriptions),
-            )
-    if not took:
-        looked = ", ".join(f"{split}_data.json" for split in SPLITS)
-        raise DatasetError(f"{annotations} holds no DiDeMo: looked for {looked}")
-    return reading.table(f"LocalizingMoments ({', '.join(took)})")
+        json_names.append(json_name)
+        read_split(split, json_path, files, hashes, reading)
+
+    if not json_names:
+        looked_for = ", ".join(f"{split}_data.json" for split in SPLITS)
+        raise DatasetError(f"{annotations} holds no DiDeMo: looked for {looked_for}")
+    return reading.table(f"LocalizingMoments ({', '.join(json_names)})")
+
+
+def read_split(
+    split: str, json_path: Path, files: AnnotationFiles, hashes: dict[str, str], reading: Reading
+) -> None:
+    """Adds the paragraphs of a split: of the ids in its list, or of all where there is no list."""
+    paragraphs = read_paragraphs(json_path, reading)
+    list_name = f"{split}_list.txt"
+    list_path = files.find(list_name)
+    if list_path is None:
+        ids = dict.fromkeys(paragraphs, Line(json_path))
+        reading.problem(Line(files.root / list_name), f"not there: all {len(ids)} videos taken")
+    else:
+        ids = read_ids(list_path, reading)
+
+    for video, where in ids.items():
+        descriptions = paragraphs.get(video, [])
+        captions = []
+        if descriptions:
+            captions = [" ".join(description.text for description in descriptions)]
+        reading.add(
+            split,
+            video,
+            captions,
+            where,
+            names=file_names(video, hashes),
+            start=0.0,
+            end=END,
+            sentences=sentences_of(descriptions),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,15 +90,16 @@ class Description:
 
 def read_paragraphs(path: Path, reading: Reading) -> dict[str, list[Description]]:
     """Descriptions by video, in the file's order."""
-    paragraphs = defaultdict(list)
+    keys = {"video": str, "description": str}
     items = read_json(path, reading, list)
-    entries(items, {"video": str, "description": str}, path, reading)  # records what is left out
+
+    # records what is left out, and refuses a file of nothing else; `times` may be missing
+    entries(items, keys, path, reading)
+    paragraphs = defaultdict(list)
     for item in items:
-        if isinstance(item, dict):
-            video = item.get("video")
-            text = item.get("description")
-            if isinstance(video, str) and isinstance(text, str):
-                paragraphs[video].append(Description(text, item.get("times")))
+        if has_all(item, keys):
+            description = Description(item["description"], item.get("times"))
+            paragraphs[item["video"]].append(description)
     return paragraphs
 
 
@@ -94,32 +110,59 @@ def sentences_of(descriptions: Iterable[Description]) -> list[Sentence]:
     """
     sentences = []
     for description in descriptions:
-        marked = []
-        for pair in description.times if isinstance(description.times, list) else []:
-            if isinstance(pair, list) and len(pair) == 2 and all(isinstance(piece, int) for piece in pair):
-                marked.append((min(pair), max(pair)))
-        if not marked:
+        pairs = marked_pieces(description.times)
+        if not pairs:
             return []
-        first, last = Counter(marked).most_common(1)[0][0]
-        sentences.append(Sentence(description.text.strip(), first * PIECE, (last + 1) * PIECE))
+
+        # of equal counts, most_common gives the one that was seen first
+        [(pair, _)] = Counter(pairs).most_common(1)
+        first, last = pair
+        start = first * PIECE
+        end = (last + 1) * PIECE
+        sentences.append(Sentence(description.text.strip(), start, end))
     return sentences
+
+
+def marked_pieces(times: object) -> list[tuple[int, int]]:
+    """The first and last piece of each moment that was marked; what is no pair of numbers is left out."""
+    if not isinstance(times, list):
+        return []
+
+    pairs = []
+    for pair in times:
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if is_pair and all(isinstance(piece, int) for piece in pair):
+            pairs.append((min(pair), max(pair)))
+    return pairs
 
 
 def read_hashes(path: Path | None, reading: Reading) -> dict[str, str]:
     """`<flickr id>` to `<hash>`, tab separated; {} without the file."""
     if path is None:
         return {}
-    rows = [line.split() for _, line in read_lines(path, reading)]
-    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+    hashes = {}
+    for _, line in read_lines(path, reading):
+        fields = line.split()
+        if len(fields) == 2:
+            flickr, file_hash = fields
+            hashes[flickr] = file_hash
+    return hashes
 
 
 def flickr_id(name: str) -> Iterable[str]:
+    """The Flickr id in a file's name, or nothing."""
     return ID.findall(name)[:1]
 
 
 def file_names(video: str, hashes: dict[str, str]) -> list[str]:
     """What the file of a video may be called, best first."""
-    names = [video, video.rpartition(".")[0] or video]
+    names = [video]
+    stem = video.rpartition(".")[0]
+    if stem:
+        names.append(stem)
     for flickr in flickr_id(video):
-        names += [flickr, hashes.get(flickr, flickr)]
-    return list(dict.fromkeys(names))
+        names.append(flickr)
+        if flickr in hashes:
+            names.append(hashes[flickr])
+    return names

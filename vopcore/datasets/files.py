@@ -25,24 +25,29 @@ class AnnotationFiles:
             raise DatasetError(f"the annotations' folder {root} does not exist")
         self.root = root
         self._folders = []
-        for folder, below, _ in os.walk(root, followlinks=True):
-            self._folders.append(Path(folder))
-            below.sort()
-            if len(Path(folder).relative_to(root).parts) == DEPTH:
-                below.clear()
+        for name, subfolders, _ in os.walk(root, followlinks=True):
+            folder = Path(name)
+            self._folders.append(folder)
+
+            # os.walk goes into what is left in the list, in its order
+            subfolders.sort()
+            depth = len(folder.relative_to(root).parts)
+            if depth == DEPTH:
+                subfolders.clear()
 
     def find(self, *names: str) -> Path | None:
-        """The first of the names that there is. Raises DatasetError if two folders hold it: which is
-        meant?
+        """The first of the names that there is.
+
+        Raises DatasetError if two folders below the root hold it: nobody could tell which is meant.
         """
         for name in names:
-            found = [folder / name for folder in self._folders if (folder / name).is_file()]
-            if len(found) > 1 and found[0].parent != self.root:
-                raise DatasetError(
-                    f"{found[0]} and {found[1]}: which is meant? point data.root at one folder"
-                )
-            if found:
-                return found[0]
+            candidates = [folder / name for folder in self._folders]
+            matches = [path for path in candidates if path.is_file()]
+            if len(matches) > 1 and matches[0].parent != self.root:
+                first, second = matches[:2]
+                raise DatasetError(f"{first} and {second}: which is meant? point data.root at one folder")
+            if matches:
+                return matches[0]
         return None
 
     def choose(self, dataset: str, layouts: Mapping[str, Sequence[str]]) -> tuple[str, list[Path]]:
@@ -50,14 +55,22 @@ class AnnotationFiles:
 
         Raises DatasetError saying what was looked for and what of it is missing.
         """
-        missing = []
+        incomplete = []
         for name, files in layouts.items():
-            found = [self.find(file) for file in files]
-            if None not in found:
-                return name, [path for path in found if path]
-            lacks = ", ".join(file for file, path in zip(files, found, strict=True) if path is None)
-            missing.append(f"{name} (no {lacks})")
-        raise DatasetError(f"{self.root} holds no layout of {dataset} that is known: {'; '.join(missing)}")
+            paths = []
+            missing = []
+            for file in files:
+                path = self.find(file)
+                if path is None:
+                    missing.append(file)
+                else:
+                    paths.append(path)
+            if not missing:
+                return name, paths
+            incomplete.append(f"{name} (no {', '.join(missing)})")
+
+        looked_for = "; ".join(incomplete)
+        raise DatasetError(f"{self.root} holds no layout of {dataset} that is known: {looked_for}")
 
 
 def read_text(path: Path, reading: Reading) -> str:
@@ -67,6 +80,8 @@ def read_text(path: Path, reading: Reading) -> str:
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     text = raw.decode("utf-8-sig", errors="replace")
+
+    # the sign may also stand in the file itself, so each line is decoded to find those at fault
     if "\ufffd" in text:
         for number, line in enumerate(raw.split(b"\n"), 1):
             try:
@@ -80,8 +95,11 @@ def read_lines(path: Path, reading: Reading) -> list[tuple[Line, str]]:
     """Lines that are not empty, with their places; only `\\n` ends a line, as captions hold odder
     characters.
     """
-    lines = enumerate(read_text(path, reading).split("\n"), 1)
-    return [(Line(path, number), line.rstrip("\r")) for number, line in lines if line.strip()]
+    lines = []
+    for number, line in enumerate(read_text(path, reading).split("\n"), 1):
+        if line.strip():
+            lines.append((Line(path, number), line.rstrip("\r")))
+    return lines
 
 
 def read_ids(path: Path, reading: Reading) -> dict[str, Line]:
@@ -115,7 +133,12 @@ def read_names(path: Path) -> list[str]:
         raise DatasetError(
             f"{path} is no array of texts ({error}); save it as a .txt, an id a line"
         ) from error
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names.ravel().tolist()]
+
+    texts = []
+    for name in names.ravel().tolist():
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        texts.append(text)
+    return texts
 
 
 def read_csv(path: Path, columns: Sequence[str], reading: Reading) -> list[tuple[Line, dict[str, str]]]:
@@ -123,21 +146,25 @@ def read_csv(path: Path, columns: Sequence[str], reading: Reading) -> list[tuple
 
     Raises DatasetError if the header lacks one of `columns`.
     """
-    rows = csv.reader(io.StringIO(read_text(path, reading), newline="\n"), strict=True)
+    text = io.StringIO(read_text(path, reading), newline="\n")
+    rows = csv.reader(text, strict=True)
     header = [name.strip() for name in next(rows, [])]
-    if lacking := [name for name in columns if name not in header]:
-        raise DatasetError(f"{path}:1: no column {' or '.join(lacking)}; the header is {','.join(header)!r}")
-    kept = []
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise DatasetError(f"{path}:1: no column {' or '.join(missing)}; the header is {','.join(header)!r}")
+
+    records = []
     try:
         for row in rows:
             where = Line(path, rows.line_num)
             if len(row) == len(header):
-                kept.append((where, dict(zip(header, row, strict=True))))
+                record = dict(zip(header, row, strict=True))
+                records.append((where, record))
             elif row:
                 reading.problem(where, f"{len(row)} fields, not {len(header)}; left out")
     except csv.Error as error:  # a quote that is never closed, a field of more than 131,072 characters
         raise DatasetError(f"{path}:{rows.line_num}: not csv ({error})") from error
-    return kept
+    return records
 
 
 def read_json(path: Path, reading: Reading, kind: type) -> Any:  # noqa: ANN401 - JSON is anything
@@ -163,15 +190,23 @@ def entries(items: object, keys: Mapping[str, type], path: Path, reading: Readin
     wanted = ", ".join(keys)
     if not isinstance(items, list):
         raise DatasetError(f"{path}: no list of objects with {wanted}")
-    kept = []
+
+    rows = []
     for number, item in enumerate(items):
-        if isinstance(item, dict) and all(isinstance(item.get(key), kind) for key, kind in keys.items()):
-            kept.append(tuple(item[key] for key in keys))
+        if has_all(item, keys):
+            rows.append(tuple(item[key] for key in keys))
         else:
             reading.problem(Line(path), f"entry {number} left out: it lacks {wanted}")
-    if not kept:
+    if not rows:
         raise DatasetError(f"{path}: none of its {len(items)} entries has {wanted}")
-    return kept
+    return rows
+
+
+def has_all(item: object, keys: Mapping[str, type]) -> bool:
+    """Whether a JSON value is an object that holds each of `keys` with a value of its type."""
+    if not isinstance(item, dict):
+        return False
+    return all(isinstance(item.get(key), kind) for key, kind in keys.items())
 
 
 def lists_by_video(content: Mapping[Any, Any], path: Path, reading: Reading) -> dict[str, list[Any]]:
@@ -179,12 +214,15 @@ def lists_by_video(content: Mapping[Any, Any], path: Path, reading: Reading) -> 
 
     Raises DatasetError if none is a list.
     """
-    kept = {str(video): listed for video, listed in content.items() if isinstance(listed, list)}
-    for video in content.keys() - kept.keys():
-        reading.problem(Line(path), f"entry {video!r} left out: no list of captions")
-    if not kept:
+    lists = {}
+    for video, value in content.items():
+        if isinstance(value, list):
+            lists[str(video)] = value
+        else:
+            reading.problem(Line(path), f"entry {video!r} left out: no list of captions")
+    if not lists:
         raise DatasetError(f"{path}: none of its {len(content)} entries is a list of captions")
-    return kept
+    return lists
 
 
 def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was pickled, of plain types

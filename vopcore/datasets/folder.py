@@ -50,14 +50,18 @@ def folder(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     unknown_keys: Counter[str] = Counter()
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
+            # editors of Windows begin a file with a byte order mark
             text = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if text.isspace():
                 continue
+
             try:
                 entry = parse(text.strip(b"\r\n"))
                 line = caption_line(entry)
             except ValueError as error:
                 raise DatasetError(f"{path}:{number}: {error}") from error
+
+            # a misspelt `start` would go unnoticed, and the whole video be taken
             if not entry.keys() <= KNOWN:
                 unknown_keys.update(entry.keys() - KNOWN)
             reading.add(
@@ -72,10 +76,9 @@ def folder(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
 
     if reading.is_empty:
         raise DatasetError(f"{path} holds no usable line: {KEYS}")
+    known = ", ".join(sorted(KNOWN))
     for key, count in unknown_keys.items():
-        reading.problem(
-            Line(path), f"key {key!r} of {count:,} lines is not read; known: {', '.join(sorted(KNOWN))}"
-        )
+        reading.problem(Line(path), f"key {key!r} of {count:,} lines is not read; known: {known}")
     return reading.table("folder")
 
 
@@ -90,8 +93,8 @@ def parse(line: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("not JSON: nested too deeply") from error
 
-    given = entry.keys() if isinstance(entry, dict) else set()
-    missing = NEEDED - given
+    present = entry.keys() if isinstance(entry, dict) else set()
+    missing = NEEDED - present
     if missing:
         raise ValueError(f"{' and '.join(sorted(missing))} missing: {KEYS}")
     return entry
@@ -113,9 +116,11 @@ def caption_line(entry: dict[str, Any]) -> CaptionLine:
 
     start = moment_end(entry, "start")
     end = moment_end(entry, "end")
-    if not 0 <= (start or 0) < (math.inf if end is None else end):
-        given = f"start {entry.get('start')} and end {entry.get('end')}"
-        raise ValueError(f"{given} are no moment: 0 <= start < end, in seconds")
+    first_second = 0.0 if start is None else start
+    last_second = math.inf if end is None else end
+    if not 0 <= first_second < last_second:
+        times = f"start {entry.get('start')} and end {entry.get('end')}"
+        raise ValueError(f"{times} are no moment: 0 <= start < end, in seconds")
     return CaptionLine(video, split, captions, start, end)
 
 
@@ -133,4 +138,5 @@ def moment_end(entry: dict[str, Any], key: str) -> float | None:
 
 
 def seconds(value: float | None) -> str:
+    """A time as it stands in the id of a moment; "" for the beginning or the end of the video."""
     return "" if value is None else str(value)

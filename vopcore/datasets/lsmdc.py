@@ -29,26 +29,38 @@ NUM_COLUMNS = 6
 
 def lsmdc(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """One row per sentence, sentences of a clip together; splits whose file is missing are noted."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
-    found = {split: path for split, name in FILES.items() if (path := files.find(name))}
-    if not found:
-        raise DatasetError(f"{annotations} holds no LSMDC: looked for {', '.join(FILES.values())}")
+    files = AnnotationFiles(annotations)
+    reading = Reading(VideoFiles(videos))
+    file_names = []
     for split, name in FILES.items():
-        if split not in found:
+        path = files.find(name)
+        if path is None:
             reading.absent(files.root / name, split)
             continue
-        for where, line in read_lines(found[split], reading):
-            fields = line.split("\t")
-            if len(fields) == NUM_COLUMNS:
-                clip = fields[0].strip()
-                reading.add(
-                    split, clip, [fields[-1].strip()], where, names=[clip, f"{clip}.avi"], source=film(clip)
-                )
-            else:
-                reading.problem(where, f"{len(fields)} columns between tabs, not {NUM_COLUMNS}; left out")
-    return reading.table(f"CLIP4Clip ({', '.join(path.name for path in found.values())})")
+        file_names.append(name)
+        read_sentences(path, split, reading)
+
+    if not file_names:
+        looked_for = ", ".join(FILES.values())
+        raise DatasetError(f"{annotations} holds no LSMDC: looked for {looked_for}")
+    return reading.table(f"CLIP4Clip ({', '.join(file_names)})")
 
 
-def film(clip: str) -> str:
+def read_sentences(path: Path, split: str, reading: Reading) -> None:
+    """Adds the sentences of one file."""
+    for where, line in read_lines(path, reading):
+        fields = line.split("\t")
+        if len(fields) != NUM_COLUMNS:
+            reading.problem(where, f"{len(fields)} columns between tabs, not {NUM_COLUMNS}; left out")
+            continue
+
+        # a name holds dots, so the suffix has to be asked for as well
+        video = fields[0].strip()
+        sentence = fields[-1].strip()
+        reading.add(split, video, [sentence], where, names=[video, f"{video}.avi"], source=film(video))
+
+
+def film(video: str) -> str:
     """`3086_UGLY_TRUTH` of `3086_UGLY_TRUTH_00.23.23.000-00.23.28.886`: also the folder of its file."""
-    return clip.split(".")[0][:-3]
+    name_and_hour = video.split(".")[0]
+    return name_and_hour[:-3]

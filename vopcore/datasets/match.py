@@ -47,26 +47,30 @@ class VideoFiles:
         aliases: Callable[[str], Iterable[str]] = lambda stem: (),
     ) -> None:
         folder = root if isinstance(root, VideosFolder) else VideosFolder(str(root))
-        place = folder.place
-        self.links_left_out: list[str] = []
         try:
-            self.filesystem, self._root = open_uri(place)
+            self.filesystem, self._root = open_uri(folder.place)
         except ValueError as error:
             raise DatasetError(f"the videos' folder {error}") from error
 
-        if is_uri(place) and not isinstance(self.filesystem, fs.LocalFileSystem):
-            self.paths = set(list_remote(self.filesystem, self._root, display(place)))
-        elif Path(self._root).is_dir():
-            outside = None if folder.follow_links else self.links_left_out
-            self.paths = set(list_files(Path(self._root), outside))
-        else:
-            raise DatasetError(f"the videos' folder {place} does not exist")
+        self.links_left_out: list[str] = []
+        self.paths = set(self._list(folder))
 
         self._paths_of_name: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self.paths, key=preference):
             for name in names_of(path, aliases):
                 self._paths_of_name[name].append(path)
         self._names_of_folded: dict[str, str] | None = None
+
+    def _list(self, folder: VideosFolder) -> Iterable[str]:
+        """Paths of all files, below the root."""
+        if is_uri(folder.place) and not isinstance(self.filesystem, fs.LocalFileSystem):
+            return list_remote(self.filesystem, self._root, display(folder.place))
+
+        root = Path(self._root)
+        if not root.is_dir():
+            raise DatasetError(f"the videos' folder {folder.place} does not exist")
+        outside = None if folder.follow_links else self.links_left_out
+        return list_files(root, outside)
 
     def find(self, names: Iterable[str]) -> list[str]:
         """Paths of all files that go by one of the names, the best first."""
@@ -87,8 +91,10 @@ class VideoFiles:
 
     def near(self, names: Iterable[str]) -> str | None:
         """For names that no file goes by: a sentence on a file that almost does, if there is one."""
+        # made when it is first needed: where all videos are found nobody asks
         if self._names_of_folded is None:
             self._names_of_folded = {folded(name): name for name in self._paths_of_name}
+
         for name in names:
             other = self._names_of_folded.get(folded(name))
             if other is not None and other != name:
@@ -96,7 +102,8 @@ class VideoFiles:
         return None
 
     def _absolute(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}"
+        root = self._root.rstrip("/")
+        return f"{root}/{path}"
 
 
 def names_of(path: str, aliases: Callable[[str], Iterable[str]]) -> set[str]:
@@ -117,6 +124,7 @@ def list_files(root: Path, outside: list[str] | None = None) -> Iterable[str]:
     real_root = root.resolve()
     visited = set()
     for folder, folders, files in os.walk(root, followlinks=True):
+        # links may lead in a circle
         status = Path(folder).stat()
         identity = (status.st_dev, status.st_ino)
         if identity in visited:
@@ -124,15 +132,28 @@ def list_files(root: Path, outside: list[str] | None = None) -> Iterable[str]:
             continue
         visited.add(identity)
 
+        # what is taken out of `folders` is not walked into
         if outside is not None:
-            for names in (folders, files):
-                links = [name for name in names if _leads_out(f"{folder}/{name}", real_root)]
-                outside += [f"{folder}/{name}" for name in links]
-                names[:] = [name for name in names if name not in links]
+            outside += _take_out_links(folder, folders, real_root)
+            outside += _take_out_links(folder, files, real_root)
 
         below = Path(folder).relative_to(root).as_posix()
         for name in files:
             yield name if below == "." else f"{below}/{name}"
+
+
+def _take_out_links(folder: str, names: list[str], real_root: Path) -> list[str]:
+    """Takes links that lead out of `real_root` out of `names`, which are in `folder`; returns their paths."""
+    inside = []
+    links = []
+    for name in names:
+        path = f"{folder}/{name}"
+        if _leads_out(path, real_root):
+            links.append(path)
+        else:
+            inside.append(name)
+    names[:] = inside
+    return links
 
 
 def _leads_out(path: str, real_root: Path) -> bool:
@@ -149,18 +170,21 @@ def list_remote(filesystem: fs.FileSystem, root: str, place: str) -> Iterable[st
         infos = with_retries(lambda: filesystem.get_file_info(selector), place)
     except (OSError, ValueError) as error:
         raise DatasetError(f"the videos' folder {place} cannot be listed: {error}") from error
-    prefix = len(root.rstrip("/")) + 1
-    return [info.path[prefix:] for info in infos if info.type == fs.FileType.File]
+
+    prefix = root.rstrip("/") + "/"
+    files = [info for info in infos if info.type == fs.FileType.File]
+    return [info.path[len(prefix) :] for info in files]
 
 
 def folded(name: str) -> str:
-    """What two names have in common that people take for the same."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    """The same text for names that people take for the same: of any case, slashes and Unicode form."""
+    with_slashes = name.replace("\\", "/")
+    return unicodedata.normalize("NFC", with_slashes).casefold()
 
 
 def difference(name: str, other: str) -> str:
     """In what two names differ that fold to the same."""
-    if "\\" in name + other and name.replace("\\", "/") == other.replace("\\", "/"):
+    if name.replace("\\", "/") == other.replace("\\", "/"):
         return "the slashes"
     if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
         return "how its accents are written (Unicode's NFC and NFD)"
@@ -169,9 +193,13 @@ def difference(name: str, other: str) -> str:
 
 def preference(path: str) -> tuple[int, int, str]:
     """Sorts files near the root first, then by the order of SUFFIXES, then by name."""
-    suffix = split_suffix(path)[1].lower()
-    rank = SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)
-    return path.count("/"), rank, path
+    depth = path.count("/")
+    _, suffix = split_suffix(path)
+    suffix = suffix.lower()
+    rank = len(SUFFIXES)
+    if suffix in SUFFIXES:
+        rank = SUFFIXES.index(suffix)
+    return depth, rank, path
 
 
 def split_suffix(path: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ high-quality/structured-symlinks/*.txt). Videos: video0.mp4 ... video9999.mp4 (o
 
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -46,101 +47,161 @@ TEST = {
 }
 
 
+LISTS_9K = ["MSRVTT_train.9k.csv", "train_list_jsfusion.txt", "train_list_9k.txt"]
+LISTS_7K = ["MSRVTT_train.7k.csv", "train_list_7k.txt"]
+OFFICIAL_SPLITS = {"train": "train", "val": "validate", "test": "test"}  # ours -> as the files say it
+
+
 def msrvtt_9k(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """Train: all clips but the 1kA test's, 180,000 pairs. Test: 1kA."""
-    return with_1ka(
-        annotations, videos, ["MSRVTT_train.9k.csv", "train_list_jsfusion.txt", "train_list_9k.txt"], None
-    )
+    return with_1ka(annotations, videos, LISTS_9K, official=None)
 
 
 def msrvtt_7k(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """Train: the official train and validate clips, 140,200 pairs. Test: 1kA."""
-    return with_1ka(annotations, videos, ["MSRVTT_train.7k.csv", "train_list_7k.txt"], {"train", "validate"})
+    return with_1ka(annotations, videos, LISTS_7K, official={"train", "validate"})
 
 
 def msrvtt_full(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """The official cut: 6,513 train, 497 validate, 2,990 test clips, all with 20 captions."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
-    source = Source(files, reading)
-    for split, official in [("train", "train"), ("val", "validate"), ("test", "test")]:
+    files = AnnotationFiles(annotations)
+    reading = Reading(VideoFiles(videos))
+    captions = MsrvttCaptions(files, reading)
+    for split, official in OFFICIAL_SPLITS.items():
         path = files.find(f"MSRVTT_{split}.full.csv", f"{split}_list_full.txt")
-        source.add(split, read_list(path, reading) if path else source.of_splits({official}))
-    return reading.table(source.layout)
+        ids = read_list(path, reading) if path else captions.ids_of_splits({official})
+        captions.add_to(reading, split, ids)
+    return reading.table(captions.layout)
 
 
-class Source:
-    """Captions and official splits by video id, and the sentences that were read."""
+class MsrvttCaptions:
+    """What the captions' files say: captions, official splits and URLs by video id.
+
+    layout: which files they are. splits: empty for Frozen's file. urls: empty for Frozen's file, and where
+    the user's has none.
+    """
 
     def __init__(self, files: AnnotationFiles, reading: Reading) -> None:
         name, paths = files.choose("MSR-VTT's captions", CAPTIONS)
-        self.layout = f"{name} ({', '.join(path.name for path in paths)})"
-        self.reading = reading
+        file_names = ", ".join(path.name for path in paths)
+        self.layout = f"{name} ({file_names})"
         self.path = paths[0]
         self.captions: dict[str, list[str]] = defaultdict(list)
-        self.splits: dict[str, str] = {}  # empty for Frozen's file
-        self.urls: dict[str, str] = {}  # empty for Frozen's file, and where the user's has none
+        self.splits: dict[str, str] = {}
+        self.urls: dict[str, str] = {}
         for path in paths:
             content = read_json(path, reading, dict)
-            key, listed = ("image_id", "annotations") if name == "Frozen" else ("video_id", "sentences")
-            for video, caption in entries(content.get(listed), {key: str, "caption": str}, path, reading):
-                self.captions[video].append(caption)
-            if videos := content.get("videos"):
-                self.splits |= entries(videos, {"video_id": str, "split": str}, path, reading)
-                with_url = [video for video in videos if isinstance(video, dict) and "url" in video]
-                self.urls |= {video.get("video_id"): str(video["url"]) for video in with_url}
+            if name == "Frozen":
+                self._read_captions(content.get("annotations"), "image_id", path, reading)
+            else:
+                self._read_captions(content.get("sentences"), "video_id", path, reading)
+            self._read_videos(content.get("videos"), path, reading)
 
-    def of_splits(self, official: set[str] | None) -> dict[str, Line]:
+    def _read_captions(self, items: object, id_key: str, path: Path, reading: Reading) -> None:
+        for video, caption in entries(items, {id_key: str, "caption": str}, path, reading):
+            self.captions[video].append(caption)
+
+    def _read_videos(self, items: object, path: Path, reading: Reading) -> None:
+        if not items:
+            return
+        self.splits.update(entries(items, {"video_id": str, "split": str}, path, reading))
+        for item in items:
+            if isinstance(item, dict) and "url" in item:
+                self.urls[item.get("video_id")] = str(item["url"])
+
+    def ids_of_splits(self, official: set[str] | None) -> dict[str, Line]:
         """Ids of the official splits (None: all), in the file's order."""
-        if official and not self.splits:
-            raise DatasetError(f"{self.path} does not say which split a video is of: a list of ids is needed")
+        where = Line(self.path)
         if official is None:
-            return dict.fromkeys(self.captions, Line(self.path))
-        return {video: Line(self.path) for video, split in self.splits.items() if split in official}
+            return dict.fromkeys(self.captions, where)
+        if not self.splits:
+            raise DatasetError(f"{self.path} does not say which split a video is of: a list of ids is needed")
+        return {video: where for video, split in self.splits.items() if split in official}
 
-    def add(self, split: str, ids: dict[str, Line]) -> None:
+    def add_to(self, reading: Reading, split: str, ids: dict[str, Line]) -> None:
+        """Adds the videos `ids` with all their captions."""
         for video, where in ids.items():
-            self.reading.add(split, video, self.captions.get(video, ()), where, source=self.urls.get(video))
+            reading.add(split, video, self.captions.get(video, ()), where, source=self.urls.get(video))
+
+
+class JsfusionVideo(NamedTuple):
+    """A video of the 1kA test: where it is listed, and its one caption ([] if that is missing)."""
+
+    where: Line
+    captions: list[str]
 
 
 def with_1ka(
-    annotations: Path, videos: str | Path | VideosFolder, lists: list[str], official: set[str] | None
+    annotations: Path,
+    videos: str | Path | VideosFolder,
+    lists: list[str],
+    official: set[str] | None,
 ) -> pa.Table:
-    """Train as one of `lists` says or else the `official` splits (None: all) without 1kA, test 1kA."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
-    source = Source(files, reading)
+    """Test is 1kA. Train is what one of the files `lists` names, or else the `official` splits (None: all)
+    without 1kA.
+    """
+    files = AnnotationFiles(annotations)
+    reading = Reading(VideoFiles(videos))
+    captions = MsrvttCaptions(files, reading)
+
     name, paths = files.choose("MSR-VTT's 1kA test", TEST)
     if name == "Frozen":
-        chosen = read_pickle(paths[1])
-        test = {
-            video: (where, pick(source, video, chosen))
-            for video, where in read_ids(paths[0], reading).items()
-        }
+        test = frozen_test(paths[0], paths[1], captions, reading)
     else:
-        rows = read_csv(paths[0], ["video_id", "sentence"], reading)
-        places = unique(((where, row["video_id"]) for where, row in rows), reading)
-        sentences = {row["video_id"]: row["sentence"] for _, row in reversed(rows)}
-        test = {video: (where, [sentences[video]]) for video, where in places.items()}
-    path = files.find(*lists)
-    if path:
-        source.add("train", read_list(path, reading))
+        test = jsfusion_test(paths[0], reading)
+
+    train_list = files.find(*lists)
+    if train_list:
+        train = train_list.name
+        ids = read_list(train_list, reading)
     else:
-        ids = source.of_splits(official)
-        source.add("train", {video: where for video, where in ids.items() if video not in test})
-    for video, (where, captions) in test.items():
-        reading.add("test", video, captions, where, source=source.urls.get(video))
-    train = path.name if path else "derived from the captions' file"
-    return reading.table(f"captions: {source.layout}; train: {train}; test: {name} ({paths[0].name})")
+        train = "derived from the captions' file"
+        all_ids = captions.ids_of_splits(official)
+        ids = {video: where for video, where in all_ids.items() if video not in test}
+    captions.add_to(reading, "train", ids)
+
+    for video, entry in test.items():
+        reading.add("test", video, entry.captions, entry.where, source=captions.urls.get(video))
+    return reading.table(f"captions: {captions.layout}; train: {train}; test: {name} ({paths[0].name})")
+
+
+def jsfusion_test(path: Path, reading: Reading) -> dict[str, JsfusionVideo]:
+    """The 1kA test by video, from CLIP4Clip's csv."""
+    rows = read_csv(path, ["video_id", "sentence"], reading)
+    test: dict[str, JsfusionVideo] = {}
+    for video, where in unique_ids(rows, reading).items():
+        test[video] = JsfusionVideo(where, [])
+
+    # of a video that is listed twice the first sentence counts
+    for _, row in rows:
+        sentences = test[row["video_id"]].captions
+        if not sentences:
+            sentences.append(row["sentence"])
+    return test
+
+
+def frozen_test(
+    list_path: Path, index_path: Path, captions: MsrvttCaptions, reading: Reading
+) -> dict[str, JsfusionVideo]:
+    """The 1kA test by video, from Frozen's list and its index, which says which of 20 captions is meant."""
+    caption_numbers = read_pickle(index_path)
+    test = {}
+    for video, where in read_ids(list_path, reading).items():
+        of_video = captions.captions.get(video, [])
+        number = caption_numbers.get(video)
+        has_caption = isinstance(number, int) and 0 <= number < len(of_video)
+        test[video] = JsfusionVideo(where, [of_video[number]] if has_caption else [])
+    return test
 
 
 def read_list(path: Path, reading: Reading) -> dict[str, Line]:
     """Ids of a list, of CLIP4Clip's csv with a header `video_id` or of Frozen's txt without."""
     if path.suffix == ".csv":
-        rows = read_csv(path, ["video_id"], reading)
-        return unique(((where, row["video_id"]) for where, row in rows), reading)
+        return unique_ids(read_csv(path, ["video_id"], reading), reading)
     return read_ids(path, reading)
 
 
-def pick(source: Source, video: str, chosen: dict[str, int]) -> list[str]:
-    """The one caption of a 1kA test video that Frozen's index names."""
-    captions, number = source.captions.get(video, []), chosen.get(video)
-    return [captions[number]] if isinstance(number, int) and 0 <= number < len(captions) else []
+def unique_ids(rows: list[tuple[Line, dict[str, str]]], reading: Reading) -> dict[str, Line]:
+    """The column `video_id` of a csv."""
+    listed = [(where, row["video_id"]) for where, row in rows]
+    return unique(listed, reading)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vopcore.datasets.errors import DatasetError, Line
+from vopcore.datasets.errors import DatasetError
 from vopcore.datasets.files import (
     AnnotationFiles,
     lists_by_video,
@@ -30,19 +30,23 @@ LAYOUTS = {"CLIP4Clip": ["raw-captions.pkl", *LISTS], "X-Pool": ["captions_msvd.
 
 def msvd(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """All captions of all clips, videos in list order."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
+    files = AnnotationFiles(annotations)
+    reading = Reading(VideoFiles(videos))
     layout, (path, *lists) = files.choose("MSVD", LAYOUTS)
     if layout == "CLIP4Clip":
         captions = read_tokens(path, reading)
     else:
         captions = lists_by_video(read_json(path, reading, dict), path, reading)
-    names = {}
-    if mapping := files.find("youtube_mapping.txt"):
-        names = read_mapping(mapping, reading)
+
+    mapping = files.find("youtube_mapping.txt")
+    other_names = read_mapping(mapping, reading) if mapping else {}
+
     for split, ids in zip(SPLITS, lists, strict=True):
         for video, where in read_ids(ids, reading).items():
-            called = [video, names[video]] if video in names else [video]
-            reading.add(split, video, captions.get(video, ()), where, names=called, source=cut_from(video))
+            names = [video]
+            if video in other_names:
+                names.append(other_names[video])
+            reading.add(split, video, captions.get(video, ()), where, names=names, source=cut_from(video))
     return reading.table(f"{layout} ({path.name})")
 
 
@@ -51,25 +55,32 @@ def read_tokens(path: Path, reading: Reading) -> dict[str, list[str]]:
     captions = read_pickle(path)
     if not isinstance(captions, dict):
         raise DatasetError(f"{path}: holds a {type(captions).__name__}, not a dict of captions by video")
-    listed = lists_by_video(captions, path, reading)
-    return {video: [sentence(tokens) for tokens in sentences] for video, sentences in listed.items()}
+
+    sentences = {}
+    for video, token_lists in lists_by_video(captions, path, reading).items():
+        sentences[video] = [sentence(tokens) for tokens in token_lists]
+    return sentences
 
 
 def sentence(tokens: object) -> str:
     """Tokens joined; "" for what is none, which is then recorded as an empty caption."""
+    if isinstance(tokens, str):
+        return tokens
     if isinstance(tokens, list | tuple):
-        return " ".join(map(str, tokens))
-    return tokens if isinstance(tokens, str) else ""
+        return " ".join(str(token) for token in tokens)
+    return ""
 
 
 def read_mapping(path: Path, reading: Reading) -> dict[str, str]:
     """`<id> vid<k>` a line: ids to the other name of their file."""
     names = {}
     for where, line in read_lines(path, reading):
-        if len(fields := line.split()) == 2:
-            names[fields[0]] = fields[1]
-        else:
-            reading.problem(Line(path, where.number), f"{len(fields)} fields, not `<id> vid<k>`; left out")
+        fields = line.split()
+        if len(fields) != 2:
+            reading.problem(where, f"{len(fields)} fields, not `<id> vid<k>`; left out")
+            continue
+        video, name = fields
+        names[video] = name
     return names
 
 

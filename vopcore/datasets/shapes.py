@@ -50,6 +50,7 @@ CODEC_OPTIONS = {
     "mpeg4": {"qscale": "3", "bf": "2"},
 }
 SOUND_RATE = 16_000  # samples per second
+SOUND_FRAME = 1024  # samples that AAC encodes at a time
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,23 @@ def draw(canvas: np.ndarray, colour: str, centre: tuple[float, float], radius: f
     """Paint a ball onto `canvas` (uint8 [S, S, 3]), `centre` as (x, y) and `radius` in pixels."""
     height, width = canvas.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    distance = np.hypot(x - centre[0], y - centre[1])
+    centre_x, centre_y = centre
+    distance = np.hypot(x - centre_x, y - centre_y)
 
     # half a pixel of soft edge
-    alpha = np.clip(radius - distance + 0.5, 0, 1)[..., None]
-    painted = canvas * (1 - alpha) + np.array(COLOURS[colour]) * alpha
+    alpha = np.clip(radius - distance + 0.5, 0, 1)
+    alpha = alpha[..., None]
+    paint = np.array(COLOURS[colour])
+    painted = canvas * (1 - alpha) + paint * alpha
     canvas[:] = painted.astype(np.uint8)
 
 
 def background(rng: np.random.Generator, side: int) -> np.ndarray:
     """A dark, faintly noisy ground: uint8 [side, side, 3]."""
-    ground = rng.integers(10, 90) + rng.normal(0, 4, (side, side, 3))
-    return np.clip(ground, 0, 255).astype(np.uint8)
+    brightness = rng.integers(10, 90)
+    noise = rng.normal(0, 4, (side, side, 3))
+    ground = np.clip(brightness + noise, 0, 255)
+    return ground.astype(np.uint8)
 
 
 def stills(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray, list[str]]:
@@ -108,6 +114,7 @@ def stills(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray,
         left = side * rng.uniform(0.20, 0.32)
         first, second = rng.choice(list(COLOURS), 2, replace=False).tolist()
 
+        # one ball, on either side
         if rng.random() < 0.4:
             height = side * rng.uniform(0.35, 0.65)
             for place, x in (("left", left), ("right", side - left)):
@@ -117,6 +124,7 @@ def stills(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray,
                 captions.append(f"{ball(first)} on the {place}")
             continue
 
+        # two balls, in either order
         right = side * rng.uniform(0.68, 0.80)
         heights = side * rng.uniform(0.35, 0.65, 2)
         for one, other in ((first, second), (second, first)):
@@ -125,6 +133,8 @@ def stills(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray,
             draw(image, other, (right, heights[1]), radius)
             images.append(image)
             captions.append(f"{ball(one)} left of {ball(other)}")
+
+    # the last pair may be one too many
     return np.stack(images[:count]), captions[:count]
 
 
@@ -132,16 +142,17 @@ def video_frames(rng: np.random.Generator, first: str, second: str, side: int = 
     """The pictures of one video, uint8 [T, side, side, 3]: the ball `first` drifting about the middle, then
     `second`, 1.6 to 2.4 s.
     """
-    half = int(rng.integers(20, 31))
+    frames_per_ball = int(rng.integers(20, 31))
     ground = background(rng, side)
     frames = []
     for colour in (first, second):
         radius = side * rng.uniform(*RADIUS)
         start = side * rng.uniform(0.42, 0.58, 2)
         drift = rng.uniform(-6, 6, 2)
-        for time in np.linspace(0, 1, half):
+        for time in np.linspace(0, 1, frames_per_ball):
             frame = ground.copy()
-            draw(frame, colour, tuple(start + time * drift), radius)
+            centre = tuple(start + time * drift)
+            draw(frame, colour, centre, radius)
             frames.append(frame)
     return np.stack(frames)
 
@@ -152,7 +163,7 @@ def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None
         stream = container.add_stream(codec, rate=FPS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
         stream.options = CODEC_OPTIONS[codec]
         audio = container.add_stream("aac", rate=SOUND_RATE) if sound else None
 
@@ -166,9 +177,10 @@ def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None
 
 def _tone(stream: av.AudioStream, seconds: float) -> Iterator[av.Packet]:
     samples = np.arange(int(SOUND_RATE * seconds))
-    wave = (0.2 * np.sin(samples * 0.17)).astype(np.float32)
-    for start in range(0, len(wave), 1024):
-        chunk = wave[None, start : start + 1024]
+    wave = 0.2 * np.sin(samples * 0.17)
+    wave = wave.astype(np.float32)
+    for start in range(0, len(wave), SOUND_FRAME):
+        chunk = wave[None, start : start + SOUND_FRAME]
         sound = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="mono")
         sound.sample_rate = SOUND_RATE
         sound.pts = start
@@ -187,15 +199,17 @@ def _plan(videos: int, twins: int, seed: int) -> list[PlannedVideo]:
 
     plan = []
     for i, (first, second) in enumerate(pairs[:twins]):
+        # the same number: what is drawn at random is the same in both
         number = 2 * i
         plan.append(PlannedVideo(f"test{i:04}", "test", first, second, number))
         plan.append(PlannedVideo(f"test{i:04}_twin", "test", second, first, number, reversed=True))
 
     train_pairs = pairs[twins:]
     for i in range(videos):
-        pair = train_pairs[int(rng.integers(len(train_pairs)))]
-        first, second = rng.permutation(pair).tolist()
-        plan.append(PlannedVideo(f"train{i:05}", "train", first, second, 2 * twins + i))
+        pair_number = int(rng.integers(len(train_pairs)))
+        first, second = rng.permutation(train_pairs[pair_number]).tolist()
+        number = 2 * twins + i
+        plan.append(PlannedVideo(f"train{i:05}", "train", first, second, number))
     return plan
 
 
@@ -214,17 +228,21 @@ def render(root: Path, videos: int, twins: int, seed: int) -> Iterator[str]:
         return _write_planned(folder, index, video, seed)
 
     lines = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for video, path in zip(plan, pool.map(write, enumerate(plan)), strict=True):
+    num_threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(num_threads) as pool:
+        paths = pool.map(write, enumerate(plan))
+        for video, path in zip(plan, paths, strict=True):
             name = f"videos/{path.name}"
             lines.append({"video": name, "split": video.split, "captions": [video.caption]})
             yield name
 
-    _write_broken(folder, folder / Path(lines[-1]["video"]).name)
+    last_video = root / lines[-1]["video"]
+    _write_broken(folder, last_video)
     for name in BROKEN:
         caption = "a red ball and then a blue ball"
         lines.append({"video": f"videos/{name}", "split": "train", "captions": [caption]})
 
+    # its presence says that the corpus is complete
     text = "".join(json.dumps(line) + "\n" for line in lines)
     partial = root / "captions.jsonl.part"
     partial.write_text(text)
@@ -233,15 +251,18 @@ def render(root: Path, videos: int, twins: int, seed: int) -> Iterator[str]:
 
 def _write_planned(folder: Path, index: int, video: PlannedVideo, seed: int) -> Path:
     """Draw and encode one video; returns its file."""
+    # a twin has the codec of its video, or the codec would tell them apart: the test split is H.264
     suffix = ".mp4"
     if index % 25 == 0 and video.split != "test":
         rarer = list(CODECS)[1:]
-        suffix = rarer[index // 25 % len(rarer)]
+        turn = index // 25
+        suffix = rarer[turn % len(rarer)]
     codec = CODECS[suffix]
 
     rng = np.random.default_rng([seed, 1, video.number])
     if video.reversed:
-        frames = video_frames(rng, video.second, video.first)[::-1]
+        forwards = video_frames(rng, video.second, video.first)
+        frames = forwards[::-1]
     else:
         frames = video_frames(rng, video.first, video.second)
 
@@ -253,7 +274,8 @@ def _write_planned(folder: Path, index: int, video: PlannedVideo, seed: int) -> 
 
 def _write_broken(folder: Path, whole: Path) -> None:
     """The two files that cannot be decoded."""
-    truncated, no_video = (folder / name for name in BROKEN)
+    truncated, no_video = BROKEN
     content = whole.read_bytes()
-    truncated.write_bytes(content[: len(content) // 2])
-    no_video.write_text("<html>404 Not Found</html>\n")
+    half = len(content) // 2
+    (folder / truncated).write_bytes(content[:half])
+    (folder / no_video).write_text("<html>404 Not Found</html>\n")

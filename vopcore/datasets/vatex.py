@@ -15,7 +15,7 @@ import pyarrow as pa
 from vopcore.datasets.errors import DatasetError
 from vopcore.datasets.files import AnnotationFiles, entries, lists_by_video, read_ids, read_json
 from vopcore.datasets.match import VideoFiles, VideosFolder
-from vopcore.datasets.table import SPLITS, Reading
+from vopcore.datasets.table import Reading
 
 # (videos, captions): the lists as EMCL holds them, ten captions each
 PUBLISHED = {"train": (25_991, 259_910), "val": (1500, 15_000), "test": (1500, 15_000)}
@@ -26,38 +26,50 @@ CAPTIONS = {
     "official": ["vatex_training_v1.0.json", "vatex_validation_v1.0.json"],
 }
 LISTS = {
-    split: [f"{split}_list.txt", name]
-    for split, name in zip(SPLITS, ("trn_names.npy", "val_names.npy", "tst_names.npy"), strict=True)
+    "train": ["train_list.txt", "trn_names.npy"],
+    "val": ["val_list.txt", "val_names.npy"],
+    "test": ["test_list.txt", "tst_names.npy"],
 }
 
 
 def vatex(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     """All English captions, videos in list order; a split whose list is missing is noted."""
-    files, reading = AnnotationFiles(annotations), Reading(VideoFiles(videos))
+    files = AnnotationFiles(annotations)
+    reading = Reading(VideoFiles(videos))
     lists = {split: files.find(*names) for split, names in LISTS.items()}
     if lists["test"] is None:
-        raise DatasetError(
-            f"{annotations} holds no list of VATEX's test: looked for {' or '.join(LISTS['test'])}"
-        )
+        looked_for = " or ".join(LISTS["test"])
+        raise DatasetError(f"{annotations} holds no list of VATEX's test: looked for {looked_for}")
+
     layout, paths = files.choose("VATEX's captions", CAPTIONS)
     captions = read_captions(layout, paths, reading)
+
     for split, path in lists.items():
         if path is None:
             reading.absent(files.root / LISTS[split][0], split)
             continue
         for video, where in read_ids(path, reading).items():
-            reading.add(split, video, captions.get(video, ()), where, source=video.rsplit("_", 2)[0])
-    return reading.table(f"{layout} ({', '.join(path.name for path in paths)})")
+            youtube_id = video.rsplit("_", 2)[0]
+            reading.add(split, video, captions.get(video, ()), where, source=youtube_id)
+
+    file_names = ", ".join(path.name for path in paths)
+    return reading.table(f"{layout} ({file_names})")
 
 
 def read_captions(layout: str, paths: list[Path], reading: Reading) -> dict[str, list[str]]:
     """English captions by video."""
     if layout == "official":
         keys = {"videoID": str, "enCap": list}
-        return dict(
-            pair for path in paths for pair in entries(read_json(path, reading, list), keys, path, reading)
-        )
-    content = read_json(paths[0], reading, dict)
+        captions = {}
+        for path in paths:
+            items = read_json(path, reading, list)
+            captions.update(entries(items, keys, path, reading))
+        return captions
+
+    path = paths[0]
+    content = read_json(path, reading, dict)
     if layout == "EMCL":
-        content = {v: entry.get("enCap") if isinstance(entry, dict) else None for v, entry in content.items()}
-    return lists_by_video(content, paths[0], reading)
+        # an entry that is no object has no captions, which `lists_by_video` records
+        for video, entry in content.items():
+            content[video] = entry.get("enCap") if isinstance(entry, dict) else None
+    return lists_by_video(content, path, reading)

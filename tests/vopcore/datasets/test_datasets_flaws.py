@@ -37,7 +37,17 @@ def test_two_files_of_one_video_are_both_named_and_the_mp4_taken(tmp_path):
     )
 
 
-@pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "folder"])
+def test_a_video_whose_file_is_almost_called_so_is_told_and_one_without_any_is_only_counted(tmp_path):
+    table = read("msrvtt_9k", tmp_path, CLIP4CLIP, ["Video0.mp4", "video1.mp4"])
+    files = files_of(table, tmp_path)
+    assert [video for video, file in files.items() if file] == ["video1"]
+    (problem,) = problems(table)
+    assert problem.what == (
+        "no file for 'video0': there is 'Video0', which differs only in upper and lower case"
+    )
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
 def test_a_folder_that_is_not_there_and_one_without_annotations_are_named(tmp_path, dataset):
     with pytest.raises(DatasetError, match=rf"annotations' folder {tmp_path}/nowhere does not exist"):
         DATASETS[dataset](tmp_path / "nowhere", tmp_path)

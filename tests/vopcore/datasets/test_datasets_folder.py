@@ -112,6 +112,30 @@ def test_ids_that_leave_the_folder_are_refused_and_the_rest_goes_on(root):
     assert all("refused" in problem.what for problem in problems(table))
 
 
+@pytest.mark.parametrize(
+    ("stored", "written", "difference"),
+    [
+        ("clips/Talk.MP4", "clips/talk.mp4", "upper and lower case"),
+        (
+            "clips/Cafe\u0301.mp4",
+            "clips/Caf\u00e9.mp4",
+            "how its accents are written (Unicode's NFC and NFD)",
+        ),
+        ("clips/d.mp4", "clips\\d.mp4", "the slashes"),
+    ],
+)
+def test_a_path_that_is_almost_right_is_told_with_its_line_and_not_taken(root, stored, written, difference):
+    (root / stored).touch()
+    write(root, line(), line(video=written), line(video="clips/nothing_like_it.mp4"))
+    table = read(root)
+    assert table["path"].to_pylist() == [str(root / "clips/a.mp4"), None, None]
+    (problem,) = problems(table)
+    assert problem.line == 2
+    assert problem.what == (
+        f"no file for {written!r}: there is {stored!r}, which differs only in {difference}"
+    )
+
+
 def test_empty_captions_are_left_out_and_long_ones_noted(root):
     write(root, line(captions=["", "a dog", " \t"]), line(video="clips/b.mp4", captions=["word " * 10_000]))
     table = read(root)

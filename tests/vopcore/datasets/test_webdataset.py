@@ -13,7 +13,7 @@ from support.tuning import make_shards
 from support.video import write_video
 
 from pipelines import export
-from vopcore.datasets import ANNOTATIONS, DATASETS, DatasetError, problems
+from vopcore.datasets import ANNOTATIONS, DATASETS, DatasetError, VideosFolder, problems
 from vopcore.shards.export import export_webdataset
 from vopcore.video import decode
 
@@ -62,6 +62,21 @@ def test_a_tar_of_video2dataset_becomes_videos_that_decode_with_their_captions(t
     before = path.stat().st_mtime_ns
     assert DATASETS["webdataset"](tmp_path, tmp_path).equals(table)
     assert path.stat().st_mtime_ns == before  # unpacked once
+
+
+def test_videos_are_unpacked_to_the_folder_that_a_config_names(tmp_path, video):
+    write_tar(tmp_path / "tars/test/0.tar", {"7": {"mp4": video, "txt": b"a cat"}})
+    place = tmp_path / "videos"
+    table = DATASETS["webdataset"](tmp_path / "tars", VideosFolder(str(place)))
+    assert table["path"].to_pylist() == [str(place / "test/0/7.mp4")]
+    assert (place / "test/0/7.mp4").read_bytes() == video
+    assert not (tmp_path / "tars/unpacked").exists()
+
+    bucket = VideosFolder("s3://bucket/videos?region=us-east-1&endpoint_override=localhost:1")
+    with pytest.raises(DatasetError, match="s3://bucket/videos: tars are unpacked to a local folder"):
+        DATASETS["webdataset"](tmp_path / "tars", bucket)
+    with pytest.raises(DatasetError, match=rf"annotations' folder {tmp_path}/nowhere does not exist"):
+        DATASETS["webdataset"](tmp_path / "nowhere", place)
 
 
 def test_what_is_no_file_of_the_tar_is_not_unpacked(tmp_path, video):
