@@ -11,16 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AREA = (0.5, 1.0)  # of a crop, as a share of the square
-ASPECT = (3 / 4, 4 / 3)  # width over height
-TRIES = 10  # as torchvision, before the whole square is taken
+# Area of a crop, as a share of the square.
+AREA = (0.5, 1.0)
+
+# Width over height.
+ASPECT = (3 / 4, 4 / 3)
+
+# As many tries as torchvision makes before the whole square is taken.
+TRIES = 10
 
 
 def draw_crop(rng: np.random.Generator, size: int) -> list[int]:
     """Top, left, height and width of a crop of a square of `size` pixels, and 1 to flip it or 0."""
     for _ in range(TRIES):
+        # Aspects are drawn on a logarithmic scale: twice as wide is as likely as twice as high.
         area = size**2 * rng.uniform(*AREA)
-        aspect = math.exp(rng.uniform(*np.log(ASPECT)))
+        log_aspect = rng.uniform(*np.log(ASPECT))
+        aspect = math.exp(log_aspect)
         height = round(math.sqrt(area / aspect))
         width = round(math.sqrt(area * aspect))
 
@@ -29,31 +36,54 @@ def draw_crop(rng: np.random.Generator, size: int) -> list[int]:
             left = int(rng.integers(size - width + 1))
             flip = int(rng.integers(2))
             return [top, left, height, width, flip]
-    return [0, 0, size, size, int(rng.integers(2))]
+
+    flip = int(rng.integers(2))
+    return [0, 0, size, size, flip]
 
 
 def crop(frames: Tensor, crops: Tensor) -> Tensor:
-    """Cut `crops` Int [B, 5] out of frames UInt8 [B, F, 3, S, S], resized to the whole square (bilinear)."""
+    """Cut a crop out of each video, resized to the whole square (bilinear).
+
+    frames: uint8 [B, F, 3, S, S]. crops: int64 [B, 5], rows of `draw_crop`. Returns uint8 [B, F, 3, S, S].
+    """
     size = frames.shape[-1]
-    top, left, height, width, flip = crops.float().T.unsqueeze(-1)  # each [B, 1]
+
+    # One column per number of a crop, each [B, 1].
+    columns = crops.float().T.unsqueeze(-1)
+    top, left, height, width, flip = columns
 
     # Where the centre of each pixel of the result lies in the square.
-    pixel = torch.arange(size, device=frames.device) + 0.5
-    column = torch.where(flip > 0, size - pixel, pixel)
-    x = left + _within(column * width / size, width)
-    y = top + _within(pixel * height / size, height)
+    centres = torch.arange(size, device=frames.device) + 0.5
+    mirrored = size - centres
+    column = torch.where(flip > 0, mirrored, centres)
+    inside_x = _clamp_to_crop(column * width / size, width)
+    inside_y = _clamp_to_crop(centres * height / size, height)
+    x = left + inside_x
+    y = top + inside_y
 
     # grid_sample counts from -1 to 1.
-    x = (2 * x / size - 1).unsqueeze(1)
-    y = (2 * y / size - 1).unsqueeze(2)
-    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)  # [B, S, S, 2]
+    x = 2 * x / size - 1
+    y = 2 * y / size - 1
+    grid_x, grid_y = torch.broadcast_tensors(x.unsqueeze(1), y.unsqueeze(2))
+    grid = torch.stack([grid_x, grid_y], dim=-1)  # [B, S, S, 2]
 
     # Shards hold channels last: put them first in the same pass that makes them floats.
-    pixels = frames.to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
-    cut = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    return cut.round_().to(torch.uint8).view_as(frames)
+    pixels = frames.to(torch.float32, memory_format=torch.contiguous_format)
+    channels = pixels.flatten(1, 2)  # [B, F * 3, S, S]: all frames of a video are cut alike
+
+    cropped = F.grid_sample(
+        channels,
+        grid,
+        padding_mode="border",
+        align_corners=False,
+    )
+    return cropped.round_().to(torch.uint8).view_as(frames)
 
 
-def _within(place: Tensor, length: Tensor) -> Tensor:
-    """No neighbour from outside the crop: places [B, S] between the centres of its outermost pixels."""
-    return torch.minimum(place.clamp(min=0.5), length - 0.5)
+def _clamp_to_crop(position: Tensor, length: Tensor) -> Tensor:
+    """Keep positions [B, S] between the centres of a crop's outermost pixels.
+
+    Bilinear interpolation would otherwise mix in neighbours from outside the crop.
+    """
+    after_first = position.clamp(min=0.5)
+    return torch.minimum(after_first, length - 0.5)

@@ -22,9 +22,12 @@ from vopcore.training.prefix_cache import Prefix
 from vopcore.video import choose
 
 Tokenize = Callable[[list[str]], Tensor]
-Pair = tuple[int, int]  # a video and one of its captions, by number
 
-ANNOUNCED = 8  # batches whose files are asked for before they are read
+Pair = tuple[int, int]
+"""A video and one of its captions, by number."""
+
+# Batches whose files are asked for before they are read.
+ANNOUNCED = 8
 
 
 @dataclass(frozen=True)
@@ -47,21 +50,24 @@ class Batch:
 
     def real_frames(self) -> Tensor | None:
         """The mask, or None if all frames are real: attention without a mask is faster."""
-        full = bool(self.mask.all()) if self.full is None else self.full
+        full = self.full
+        if full is None:
+            full = bool(self.mask.all())
         return None if full else self.mask
 
-    def parts(self, size: int) -> list["Batch"]:
+    def micro_batches(self, size: int) -> list["Batch"]:
         """Cut into batches of `size` videos, the last one perhaps of fewer."""
         batches = []
         for start in range(0, len(self.videos), size):
             rows = slice(start, start + size)
+            crops = None if self.crops is None else self.crops[rows]
             batch = replace(
                 self,
                 videos=self.videos[rows],
                 frames=self.frames[rows],
                 mask=self.mask[rows],
                 tokens=self.tokens[rows],
-                crops=None if self.crops is None else self.crops[rows],
+                crops=crops,
                 captions=self.captions[rows],
             )
             batches.append(batch)
@@ -80,25 +86,48 @@ def stack_frames(
     From shards uint8 [B, F, 3, S, S]; from a prefix [B, F, L, D], bfloat16 or float32. Each frame is copied
     once, from its shard to its place. pin: into memory that a GPU copies from while it computes.
     """
-    mask = np.zeros((len(videos), frames), dtype=bool)
+    batch_shape = (len(videos), frames)
+    mask = np.zeros(batch_shape, dtype=bool)
     rows = None
+
     for row, (video, rng) in enumerate(zip(videos, rngs, strict=True)):
         indices = choose(shards.num_frames(video), frames, rng)
+        count = len(indices)
+
+        # The first frame tells shape and dtype of all.
         if rows is None:
-            rows = _buffer((len(videos), frames), shards.frames(video, indices[:1]), pin)
-        shards.frames(video, indices, out=rows[row, : len(indices)])
-        rows[row, len(indices) :] = 0
-        mask[row, : len(indices)] = True
+            example = shards.frames(video, indices[:1])
+            rows = _buffer(batch_shape, example, pin)
+
+        shards.frames(
+            video,
+            indices,
+            out=rows[row, :count],
+        )
+        rows[row, count:] = 0
+        mask[row, :count] = True
+
     return shards.tensor(rows), torch.from_numpy(mask)
 
 
-def _buffer(shape: tuple[int, int], like: np.ndarray, pin: bool) -> np.ndarray:
+def _buffer(
+    shape: tuple[int, int],
+    like: np.ndarray,
+    pin: bool,
+) -> np.ndarray:
     """Room for `shape` frames of the kind of `like` [1, ...]; not cleared."""
     size = (*shape, *like.shape[1:])
     if not pin:
         return np.empty(size, like.dtype)
-    kind = torch.from_numpy(like[:0].copy()).dtype
-    return torch.empty(size, dtype=kind, pin_memory=True).numpy()
+
+    # Only torch can pin: its dtype is that of a tensor made from nothing.
+    dtype = torch.from_numpy(like[:0].copy()).dtype
+    pinned = torch.empty(
+        size,
+        dtype=dtype,
+        pin_memory=True,
+    )
+    return pinned.numpy()
 
 
 class Captions:
@@ -112,8 +141,11 @@ class Captions:
         """Int64 [N, L]"""
         missing = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if missing:
-            for text, row in zip(missing, self._tokenize(missing), strict=True):
-                self._rows[text] = row.numpy().astype(np.int32)  # a million captions are kept
+            tokens = self._tokenize(missing)
+            for text, row in zip(missing, tokens, strict=True):
+                # A million captions may be remembered: half of int64 is enough.
+                self._rows[text] = row.numpy().astype(np.int32)
+
         stacked = np.stack([self._rows[text] for text in texts])
         return torch.from_numpy(stacked).long()
 
@@ -157,13 +189,22 @@ class TrainingBatches:
         self._seed = seed
         self._augment = augment
         self._pin = pin
-        self._rows = slice(rank * batch_size // workers, (rank + 1) * batch_size // workers)
 
-        # How many pairs of each video an epoch holds; with repeat_videos each pair is dealt like a video.
-        self._counts = [1 if draw == "one" else len(captions[video]) for video in self._videos]
+        # This worker's rows of a global batch; sizes differ by one where they do not divide.
+        first_row = rank * batch_size // workers
+        next_row = (rank + 1) * batch_size // workers
+        self._rows = slice(first_row, next_row)
+
+        # How many pairs of each video an epoch holds.
+        if draw == "one":
+            self._counts = [1] * len(self._videos)
+        else:
+            self._counts = [len(captions[video]) for video in self._videos]
+
+        # With repeat_videos each pair is dealt like a video.
         self._pairs: list[Pair] | None = None
         if repeat_videos:
-            self._pairs = [(v, c) for v, count in enumerate(self._counts) for c in range(count)]
+            self._pairs = _all_pairs(self._counts)
             self._counts = [1] * len(self._pairs)
 
         self.steps_per_epoch = num_batches(self._counts, batch_size)
@@ -177,74 +218,153 @@ class TrainingBatches:
         rng = np.random.default_rng([self._seed, epoch])
         batches = spread(self._counts, self._batch_size, rng)
         if self._pairs is not None:
-            batches = [[self._pairs[number] for number, _ in batch] for batch in batches]
-        parts = [pairs[self._rows] for pairs in batches[start:]]
-        return _ahead(partial(self._batch, epoch, pairs) for pairs in self._announced(parts))
+            batches = [self._pairs_of(batch) for batch in batches]
 
-    def _announced(self, parts: list[list[Pair]]) -> Iterator[list[Pair]]:
-        """The parts in their order; the files of those to come are asked for before they are read."""
-        for number, pairs in enumerate(parts):
-            coming = parts[:ANNOUNCED] if number == 0 else parts[number + ANNOUNCED - 1 : number + ANNOUNCED]
-            for later in coming:
-                self._shards.prefetch([self._videos[v] for v, _ in later])
+        worker_batches = [pairs[self._rows] for pairs in batches[start:]]
+        jobs = (partial(self._batch, epoch, pairs) for pairs in self._announced(worker_batches))
+        return _ahead(jobs)
+
+    def _pairs_of(self, batch: list[Pair]) -> list[Pair]:
+        """The pairs that were dealt like videos, by their numbers."""
+        assert self._pairs is not None
+        return [self._pairs[number] for number, _ in batch]
+
+    def _announced(self, batches: list[list[Pair]]) -> Iterator[list[Pair]]:
+        """The batches in their order; the files of those to come are asked for before they are read."""
+        for pairs in batches[:ANNOUNCED]:
+            self._announce(pairs)
+
+        # From here on, each batch that is read lets one more be announced.
+        for number, pairs in enumerate(batches):
+            newest = number + ANNOUNCED - 1
+            if number > 0 and newest < len(batches):
+                self._announce(batches[newest])
             yield pairs
+
+    def _announce(self, pairs: list[Pair]) -> None:
+        videos = [self._videos[v] for v, _ in pairs]
+        self._shards.prefetch(videos)
 
     def _batch(self, epoch: int, pairs: list[Pair]) -> Batch:
         videos = [self._videos[v] for v, _ in pairs]
-        rngs = [np.random.default_rng([self._seed, epoch, v, c]) for v, c in pairs]
-        frames, mask = stack_frames(self._shards, videos, self._frames, rngs, self._pin)
         captions = [self._caption(epoch, v, c) for v, c in pairs]
         tokens = self._texts.tokens(captions)
-        crops = self._crops(epoch, pairs, frames.shape[-1]) if self._augment else None
-        return Batch(videos, frames, mask, tokens, crops, captions)
 
-    def _crops(self, epoch: int, pairs: list[Pair], size: int) -> Tensor:
-        rngs = (np.random.default_rng([self._seed, epoch, v, c, 1]) for v, c in pairs)
-        return torch.tensor([draw_crop(rng, size) for rng in rngs])
+        rngs = [np.random.default_rng([self._seed, epoch, v, c]) for v, c in pairs]
+        frames, mask = stack_frames(
+            self._shards,
+            videos,
+            self._frames,
+            rngs,
+            self._pin,
+        )
 
-    def _caption(self, epoch: int, v: int, c: int) -> str:
+        crops = None
+        if self._augment:
+            crops = self._crops(epoch, pairs, frames.shape[-1])
+
+        return Batch(
+            videos=videos,
+            frames=frames,
+            mask=mask,
+            tokens=tokens,
+            crops=crops,
+            captions=captions,
+        )
+
+    def _crops(
+        self,
+        epoch: int,
+        pairs: list[Pair],
+        size: int,
+    ) -> Tensor:
+        crops = []
+        for v, c in pairs:
+            # The 1 sets these numbers apart from those that choose the frames.
+            rng = np.random.default_rng([self._seed, epoch, v, c, 1])
+            crops.append(draw_crop(rng, size))
+        return torch.tensor(crops)
+
+    def _caption(
+        self,
+        epoch: int,
+        v: int,
+        c: int,
+    ) -> str:
         texts = self._captions[self._videos[v]]
         if self._draw == "one":
-            c = int(np.random.default_rng([self._seed, epoch, v]).integers(len(texts)))
+            rng = np.random.default_rng([self._seed, epoch, v])
+            c = int(rng.integers(len(texts)))
         return texts[c]
+
+
+def _all_pairs(counts: list[int]) -> list[Pair]:
+    """Every caption of every video, by number."""
+    pairs = []
+    for v, count in enumerate(counts):
+        for c in range(count):
+            pairs.append((v, c))
+    return pairs
 
 
 def num_batches(counts: list[int], size: int) -> int:
     """The most batches of `size` pairs that never hold a video twice.
 
-    The largest k with sum(min(count, k)) >= k size. Where k does, so does every smaller one, as the sum grows
-    by less with every step: it is found by halving.
+    That is the largest k with sum(min(count, k)) >= k size. If k batches can be filled, so can fewer: each
+    batch more asks for `size` pairs and adds at most as many as the one before it. So k is found by halving.
     """
     per_video = np.asarray(counts)
-    fewest, most = 0, int(per_video.sum()) // size
+    fewest = 0
+    most = int(per_video.sum()) // size
     while fewest < most:
         steps = (fewest + most + 1) // 2
-        if int(np.minimum(per_video, steps).sum()) >= steps * size:
+        pairs = int(np.minimum(per_video, steps).sum())
+        if pairs >= steps * size:
             fewest = steps
         else:
             most = steps - 1
     return fewest
 
 
-def spread(counts: list[int], size: int, rng: np.random.Generator) -> list[list[Pair]]:
+def spread(
+    counts: list[int],
+    size: int,
+    rng: np.random.Generator,
+) -> list[list[Pair]]:
     """Deal each video's pairs to different batches: `num_batches` lists of `size` (video, caption) indices.
 
-    The batches are dealt to in rounds, each in an order of its own; a round gives each batch one pair. Where
-    a video's pairs cross into the next round, the batches that hold it already come last there.
+    The batches are dealt to in rounds, each in a new order; a round gives each batch one pair. Where a video
+    has pairs left for the next round, the batches that hold it already come last there.
     """
     steps = num_batches(counts, size)
     batches: list[list[Pair]] = [[] for _ in range(steps)]
     order: list[int] = []
+
     for v in rng.permutation(len(counts)).tolist():
         holding: set[int] = set()
-        for c in rng.permutation(counts[v])[:steps].tolist():
+        captions = rng.permutation(counts[v])[:steps]
+        for c in captions.tolist():
             if not order:
+                # All batches grow alike: when the last one is full, so are the others.
                 if len(batches[-1]) == size:
                     return batches
-                order = sorted(rng.permutation(steps).tolist(), key=lambda b: b not in holding)
-            holding.add(order[-1])
-            batches[order.pop()].append((v, c))
+                order = _round(steps, holding, rng)
+
+            batch = order.pop()
+            holding.add(batch)
+            batches[batch].append((v, c))
+
     return batches
+
+
+def _round(
+    steps: int,
+    holding: set[int],
+    rng: np.random.Generator,
+) -> list[int]:
+    """All batches in a random order, to be taken from the end: those in `holding` are taken last."""
+    shuffled = rng.permutation(steps).tolist()
+    return sorted(shuffled, key=lambda batch: batch not in holding)
 
 
 def _ahead(jobs: Iterable[Callable[[], Batch]]) -> Iterator[Batch]:
@@ -252,12 +372,18 @@ def _ahead(jobs: Iterable[Callable[[], Batch]]) -> Iterator[Batch]:
     threads = torch.get_num_threads()
     jobs = iter(jobs)
     with ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
-        ready = deque(pool.submit(job) for job in itertools.islice(jobs, threads + 1))
+        # One more than there are threads, so that none waits for the reader.
+        first_jobs = itertools.islice(jobs, threads + 1)
+        ready = deque(pool.submit(job) for job in first_jobs)
         try:
             while ready:
                 batch = ready.popleft().result()
-                ready.extend(pool.submit(job) for job in itertools.islice(jobs, 1))
+
+                # At most one: the jobs may be at their end.
+                for job in itertools.islice(jobs, 1):
+                    ready.append(pool.submit(job))
                 yield batch
         finally:
+            # A reader that stops early does not wait for batches it will never see.
             for future in ready:
                 future.cancel()

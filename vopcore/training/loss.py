@@ -9,34 +9,51 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 2**26  # (text, frame) pairs of a block of logits: a few times 256 MiB
+# (text, frame) pairs of a block of logits: a few times 256 MiB.
+BLOCK = 2**26
 
 LossName = Literal["softmax", "sigmoid"]
 
+Similarity = Callable[[slice, slice], Tensor]
+"""rows of texts, columns of videos -> their cosines [rows, columns]"""
+
 
 class _Gather(torch.autograd.Function):
-    """Concatenate the rows of all workers. Each worker then computes the same loss of all rows, so the
-    gradient of its own rows is already complete; it is multiplied by the number of workers because
-    DistributedDataParallel divides by it.
+    """Concatenate the rows of all workers.
+
+    Each worker then computes the same loss of all rows, so the gradient of its own rows is already complete.
+    It is multiplied by the number of workers because DistributedDataParallel divides by it.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, counts: list[int]) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        rows: Tensor,
+        counts: list[int],
+    ) -> Tensor:
         rank = distributed.get_rank()
         ctx.start = sum(counts[:rank])
         ctx.stop = ctx.start + counts[rank]
         ctx.workers = len(counts)
 
-        # Gathering wants equal shapes: shorter parts are padded, and cut again.
+        # Gathering wants equal shapes: shorter tensors are padded here, and cut again below.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        distributed.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(gathered, padded)
+
+        worker_rows = []
+        for tensor, count in zip(gathered, counts, strict=True):
+            worker_rows.append(tensor[:count])
+        return torch.cat(worker_rows)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[ctx.start : ctx.stop] * ctx.workers, None
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx,
+        gradient: Tensor,
+    ) -> tuple[Tensor, None]:
+        own_rows = gradient[ctx.start : ctx.stop]
+        return own_rows * ctx.workers, None
 
 
 def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -46,6 +63,8 @@ def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
     """
     if not is_shared():
         return tensors
+
+    # Everyone must know how many rows the others send.
     count = torch.tensor([len(tensors[0])], device=tensors[0].device)
     counts = [torch.empty_like(count) for _ in range(distributed.get_world_size())]
     distributed.all_gather(counts, count)
@@ -53,10 +72,12 @@ def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     gathered = []
     for tensor in tensors:
+        # Booleans travel as bytes, which every backend gathers.
         if tensor.dtype == torch.bool:
-            gathered.append(_Gather.apply(tensor.byte(), lengths).bool())
+            rows = _Gather.apply(tensor.byte(), lengths).bool()
         else:
-            gathered.append(_Gather.apply(tensor.contiguous(), lengths))
+            rows = _Gather.apply(tensor.contiguous(), lengths)
+        gathered.append(rows)
     return tuple(gathered)
 
 
@@ -82,8 +103,14 @@ def loss_of(
     is left out, being no negative. Memory is that of BLOCK logits, for any number of pairs: each block is
     computed again for its gradients.
     """
-    optional = [tensor for tensor in (mask, identity) if tensor is not None]
-    text, video, *optional = gather(text, video, *optional)
+    tensors = [text, video]
+    if mask is not None:
+        tensors.append(mask)
+    if identity is not None:
+        tensors.append(identity)
+
+    # One meeting of the workers for all tensors; what is optional comes off the end.
+    text, video, *optional = gather(*tensors)
     if identity is not None:
         identity = optional.pop()
     if mask is not None:
@@ -91,23 +118,37 @@ def loss_of(
 
     def similarity(rows: slice, columns: slice) -> Tensor:
         """Of the texts `rows` and the videos `columns`; -inf where a pair is left out."""
-        real = None if mask is None else mask[columns]
-        cosines = retriever.compare(text[rows], video[columns], real)
+        frame_mask = None if mask is None else mask[columns]
+        cosines = retriever.compare(text[rows], video[columns], frame_mask)
         if identity is None:
             return cosines
-        return cosines.masked_fill(_repeated(identity, rows, columns), float("-inf"))
 
-    num_rows = max(1, BLOCK // video[..., 0].numel())
-    is_small = len(text) * video[..., 0].numel() <= BLOCK // 64  # little to hold: nothing is recomputed
-    blocks = [slice(start, min(start + num_rows, len(text))) for start in range(0, len(text), num_rows)]
-    return LOSSES[name](similarity, blocks, retriever.clip, is_small)
+        same = _is_same_pair(identity, rows, columns)
+        return cosines.masked_fill(same, float("-inf"))
+
+    # A text meets every frame: blocks are of as many texts as BLOCK pairs allow.
+    num_texts = len(text)
+    num_frames = video[..., 0].numel()
+    block_rows = max(1, BLOCK // num_frames)
+    blocks = []
+    for start in range(0, num_texts, block_rows):
+        stop = min(start + block_rows, num_texts)
+        blocks.append(slice(start, stop))
+
+    # Little to hold until the gradients are computed: nothing is computed twice.
+    is_small = num_texts * num_frames <= BLOCK // 64
+
+    compute = LOSSES[name]
+    return compute(similarity, blocks, retriever.clip, is_small)
 
 
 def pair_numbers(videos: list[str], captions: list[str]) -> Tensor:
     """Int64 [N, 2] for each pair's caption and video, the same on every worker: `identity` of `loss_of`."""
     rows = []
     for video, caption in zip(videos, captions, strict=True):
-        rows.append([_number(f"caption {caption}"), _number(f"video {video}")])
+        caption_number = _number(f"caption {caption}")
+        video_number = _number(f"video {video}")
+        rows.append([caption_number, video_number])
     return torch.tensor(rows)
 
 
@@ -118,76 +159,133 @@ def _number(name: str) -> int:
 
 
 def contrastive(
-    text: Tensor, video: Tensor, mask: Tensor | None, retriever: nn.Module, identity: Tensor | None = None
+    text: Tensor,
+    video: Tensor,
+    mask: Tensor | None,
+    retriever: nn.Module,
+    identity: Tensor | None = None,
 ) -> Tensor:
     """0.5 [CE(S) + CE(S^T)] with S = exp(logit_scale) * similarity; the arguments of `loss_of`."""
     return loss_of("softmax", text, video, mask, retriever, identity)
 
 
-def _repeated(identity: Tensor, rows: slice, columns: slice) -> Tensor:
+def _is_same_pair(
+    identity: Tensor,
+    rows: slice,
+    columns: slice,
+) -> Tensor:
     """Bool [rows, columns]: pairs of two different rows of `identity` that share a number."""
+    row_identity = identity[rows, None]
+    column_identity = identity[None, columns]
+    shares_number = (row_identity == column_identity).any(dim=-1)
+
+    # A row shares its numbers with itself, and that is the pair to be learned.
     numbers = torch.arange(len(identity), device=identity.device)
-    same = (identity[rows, None] == identity[None, columns]).any(dim=-1)
-    return same & (numbers[rows, None] != numbers[None, columns])
+    is_other_row = numbers[rows, None] != numbers[None, columns]
+    return shares_number & is_other_row
 
 
-Similarity = Callable[[slice, slice], Tensor]
-
-
-def _softmax(similarity: Similarity, blocks: list[slice], clip: nn.Module, is_small: bool) -> Tensor:
+def _softmax(
+    similarity: Similarity,
+    blocks: list[slice],
+    clip: nn.Module,
+    is_small: bool,
+) -> Tensor:
     """Cross-entropy of the rows and of the columns, halved.
 
     The logit of the right pair is subtracted first: small differences keep their precision.
     """
 
     def logits(rows: slice, columns: slice) -> Tensor:
-        return clip.logit_scale.float().exp() * similarity(rows, columns)
+        scale = clip.logit_scale.float().exp()
+        return scale * similarity(rows, columns)
 
-    def terms(block: Tensor, rows: slice, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(
+        block: Tensor,
+        rows: slice,
+        right: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """logsumexp of the rows, and of the columns as far as these rows go; the right logits, centred."""
         by_row = block - right[rows].unsqueeze(1)
         by_column = block - right
-        return by_row.logsumexp(1), by_column.logsumexp(0), by_row.diagonal(rows.start)
+        centred = by_row.diagonal(rows.start)
+        return by_row.logsumexp(1), by_column.logsumexp(0), centred
 
     if len(blocks) == 1 and is_small:
         block = logits(blocks[0], slice(None))
-        parts = [terms(block, blocks[0], block.detach().diagonal())]
+        right = block.detach().diagonal()
+        block_terms = [terms(block, blocks[0], right)]
     else:
+        # The columns need the right logits of all rows before the first block is computed.
         with torch.no_grad():
-            right = torch.cat([logits(rows, rows).diagonal() for rows in blocks])
-        parts = [_recomputed(lambda rows: terms(logits(rows, slice(None)), rows, right), b) for b in blocks]
+            diagonals = [logits(rows, rows).diagonal() for rows in blocks]
+            right = torch.cat(diagonals)
 
-    by_row = torch.cat([part[0] for part in parts])
-    by_column = torch.stack([part[1] for part in parts]).logsumexp(0)
-    centred = torch.cat([part[2] for part in parts])
-    return (by_row.mean() + by_column.mean()) / 2 - centred.mean()
+        def terms_of_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+            return terms(logits(rows, slice(None)), rows, right)
+
+        block_terms = [_recomputed(terms_of_rows, rows) for rows in blocks]
+
+    row_sums = []
+    column_sums = []
+    right_logits = []
+    for row_sum, column_sum, right_logit in block_terms:
+        row_sums.append(row_sum)
+        column_sums.append(column_sum)
+        right_logits.append(right_logit)
+
+    by_row = torch.cat(row_sums)
+    by_column = torch.stack(column_sums).logsumexp(0)
+    centred = torch.cat(right_logits)
+    both_directions = (by_row.mean() + by_column.mean()) / 2
+    return both_directions - centred.mean()
 
 
-def _sigmoid(similarity: Similarity, blocks: list[slice], clip: nn.Module, is_small: bool) -> Tensor:
+def _sigmoid(
+    similarity: Similarity,
+    blocks: list[slice],
+    clip: nn.Module,
+    is_small: bool,
+) -> Tensor:
     """SigLIP's: -log sigmoid(z) of right pairs and -log sigmoid(-z) of all others, summed, per caption.
 
     z = exp(logit_scale) * similarity + logit_bias (Zhai et al. 2023, https://arxiv.org/abs/2303.15343,
-    section 3.2).
+    section 3.2). Raises ValueError for a model without a logit_bias.
     """
     if getattr(clip, "logit_bias", None) is None:
         raise ValueError("train.loss: sigmoid needs a model with a logit_bias, such as SigLIP; this has none")
 
     def total(rows: slice) -> Tensor:
-        z = clip.logit_scale.float().exp() * similarity(rows, slice(None)) + clip.logit_bias.float()
-        right = F.logsigmoid(z.diagonal(rows.start)).sum()
+        scale = clip.logit_scale.float().exp()
+        bias = clip.logit_bias.float()
+        z = scale * similarity(rows, slice(None)) + bias
+        right_logits = z.diagonal(rows.start)
+        right = F.logsigmoid(right_logits).sum()
         negatives = F.logsigmoid(-z)
-        own = torch.zeros_like(negatives, dtype=torch.bool).diagonal_scatter(
-            torch.ones_like(z.diagonal(rows.start), dtype=torch.bool), rows.start
-        )
-        return -right - negatives.masked_fill(own, 0).sum()
 
-    parts = [total(rows) if is_small else _recomputed(total, rows) for rows in blocks]
-    return torch.stack(parts).sum() / blocks[-1].stop
+        # A right pair is no negative of its own: its term leaves the sum.
+        is_nothing = torch.zeros_like(negatives, dtype=torch.bool)
+        ones = torch.ones_like(right_logits, dtype=torch.bool)
+        is_right = is_nothing.diagonal_scatter(ones, rows.start)
+        return -right - negatives.masked_fill(is_right, 0).sum()
+
+    totals = []
+    for rows in blocks:
+        block_total = total(rows) if is_small else _recomputed(total, rows)
+        totals.append(block_total)
+
+    num_captions = blocks[-1].stop
+    return torch.stack(totals).sum() / num_captions
 
 
 def _recomputed(function: Callable[[slice], Any], rows: slice) -> Any:  # noqa: ANN401 - what it returns
     """Computed again for the gradients, so that its logits are not held until then."""
-    return checkpoint(function, rows, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(
+        function,
+        rows,
+        use_reentrant=False,
+        preserve_rng_state=False,
+    )
 
 
 LOSSES: dict[LossName, Callable[[Similarity, list[slice], nn.Module, bool], Tensor]] = {

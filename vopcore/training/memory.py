@@ -5,6 +5,7 @@ allocated on the way is counted. What a step holds grows by the same amount with
 measurements tell any batch's, for every method, precision and setting.
 """
 
+import math
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,17 @@ from vopcore.training.batches import Batch
 from vopcore.training.gradients import Loss, backward
 from vopcore.training.loss import contrastive
 
-SMALL, LARGE = 2, 4  # videos of the two measurements
-USABLE = 0.92  # share of a GPU's memory; the rest is the libraries' workspace and fragments
+# Videos of the two measurements.
+SMALL = 2
+LARGE = 4
+
+# Share of a GPU's memory; the rest is the libraries' workspace and fragments.
+USABLE = 0.92
+
+WAYS_OUT = (
+    "set train.micro_batch (activations of fewer videos at once), train.precision=bf16 or"
+    " train.grad_checkpointing=true"
+)
 
 
 @dataclass(frozen=True)
@@ -41,42 +51,57 @@ class MemoryEstimate:
         """
         if self.bytes(videos) <= available:
             return None
+
         most = (available - self.fixed) // self.per_video
         if most < 1:
+            needed_gib = self.bytes(1) / 2**30
+            available_gib = available / 2**30
             raise MemoryError(
-                f"one video needs {self.bytes(1) / 2**30:.1f} GiB, there are"
-                f" {available / 2**30:.1f} GiB: {WAYS_OUT}"
+                f"one video needs {needed_gib:.1f} GiB, there are {available_gib:.1f} GiB: {WAYS_OUT}"
             )
-        num_parts = -(-videos // most)
-        return -(-videos // num_parts)
+
+        # The fewest micro-batches that fit, and then all as large as each other.
+        num_micro_batches = math.ceil(videos / most)
+        return math.ceil(videos / num_micro_batches)
 
 
-WAYS_OUT = (
-    "set train.micro_batch (activations of fewer videos at once), train.precision=bf16 or"
-    " train.grad_checkpointing=true"
-)
-
-
-def estimate(retriever: Retriever, like: Batch, loss_of: Loss = contrastive) -> MemoryEstimate:
+def estimate(
+    retriever: Retriever,
+    like: Batch,
+    loss_of: Loss = contrastive,
+) -> MemoryEstimate:
     """Measure on the retriever's device; leaves its gradients empty.
 
     like: a batch of which the first video, its frames, length of text and crop are what every video is.
     """
-    peaks = [_peak(retriever, _repeated(like, videos), loss_of) for videos in (SMALL, LARGE)]
-    per_video = max(1, (peaks[1] - peaks[0]) // (LARGE - SMALL))
+    # Two points of a line: what each video adds, and what is there without any.
+    small_peak = _peak(retriever, _repeated(like, SMALL), loss_of)
+    large_peak = _peak(retriever, _repeated(like, LARGE), loss_of)
+    per_video = max(1, (large_peak - small_peak) // (LARGE - SMALL))
+    without_videos = small_peak - SMALL * per_video
 
-    weights = sum(tensor.nbytes for tensor in (*retriever.parameters(), *retriever.buffers()))
-    tuned = sum(parameter.nbytes for parameter in retriever.parameters() if parameter.requires_grad)
-    gradients_and_moments = 3 * tuned  # AdamW's two moments
-    fixed = weights + gradients_and_moments + peaks[0] - SMALL * per_video
+    parameters = list(retriever.parameters())
+    weights = sum(tensor.nbytes for tensor in (*parameters, *retriever.buffers()))
+    tuned = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+
+    # Each tuned number has a gradient, and two moments in AdamW.
+    gradients_and_moments = 3 * tuned
+    fixed = weights + gradients_and_moments + without_videos
 
     # The next batch is on its way to the GPU while this one is computed.
     inputs = [like.frames, like.mask, like.tokens]
     read_ahead = 2 * sum(tensor[0].nbytes for tensor in inputs)
-    return MemoryEstimate(max(0, fixed), per_video + read_ahead)
+    return MemoryEstimate(
+        fixed=max(0, fixed),
+        per_video=per_video + read_ahead,
+    )
 
 
-def _peak(retriever: Retriever, batch: Batch, loss_of: Loss) -> int:
+def _peak(
+    retriever: Retriever,
+    batch: Batch,
+    loss_of: Loss,
+) -> int:
     """The most bytes that a forward and a backward pass hold at once, gradients of parameters left out.
 
     For few videos those would hide the activations, of which there are many more in a real batch.
@@ -85,10 +110,19 @@ def _peak(retriever: Retriever, batch: Batch, loss_of: Loss) -> int:
     hooks = []
     for parameter in retriever.parameters():
         if parameter.requires_grad:
-            hooks.append(parameter.register_post_accumulate_grad_hook(allocated.leave_out_gradient))
+            hook = parameter.register_post_accumulate_grad_hook(allocated.leave_out_gradient)
+            hooks.append(hook)
+
     try:
         with allocated:
-            backward(retriever, retriever, batch, None, (0, 0), loss_of)
+            backward(
+                retriever,
+                retriever,
+                batch,
+                micro_batch=None,
+                seed=(0, 0),
+                loss_of=loss_of,
+            )
     finally:
         for hook in hooks:
             hook.remove()
@@ -104,10 +138,14 @@ def _repeated(like: Batch, videos: int) -> Batch:
             return None
         return tensor[:1].expand(videos, *tensor.shape[1:])
 
-    names = [like.videos[0]] * videos
-    captions = like.captions[:1] * videos
     return Batch(
-        names, rows(like.frames), rows(like.mask), rows(like.tokens), rows(like.crops), captions, like.full
+        videos=[like.videos[0]] * videos,
+        frames=rows(like.frames),
+        mask=rows(like.mask),
+        tokens=rows(like.tokens),
+        crops=rows(like.crops),
+        captions=like.captions[:1] * videos,
+        full=like.full,
     )
 
 
@@ -124,20 +162,30 @@ class AllocatedBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run one operation and count what it returns."""
         out = func(*args, **(kwargs or {}))
-        given = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.device.type == self._type:
-                self._add(tensor, given)
+
+        input_storages = set()
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                input_storages.add(_storage(leaf))
+
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.device.type == self._type:
+                self._add(leaf, input_storages)
         return out
 
-    def _add(self, tensor: Tensor, given: set[int]) -> None:
+    def _add(self, tensor: Tensor, input_storages: set[int]) -> None:
+        # A view, or written in place: no new memory.
         key = _storage(tensor)
-        if key in self._sizes or key in given:  # a view, or written in place
+        if key in self._sizes or key in input_storages:
             return
+
         storage = tensor.untyped_storage()
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
+        size = storage.nbytes()
+        self._sizes[key] = size
+        self.now += size
         self.peak = max(self.peak, self.now)
+
+        # Storage is shared by views: it is free when the last of them is.
         weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:

@@ -24,24 +24,37 @@ def build(
     torch keeps does. Raises ValueError if there is nothing to train.
     """
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in parameters:
-        group = kept if any(word in name for word in no_decay) else decayed
+        is_exempt = any(word in name for word in no_decay)
+        group = undecayed if is_exempt else decayed
         group.append(parameter)
 
     groups = []
     if decayed:
         groups.append({"params": decayed, "weight_decay": weight_decay})
-    if kept:
-        groups.append({"params": kept, "weight_decay": 0.0})
+    if undecayed:
+        groups.append({"params": undecayed, "weight_decay": 0.0})
     if not groups:
         raise ValueError("nothing to train: the method tunes no parameter")
 
-    on_gpu = all(parameter.is_cuda for parameter in (*decayed, *kept))
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=on_gpu or None)
+    # None lets torch choose: on a CPU that is not the fused kernel.
+    on_gpu = all(parameter.is_cuda for parameter in (*decayed, *undecayed))
+    fused = True if on_gpu else None
+    return torch.optim.AdamW(
+        groups,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        fused=fused,
+    )
 
 
-def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1) -> LambdaLR:
+def schedule(
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    warmup: float = 0.1,
+) -> LambdaLR:
     """Linear from 0 over the first `warmup` share of `steps`, then half a cosine down to 0, as in X-Pool.
 
     Call `step()` after each optimizer step. (Cross-Modal Adapter's cosine begins at step 0, so that its rate
@@ -49,12 +62,17 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1) 
     """
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup: {warmup} is not a share of the run, in 0..1")
-    rising = warmup * steps
+
+    warmup_steps = warmup * steps
+    falling_steps = steps - warmup_steps
 
     def factor(step: int) -> float:
-        if step < rising:
-            return step / rising
-        share = min(1, (step - rising) / (steps - rising))
-        return (1 + math.cos(math.pi * share)) / 2
+        if step < warmup_steps:
+            return step / warmup_steps
+
+        # The schedule is also asked after the last step.
+        share = min(1, (step - warmup_steps) / falling_steps)
+        angle = math.pi * share
+        return (1 + math.cos(angle)) / 2
 
     return LambdaLR(optimizer, factor)

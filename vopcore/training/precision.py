@@ -7,7 +7,9 @@ import torch
 from vopcore.retriever import Precision
 
 PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16"]
-BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 and tf32 products
+
+# Ampere: the first with bf16 and tf32 products.
+BF16_CAPABILITY = (8, 0)
 
 
 def resolve(setting: PrecisionSetting, device: torch.device) -> PrecisionSetting:
@@ -17,9 +19,11 @@ def resolve(setting: PrecisionSetting, device: torch.device) -> PrecisionSetting
     """
     if setting != "auto":
         return setting
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
-        return "bf16"
-    return "fp32"
+    if device.type != "cuda":
+        return "fp32"
+
+    capability = torch.cuda.get_device_capability(device)
+    return "bf16" if capability >= BF16_CAPABILITY else "fp32"
 
 
 def apply(resolved: PrecisionSetting) -> Precision:
@@ -30,4 +34,6 @@ def apply(resolved: PrecisionSetting) -> Precision:
     allowed = resolved == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+    # The towers know two precisions: tf32 is fp32 to them.
     return "bf16" if resolved == "bf16" else "fp32"

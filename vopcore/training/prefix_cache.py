@@ -21,10 +21,19 @@ from vopcore.shards.readers import ArrowFiles, FileName
 from vopcore.shards.schema import pick
 from vopcore.storage import ShardCache, Store, below, file_sha256
 
-Kept = Literal["bf16", "fp32"]
-STORED = {"bf16": np.dtype(np.uint16), "fp32": np.dtype(np.float32)}  # Arrow has no bfloat16: its bits
-BYTES = 64 * 2**20  # of a file: the last ones keep no worker waiting long
-FRAMES = 256  # computed at once
+PrefixPrecision = Literal["bf16", "fp32"]
+
+# Arrow has no bfloat16: its bits are stored.
+STORED = {
+    "bf16": np.dtype(np.uint16),
+    "fp32": np.dtype(np.float32),
+}
+
+# Of a file: small enough that the last ones keep no worker waiting long.
+BYTES = 64 * 2**20
+
+# Frames that go through the towers at once.
+FRAMES = 256
 
 
 @dataclass(frozen=True)
@@ -33,31 +42,58 @@ class PrefixPlan:
 
     folder: str
     layer: int
-    kept: Kept
+    precision: PrefixPrecision
     groups: list[list[str]]
 
     def missing(self) -> list[int]:
         """The files that are not written yet, by number."""
-        there = set(Store(self.folder).names())
-        return [number for number in range(len(self.groups)) if f"{number:06d}.json" not in there]
+        existing = set(Store(self.folder).names())
+        numbers = []
+        for number in range(len(self.groups)):
+            # The sidecar is written last: with it a file is whole.
+            if _sidecar_name(number) not in existing:
+                numbers.append(number)
+        return numbers
 
 
 def plan(
-    retriever: Retriever, shards: Shards, videos: list[str], kept: Kept, folder: str
+    retriever: Retriever,
+    shards: Shards,
+    videos: list[str],
+    precision: PrefixPrecision,
+    folder: str,
 ) -> PrefixPlan | None:
-    """Files under `folder`, in a folder named by what decides their content; None if nothing is frozen
-    below the first tuned block."""
+    """Files under `folder`, in a folder named by what decides their content.
+
+    None if nothing is frozen below the first tuned block.
+    """
     layer = first_tuned_layer(retriever.clip)
     if layer == 0:
         return None
+
+    # As many videos to a file as fit, if each had the frames of the longest one.
     tokens, width = prefix_shape(retriever.clip, layer)
-    stored = max(map(shards.num_frames, videos))
-    size = stored * tokens * width * STORED[kept].itemsize
-    per_file = max(1, BYTES // size)
-    groups = [videos[i : i + per_file] for i in range(0, len(videos), per_file)]
-    places = [[shards.place(video) for video in group] for group in groups]
-    key = fingerprint([prefix_hash(retriever.clip, layer), layer, kept, retriever.precision, groups, places])
-    return PrefixPlan(below(folder, f"layer{layer}-{kept}-{key}"), layer, kept, groups)
+    most_frames = max(map(shards.num_frames, videos))
+    bytes_per_video = most_frames * tokens * width * STORED[precision].itemsize
+    videos_per_file = max(1, BYTES // bytes_per_video)
+
+    groups = []
+    places = []
+    for start in range(0, len(videos), videos_per_file):
+        group = videos[start : start + videos_per_file]
+        groups.append(group)
+        places.append([shards.place(video) for video in group])
+
+    content = [
+        prefix_hash(retriever.clip, layer),
+        layer,
+        precision,
+        retriever.precision,
+        groups,
+        places,
+    ]
+    name = f"layer{layer}-{precision}-{fingerprint(content)}"
+    return PrefixPlan(below(folder, name), layer, precision, groups)
 
 
 def write(
@@ -68,48 +104,93 @@ def write(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Compute the files `numbers`; each appears when it is whole. `tell` hears of videos done and in all."""
-    store, done = Store(plan.folder), 0
+    store = Store(plan.folder)
+    num_videos = 0
     total = sum(len(plan.groups[number]) for number in numbers)
+
     for number in numbers:
         videos = plan.groups[number]
-        store.sweep(f"{number:06d}.")  # what a killed attempt has left
-        with store.writing(f"{number:06d}.arrow") as path:
+
+        # A killed attempt may have left something of this file.
+        store.sweep(f"{number:06d}.")
+
+        with store.writing(_file_name(number)) as path:
             with pa.OSFile(str(path), "wb") as sink:
                 writer = None
-                for video, kept in _computed(plan, videos, retriever, shards):
-                    batch = _batch(video, kept)
-                    writer = writer or pa.ipc.new_file(sink, batch.schema)
+                for video, states in _computed(plan, videos, retriever, shards):
+                    batch = _batch(video, states)
+
+                    # The first video tells the schema of the file.
+                    if writer is None:
+                        writer = pa.ipc.new_file(sink, batch.schema)
                     writer.write_batch(batch)
-                    done += 1
-                    tell(done, total)
+                    num_videos += 1
+                    tell(num_videos, total)
                 writer.close()
-            said = {"videos": videos, "sha256": file_sha256(path)}
-        store.write(f"{number:06d}.json", json.dumps(said).encode())
+            sidecar = {
+                "videos": videos,
+                "sha256": file_sha256(path),
+            }
+
+        # Only now: a file counts as written once its sidecar is there.
+        content = json.dumps(sidecar).encode()
+        store.write(_sidecar_name(number), content)
+
+
+def _file_name(number: int) -> str:
+    return f"{number:06d}.arrow"
+
+
+def _sidecar_name(number: int) -> str:
+    return f"{number:06d}.json"
 
 
 def _computed(
-    plan: PrefixPlan, videos: list[str], retriever: Retriever, shards: Shards
+    plan: PrefixPlan,
+    videos: list[str],
+    retriever: Retriever,
+    shards: Shards,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each video with what is kept of its frames, [F, L, D]; several go through the towers together."""
+    """Each video with the hidden states of its frames, [F, L, D]; several go through the towers together."""
     device = retriever.mean.device
-    together = max(1, FRAMES // max(map(shards.num_frames, videos)))
-    for start in range(0, len(videos), together):
-        names = videos[start : start + together]
+    most_frames = max(map(shards.num_frames, videos))
+    videos_at_once = max(1, FRAMES // most_frames)
+
+    for start in range(0, len(videos), videos_at_once):
+        names = videos[start : start + videos_at_once]
         frames = [shards.frames(video) for video in names]
+        counts = [len(video_frames) for video_frames in frames]
+
         pixels = shards.tensor(np.concatenate(frames)).to(device)
-        x = retriever.prefix(pixels, plan.layer)
-        x = x.bfloat16().view(torch.uint16) if plan.kept == "bf16" else x.float()
-        counts = [len(f) for f in frames]
-        yield from zip(names, (part.numpy() for part in x.cpu().split(counts)), strict=True)
+        hidden = retriever.prefix(pixels, plan.layer)
+        stored = _as_stored(hidden, plan.precision)
+
+        states = stored.cpu().split(counts)
+        for name, video_states in zip(names, states, strict=True):
+            yield name, video_states.numpy()
 
 
-def _batch(video: str, kept: np.ndarray) -> pa.RecordBatch:
-    """One video; kept [F, L, D]."""
-    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(kept.dtype), kept.shape[1:])
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(kept.reshape(-1)), int(np.prod(kept.shape[1:])))
-    frames = pa.ListArray.from_arrays(
-        pa.array([0, len(kept)], pa.int32()), pa.ExtensionArray.from_storage(kind, flat)
-    )
+def _as_stored(hidden: torch.Tensor, precision: PrefixPrecision) -> torch.Tensor:
+    """float32, or the bits of bfloat16, which neither numpy nor Arrow knows, as uint16."""
+    if precision == "bf16":
+        return hidden.bfloat16().view(torch.uint16)
+    return hidden.float()
+
+
+def _batch(video: str, states: np.ndarray) -> pa.RecordBatch:
+    """One video; states [F, L, D]."""
+    frame_shape = states.shape[1:]
+    value_type = pa.from_numpy_dtype(states.dtype)
+    frame_type = pa.fixed_shape_tensor(value_type, frame_shape)
+
+    values = pa.array(states.reshape(-1))
+    values_per_frame = int(np.prod(frame_shape))
+    flat = pa.FixedSizeListArray.from_arrays(values, values_per_frame)
+    tensors = pa.ExtensionArray.from_storage(frame_type, flat)
+
+    # One row: the list of all frames of the video.
+    offsets = pa.array([0, len(states)], pa.int32())
+    frames = pa.ListArray.from_arrays(offsets, tensors)
     return pa.record_batch({"video": [video], "prefix": frames})
 
 
@@ -120,44 +201,59 @@ class Prefix:
         self._store = Store(plan.folder)
         self._files = ArrowFiles(self._store, cache or ShardCache())
         self._names: dict[int, FileName] = {}
-        self._place = {}
+
+        # Of each video the number of its file, and its row there.
+        self._places: dict[str, tuple[int, int]] = {}
         for number, videos in enumerate(plan.groups):
             for row, video in enumerate(videos):
-                self._place[video] = (number, row)
+                self._places[video] = (number, row)
 
     def num_frames(self, video: str) -> int:
         """How many frames of a video are kept: all that are stored."""
         return len(self._frames(video))
 
     def frames(
-        self, video: str, indices: list[int] | None = None, out: np.ndarray | None = None
+        self,
+        video: str,
+        indices: list[int] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """What is kept of the frames at `indices`, or of all: [F, L, D], as the bits of bf16 or float32; into
-        `out`, if given."""
-        kept = self._frames(video)
-        frames = kept.storage.flatten().to_numpy().reshape(-1, *kept.type.shape)  # a view of the file
+        """The hidden states of the frames at `indices`, or of all; into `out`, if given.
+
+        Returns [F, L, D], as the bits of bf16 (uint16) or float32.
+        """
+        tensors = self._frames(video)
+        values = tensors.storage.flatten().to_numpy()
+        frames = values.reshape(-1, *tensors.type.shape)  # a view of the file
         return pick(frames, indices, out)
 
     def prefetch(self, videos: Iterable[str]) -> None:
         """Begin to fetch the files of videos that will be read soon; returns at once."""
         if self._store.is_local:
             return
-        numbers = dict.fromkeys(self._place[video][0] for video in videos)
-        self._files.prefetch([self._name(number) for number in numbers])
+
+        # Each file once, in the order in which they are needed.
+        numbers = dict.fromkeys(self._places[video][0] for video in videos)
+        names = [self._name(number) for number in numbers]
+        self._files.prefetch(names)
 
     @staticmethod
     def tensor(frames: np.ndarray) -> torch.Tensor:
         """bfloat16 or float32 [..., L, D]"""
         tensor = torch.from_numpy(frames)
-        return tensor.view(torch.bfloat16) if frames.dtype == np.uint16 else tensor
+        if frames.dtype == np.uint16:
+            return tensor.view(torch.bfloat16)
+        return tensor
 
     def _frames(self, video: str) -> pa.FixedShapeTensorArray:
-        number, row = self._place[video]
-        return self._files.batch(self._name(number), row).column("prefix").values
+        number, row = self._places[video]
+        batch = self._files.batch(self._name(number), row)
+        return batch.column("prefix").values
 
     def _name(self, number: int) -> FileName:
         """The file of a number, and what its sidecar says of it, which is read once."""
         if number not in self._names:
-            sidecar = json.loads(self._store.read(f"{number:06d}.json"))
-            self._names[number] = FileName(f"{number:06d}.arrow", sidecar["sha256"])
+            content = self._store.read(_sidecar_name(number))
+            sidecar = json.loads(content)
+            self._names[number] = FileName(_file_name(number), sidecar["sha256"])
         return self._names[number]

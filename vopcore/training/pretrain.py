@@ -16,8 +16,8 @@ from torch import nn
 from vopcore.retriever import Retriever
 from vopcore.training.loss import contrastive
 
-# (rng, N) -> stills uint8 [N, S, S, 3], N captions
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, list[str]]]
+"""(rng, N) -> stills uint8 [N, S, S, 3], N captions"""
 
 
 class StillsTraining:
@@ -48,8 +48,16 @@ class StillsTraining:
         self.steps_done = 0
 
         self._retriever = Retriever(clip)
-        self._optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, weight_decay=0.05, fused=True)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._lr_factor)
+        self._optimizer = torch.optim.AdamW(
+            clip.parameters(),
+            lr=lr,
+            weight_decay=0.05,
+            fused=True,
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer,
+            self._lr_factor,
+        )
 
     def __iter__(self) -> Iterator[float]:
         """Train step by step, yielding the loss of each."""
@@ -59,9 +67,13 @@ class StillsTraining:
     def _step(self) -> float:
         rng = np.random.default_rng([self._seed, self.steps_done])
         images, captions = self._draw(rng, self._batch_size)
-        frames = torch.from_numpy(images).permute(0, 3, 1, 2)[:, None]  # a still is a video of one frame
 
-        text, video = self._retriever(frames, None, self._tokenize(captions))
+        # A still is a video of one frame.
+        channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
+        frames = channels_first[:, None]
+
+        tokens = self._tokenize(captions)
+        text, video = self._retriever(frames, None, tokens)
         loss = contrastive(text, video, None, self._retriever)
 
         self._optimizer.zero_grad()
@@ -73,8 +85,11 @@ class StillsTraining:
 
     def _lr_factor(self, step: int) -> float:
         warmup = max(1, self._steps // 20)
+        rising = (step + 1) / warmup
         cosine = 0.5 * (1 + math.cos(math.pi * step / self._steps))
-        return min((step + 1) / warmup, cosine)
+
+        # Where the two meet the warm-up ends, without a jump.
+        return min(rising, cosine)
 
     def save(self, path: Path) -> None:
         """Write all that `load` needs to go on from here."""

@@ -21,10 +21,13 @@ from vopcore.training.gradients import backward
 from vopcore.training.loss import loss_of, pair_numbers
 from vopcore.training.transfer import moved_to, on_device
 
-MAX_LOGIT_SCALE = math.log(100)  # as CLIP itself was trained (Radford et al. 2021, section 2.5)
+# As CLIP itself was trained (Radford et al. 2021, section 2.5).
+MAX_LOGIT_SCALE = math.log(100)
 
 COMPILER = "inductor"
-EXPLODED = 1e6  # a gradient norm no tuning comes back from; healthy ones stay below a few hundred
+
+# A gradient norm no tuning comes back from; healthy ones stay below a few hundred.
+EXPLODED = 1e6
 
 
 class DivergedError(RuntimeError):
@@ -33,26 +36,38 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one step tells: `number` counts from 1 over the run; `seconds` it took, `wait` for its data;
-    `memory` in bytes, the most so far: of the GPU if it trains there, else of this process."""
+    """The numbers of one step."""
 
     number: int
+    """Counted from 1 over the run."""
     loss: float
     grad_norm: float
     lr: float
     seconds: float
+    """For the step itself, without the wait."""
     wait: float
+    """Seconds until its data was there."""
     memory: int
+    """Bytes, the most so far: of the GPU if it trains there, else of this process."""
 
 
 class Reading:
     """Loss and gradient norm of a step, on their way from the device; `values` waits for them."""
 
-    def __init__(self, number: int, lr: float, videos: list[str], loss: Tensor, norm: Tensor) -> None:
+    def __init__(
+        self,
+        number: int,
+        lr: float,
+        videos: list[str],
+        loss: Tensor,
+        norm: Tensor,
+    ) -> None:
         self.number = number
         self.lr = lr
         self._videos = videos
         self._event: torch.cuda.Event | None = None
+
+        # One copy for both; the event tells when it has arrived.
         both = torch.stack([loss.float(), norm.float()])
         self._both = both.to("cpu", non_blocking=True)
         if both.is_cuda:
@@ -63,12 +78,16 @@ class Reading:
         """Raises DivergedError if the step was not taken, and none after it."""
         if self._event is not None:
             self._event.synchronize()
+
+        # A norm that is NaN is not less than anything either.
         loss, norm = self._both.tolist()
-        if math.isfinite(loss) and norm < EXPLODED:  # NaN is not less either
+        if math.isfinite(loss) and norm < EXPLODED:
             return loss, norm
+
+        videos = ", ".join(self._videos)
         raise DivergedError(
             f"step {self.number}: loss {loss:g}, gradient norm {norm:g}, learning rate {self.lr:g},"
-            f" on videos {', '.join(self._videos)}"
+            f" on videos {videos}"
         )
 
 
@@ -93,32 +112,48 @@ class Tuner:
         self._settings = settings
         self._seed = seed
         self._device = retriever.mean.device
+
         if micro_batch is None and settings.micro_batch != "auto":
             micro_batch = settings.micro_batch
         self.micro_batch = micro_batch
 
         set_grad_checkpointing(retriever.clip, settings.grad_checkpointing)
         if settings.compile:
-            retriever.compile(backend=COMPILER)  # a recurrent layer stays outside its graphs
-        self.tuned = {name: p for name, p in retriever.named_parameters() if p.requires_grad}
+            # A recurrent layer stays outside its graphs.
+            retriever.compile(backend=COMPILER)
+
+        self.tuned: dict[str, nn.Parameter] = {}
+        for name, parameter in retriever.named_parameters():
+            if parameter.requires_grad:
+                self.tuned[name] = parameter
+
         self._optimizer = optim.build(
             self.tuned.items(),
-            settings.lr,
-            settings.weight_decay,
-            settings.betas,
-            settings.eps,
-            () if settings.decay_biases_and_prompts else ("bias", "prompts"),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            eps=settings.eps,
+            no_decay=() if settings.decay_biases_and_prompts else ("bias", "prompts"),
         )
-        self._schedule = optim.schedule(self._optimizer, settings.epochs * steps_per_epoch, settings.warmup)
+        total_steps = settings.epochs * steps_per_epoch
+        self._schedule = optim.schedule(
+            self._optimizer,
+            total_steps,
+            settings.warmup,
+        )
         self.steps_per_epoch = steps_per_epoch
         self.steps_done = 0
 
         # 1 from the first step on that has diverged: the fused optimizer then leaves everything as it is, and
         # the host need not wait to see it.
         self._diverged = torch.zeros((), device=self._device)
-        self._unread: Reading | None = None  # of the last step, while the GPU is at it
-        self._told_at = 0.0  # when the last Step was given out
-        self._waited = 0.0  # seconds for data since then
+
+        # Of the last step, while the GPU is at it.
+        self._unread: Reading | None = None
+
+        # When the last Step was given out, and the seconds spent waiting for data since then.
+        self._told_at = 0.0
+        self._waited = 0.0
 
     @property
     def epochs_done(self) -> int:
@@ -134,22 +169,28 @@ class Tuner:
         self.model.train()
         self._told_at = time.perf_counter()
         asked_at = self._told_at
-        for batch in on_device(batches.epoch(epoch, start), self.retriever.clip, self._device):
+
+        read_ahead = batches.epoch(epoch, start)
+        for batch in on_device(read_ahead, self.retriever.clip, self._device):
             self._waited += time.perf_counter() - asked_at
             reading = self._launch(batch)
 
             # On a GPU what is read now are the numbers of the step before, while it is at this one.
             if self._is_late:
                 reading, self._unread = self._unread, reading
+
+            # The time until the caller comes back is its own, not the next step's.
             if reading is not None:
                 yield self._tell(reading)
                 self._told_at = time.perf_counter()
             asked_at = time.perf_counter()
+
         yield from self.flush()
 
     def flush(self) -> Iterator[Step]:
         """The Step that is still to come, if one is: all up to `steps_done` are told then."""
-        reading, self._unread = self._unread, None
+        reading = self._unread
+        self._unread = None
         if reading is not None:
             yield self._tell(reading)
 
@@ -161,6 +202,7 @@ class Tuner:
         """
         if self._device.type == "cuda" and not batch.frames.is_cuda:
             batch = moved_to(batch, self.retriever.clip, self._device)
+
         reading = self._launch(batch)
         loss, norm = reading.values()
         return loss, norm, reading.lr
@@ -172,30 +214,51 @@ class Tuner:
 
     def _launch(self, batch: Batch) -> Reading:
         """Start one step; nothing of it waits for a GPU."""
-        seed = (self._seed, self.steps_done)  # of dropout: the same after a restart
         self._optimizer.zero_grad(set_to_none=True)
+
+        # Captions and videos that occur twice in the batch are no negatives of each other.
         identity = None
         if self._settings.mask_duplicates:
-            identity = pair_numbers(batch.videos, batch.captions).to(self._device, non_blocking=True)
+            numbers = pair_numbers(batch.videos, batch.captions)
+            identity = numbers.to(self._device, non_blocking=True)
+
+        # The seed is that of dropout: the same after a restart.
         loss = backward(
             self.model,
             self.retriever,
             batch,
             self.micro_batch,
-            seed,
-            partial(loss_of, self._settings.loss, identity=identity),
+            seed=(self._seed, self.steps_done),
+            loss_of=partial(
+                loss_of,
+                self._settings.loss,
+                identity=identity,
+            ),
         )
-        limit = self._settings.clip_grad or float("inf")
-        foreach = True if self._is_late else None  # few kernels for all tensors
-        norm = nn.utils.clip_grad_norm_(self.tuned.values(), limit, foreach=foreach)
-        reading = Reading(self.steps_done + 1, self._schedule.get_last_lr()[0], batch.videos, loss, norm)
+
+        # Without a limit the norm is still measured; foreach takes few kernels for all tensors.
+        norm = nn.utils.clip_grad_norm_(
+            self.tuned.values(),
+            max_norm=self._settings.clip_grad or float("inf"),
+            foreach=True if self._is_late else None,
+        )
+        reading = Reading(
+            number=self.steps_done + 1,
+            lr=self._schedule.get_last_lr()[0],
+            videos=batch.videos,
+            loss=loss,
+            norm=norm,
+        )
 
         if self._is_late:
             is_healthy = loss.isfinite() & (norm < EXPLODED)
             self._diverged = torch.where(is_healthy, self._diverged, 1.0)
-            self._optimizer.found_inf = self._diverged  # as GradScaler tells it: skip the update
+
+            # As GradScaler tells the fused optimizer: skip the update.
+            self._optimizer.found_inf = self._diverged
         else:
             reading.values()
+
         self._optimizer.step()
         self._schedule.step()
 
@@ -209,30 +272,43 @@ class Tuner:
         """What is told of a step; its time is that since the last one was told."""
         loss, norm = reading.values()
         now = time.perf_counter()
-        wait, self._waited = self._waited, 0.0
+        wait = self._waited
         seconds = now - self._told_at - wait
+
+        self._waited = 0.0
         self._told_at = now
-        return Step(reading.number, loss, norm, reading.lr, seconds, wait, peak_memory(self._device))
+        return Step(
+            number=reading.number,
+            loss=loss,
+            grad_norm=norm,
+            lr=reading.lr,
+            seconds=seconds,
+            wait=wait,
+            memory=peak_memory(self._device),
+        )
 
     def save(self, path: Path) -> None:
         """Write tuned tensors, optimizer and place: all that a restart needs."""
-        torch.save(
-            {
-                "tuned": {name: p.detach() for name, p in self.tuned.items()},
-                "optimizer": self._optimizer.state_dict(),
-                "schedule": self._schedule.state_dict(),
-                "steps_done": self.steps_done,
-            },
-            path,
-        )
+        state = {
+            "tuned": {name: parameter.detach() for name, parameter in self.tuned.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "steps_done": self.steps_done,
+        }
+        torch.save(state, path)
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""
         # To the CPU first: the optimizer moves what belongs on the device, and its step counts may not.
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=True,
+        )
         with torch.no_grad():
             for name, parameter in self.tuned.items():
                 parameter.copy_(state["tuned"][name])
+
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.steps_done = state["steps_done"]
@@ -242,11 +318,17 @@ def peak_memory(device: torch.device) -> int:
     """Bytes that were in use at once: of a GPU as torch allocates them, else of this process (Linux)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    # Linux gives kilobytes.
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return 1024 * usage.ru_maxrss
 
 
 def train(
-    tuner: Tuner, batches: TrainingBatches, epochs: int, on_step: Callable[[Step], None] = lambda step: None
+    tuner: Tuner,
+    batches: TrainingBatches,
+    epochs: int,
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> None:
     """The plain loop, in one process or under torchrun: from where the tuner is to the last epoch."""
     while tuner.epochs_done < epochs:

@@ -10,10 +10,15 @@ from torch import nn
 from vopcore.clip import text_length
 from vopcore.training.batches import Batch
 
-MULTIPLE = 8  # of text lengths: cuDNN's attention makes a plan for each shape, and few shapes are few plans
+# Of text lengths: cuDNN's attention makes a plan for each shape, and few shapes are few plans.
+MULTIPLE = 8
 
 
-def on_device(batches: Iterable[Batch], clip: nn.Module, device: torch.device) -> Iterator[Batch]:
+def on_device(
+    batches: Iterable[Batch],
+    clip: nn.Module,
+    device: torch.device,
+) -> Iterator[Batch]:
     """Each batch on `device`, in order; on a CPU as it is.
 
     Copies run on a stream of their own, one batch ahead.
@@ -22,31 +27,44 @@ def on_device(batches: Iterable[Batch], clip: nn.Module, device: torch.device) -
         yield from batches
         return
 
+    # A stream of their own lets copies run beside kernels.
     copies = torch.cuda.Stream(device)
-    on_the_way: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    in_transit: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for batch in batches:
         with torch.cuda.stream(copies):
             moved = moved_to(batch, clip, device)
-        on_the_way.append((moved, copies.record_event()))
-        if len(on_the_way) > 1:
-            yield _arrived(*on_the_way.popleft())
-    while on_the_way:
-        yield _arrived(*on_the_way.popleft())
+        copied = copies.record_event()
+        in_transit.append((moved, copied))
+
+        # The reader gets the batch before: this one arrives while that one is computed.
+        if len(in_transit) > 1:
+            yield _arrived(*in_transit.popleft())
+
+    while in_transit:
+        yield _arrived(*in_transit.popleft())
 
 
-def moved_to(batch: Batch, clip: nn.Module, device: torch.device) -> Batch:
+def moved_to(
+    batch: Batch,
+    clip: nn.Module,
+    device: torch.device,
+) -> Batch:
     """The batch on a GPU, without waiting; what depends on its values is decided here, on the CPU's copy."""
     length = text_length(clip, batch.tokens, MULTIPLE)
+    tokens = batch.tokens[:, :length]
+    is_full = bool(batch.mask.all())
+
     crops = batch.crops
     if crops is not None:
         crops = crops.to(device, non_blocking=True)
+
     return replace(
         batch,
         frames=batch.frames.to(device, non_blocking=True),
         mask=batch.mask.to(device, non_blocking=True),
-        tokens=batch.tokens[:, :length].to(device, non_blocking=True),
+        tokens=tokens.to(device, non_blocking=True),
         crops=crops,
-        full=bool(batch.mask.all()),
+        full=is_full,
     )
 
 
@@ -54,7 +72,9 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     """The batch for the current stream, which waits for its copies; the host does not."""
     stream = torch.cuda.current_stream(batch.frames.device)
     stream.wait_event(copied)
+
+    # Memory of the copies' stream is not given away before this stream has read it.
     for tensor in (batch.frames, batch.mask, batch.tokens, batch.crops):
         if tensor is not None:
-            tensor.record_stream(stream)  # its memory is not given away before this stream has read it
+            tensor.record_stream(stream)
     return batch

@@ -43,7 +43,7 @@ def assert_same(got, wanted):
 def test_parts_of_a_batch_have_the_gradients_of_the_whole(name, options, pooling):
     whole = videos()
     one = make(name, pooling, **options)
-    parts = [embed(one, part, [0, 5, i]) for i, part in enumerate(whole.parts(3))]  # one graph of all
+    parts = [embed(one, part, [0, 5, i]) for i, part in enumerate(whole.micro_batches(3))]  # one graph of all
     text, video = (torch.cat(features) for features in zip(*parts, strict=True))
     wanted = contrastive(text, video, whole.mask, one)
     wanted.backward()
@@ -61,7 +61,7 @@ def test_a_batch_is_cut_into_parts_that_make_it_up_again():
     whole = videos()
     crops = torch.arange(35).view(7, 5)
     whole = Batch(whole.videos, whole.frames, whole.mask, whole.tokens, crops)
-    parts = whole.parts(3)
+    parts = whole.micro_batches(3)
     assert [part.videos for part in parts] == [["v0", "v1", "v2"], ["v3", "v4", "v5"], ["v6"]]
     for field in ("frames", "mask", "tokens", "crops"):
         assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole, field))
