@@ -14,10 +14,12 @@ from contextlib import contextmanager
 import av
 import numpy as np
 
-MAX_REASONS = 100  # kinds of damage told apart; a file made to waste memory could have millions
+# Kinds of damage told apart; a file made to waste memory could have millions.
+MAX_REASONS = 100
 SHOWN_REASONS = 3
 
-LogLine = tuple[int, str, str]  # level, what wrote it, message
+LogLine = tuple[int, str, str]
+"""Level, what wrote it, message."""
 
 _log_lock = threading.Lock()
 _log_users = 0
@@ -35,19 +37,24 @@ class Damage:
 
     def add(self, position: int, reason: str) -> None:
         """Notes that the packet at `position`, or its picture, is broken."""
+        # Addresses and numbers differ each time; without them equal reasons are equal.
         reason = re.sub(r"0x[0-9a-f]+|-?\d+", "#", reason.strip())
         if reason not in self._reasons:
             if len(self._reasons) == MAX_REASONS:
                 reason = self._reasons[-1]
             else:
                 self._reasons.append(reason)
+
+        index = self._reasons.index(reason)
         self._positions.append(position)
-        self._reason_indices.append(self._reasons.index(reason))
+        self._reason_indices.append(index)
 
     def add_file_problem(self, problem: str) -> None:
         """Notes what concerns the file as a whole."""
         problem = " ".join(problem.split())
-        if problem not in self.file_problems and len(self.file_problems) < MAX_REASONS:
+        if problem in self.file_problems:
+            return
+        if len(self.file_problems) < MAX_REASONS:
             self.file_problems.append(problem)
 
     def __bool__(self) -> bool:
@@ -55,14 +62,16 @@ class Damage:
 
     def causes(self) -> str | None:
         """All reasons in one line, None where nothing is broken."""
-        reasons = self.file_problems[:SHOWN_REASONS] + self._reasons[:SHOWN_REASONS]
-        return "; ".join(reasons) or None
+        file_problems = self.file_problems[:SHOWN_REASONS]
+        packet_reasons = self._reasons[:SHOWN_REASONS]
+        return "; ".join(file_problems + packet_reasons) or None
 
     def mark(self) -> int:
         """Where the list of broken packets stands; `forget_since` takes it back there."""
         return len(self._positions)
 
     def forget_since(self, mark: int) -> None:
+        """Drop the broken packets noted after `mark`."""
         del self._positions[mark:]
         del self._reason_indices[mark:]
 
@@ -78,24 +87,41 @@ class Damage:
         reasons = np.asarray(self._reason_indices)[order]
 
         # Of all broken pictures, those among the ones that each frame is decoded from.
-        starts = np.searchsorted(positions, [first for first, _ in needs], side="left")
-        stops = np.searchsorted(positions, [last for _, last in needs], side="right")
+        firsts = [first for first, _ in needs]
+        lasts = [last for _, last in needs]
+        starts = np.searchsorted(
+            positions,
+            firsts,
+            side="left",
+        )
+        stops = np.searchsorted(
+            positions,
+            lasts,
+            side="right",
+        )
         num_reached = int((stops > starts).sum())
-        relevant = np.full(len(positions), whole_file)
+
+        is_relevant = np.full(len(positions), whole_file)
         for start, stop in zip(starts, stops, strict=True):
-            relevant[start:stop] = True
+            is_relevant[start:stop] = True
 
         problems = self.file_problems[:SHOWN_REASONS]
-        if relevant.any():
-            num_pictures = len(np.unique(positions[relevant]))
-            counts = Counter(reasons[relevant].tolist())
-            commonest = [self._reasons[index] for index, _ in counts.most_common(SHOWN_REASONS)]
+        if is_relevant.any():
+            # One picture may be broken for several reasons.
+            num_pictures = len(np.unique(positions[is_relevant]))
             pictures = "1 picture is" if num_pictures == 1 else f"{num_pictures} pictures are"
+            commonest = self._commonest(reasons[is_relevant])
             problems.append(
-                f"{pictures} broken, which may have reached {num_reached} of {len(needs)} frames: "
-                + "; ".join(commonest)
+                f"{pictures} broken, which may have reached {num_reached} of {len(needs)} frames: {commonest}"
             )
+
         return "; ".join(problems) or None
+
+    def _commonest(self, reason_indices: np.ndarray) -> str:
+        """The reasons that occur most often, in one line."""
+        counts = Counter(reason_indices.tolist())
+        commonest = counts.most_common(SHOWN_REASONS)
+        return "; ".join(self._reasons[index] for index, _ in commonest)
 
 
 @contextmanager
@@ -106,13 +132,18 @@ def decoder_log() -> Iterator[list[LogLine]]:
     under the interpreter's lock would never end.
     """
     global _log_users, _level_of_others
+
+    # The level is the process's: the first of several threads sets it, the last one sets it back.
     with _log_lock:
         if _log_users == 0:
             _level_of_others = av.logging.get_level()
-            av.logging.set_level(max(_level_of_others or av.logging.ERROR, av.logging.ERROR))
+            level = max(_level_of_others or av.logging.ERROR, av.logging.ERROR)
+            av.logging.set_level(level)
+
             # Two videos may fail in the same words, one after the other.
             av.logging.set_skip_repeated(False)
         _log_users += 1
+
     try:
         with av.logging.Capture(local=True) as lines:
             yield lines

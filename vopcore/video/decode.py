@@ -7,7 +7,7 @@ open groups, AVI and fragmented files.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -21,15 +21,18 @@ from vopcore.video.preprocess import Geometry, Interpolation, Preprocessor, Resi
 from vopcore.video.sample import SAMPLERS
 from vopcore.video.source import TIME_LIMIT, Source, VideoError, check_shape, reason
 
-DECODER_VERSION = 2  # rises when the same file would give other pixels
+# Rises when the same file would give other pixels.
+DECODER_VERSION = 2
 
 # Decoders that read `skip_frame` before each packet; the others read it once or not at all.
 SKIPPING_DECODERS = {"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "vp8"}
 
-MAX_REORDERED = 16  # pictures that a decoder may hold back before it gives them in the order of their times
+# Pictures that a decoder may hold back before it gives them in the order of their times.
+MAX_REORDERED = 16
 DEFAULT_FPS = 25.0
 
-Window = tuple[float | None, float | None]  # start and end in seconds; None: the video's own
+Window = tuple[float | None, float | None]
+"""Start and end in seconds; None: the video's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ class Decoded:
     @property
     def pixels(self) -> np.ndarray:
         """The frames in the first size asked for, uint8 [F, size, size, 3]; copied at each call."""
-        return self.pixels_of(next(iter(self.squares)))
+        first_size = next(iter(self.squares))
+        return self.pixels_of(first_size)
 
     def pixels_of(self, size: int) -> np.ndarray:
         """The frames in one of the sizes asked for, uint8 [F, size, size, 3]; copied at each call."""
@@ -74,12 +78,12 @@ def decode(
     interpolation: Interpolation = "bicubic",
     time_limit: float | None = TIME_LIMIT,
 ) -> Decoded:
-    """At most `count` frames of the moment [start, end) seconds, chosen by a sampler of SAMPLERS; fewer
-    where it has fewer.
+    """At most `count` frames of the moment [start, end) seconds, chosen by a sampler of SAMPLERS.
 
-    `size` in pixels; several sizes cost one decoding. `resize` and `interpolation` are those of the CLIP's
-    own preprocessing. Raises VideoError, with the reason in one line, when no frame can be decoded or
-    `time_limit` seconds have passed; a decoder that hangs inside one packet must be ended from outside.
+    Fewer where it has fewer. `size` in pixels; several sizes cost one decoding. `resize` and `interpolation`
+    are those of the CLIP's own preprocessing. Raises VideoError, with the reason in one line, when no frame
+    can be decoded or `time_limit` seconds have passed; a decoder that hangs inside one packet must be ended
+    from outside.
     """
     moments = decode_moments(
         file,
@@ -105,20 +109,24 @@ def decode_moments(
     interpolation: Interpolation = "bicubic",
     time_limit: float | None = TIME_LIMIT,
 ) -> list[Decoded]:
-    """What `decode` gives for each window (start, end), in one pass: every frame is decoded and resized
-    once, however many windows want it.
+    """What `decode` gives for each window (start, end), in one pass.
 
-    All frames are held in memory at once, 150 kB each at 224 pixels. Raises VideoError as `decode` does,
-    also where a single window begins after the video's end.
+    Every frame is decoded and resized once, however many windows want it. All frames are held in memory at
+    once, 150 kB each at 224 pixels. Raises VideoError as `decode` does, also where a single window begins
+    after the video's end.
     """
     sizes = [size] if isinstance(size, int) else list(size)
     geometries = [Geometry(one_size, resize, interpolation) for one_size in sizes]
-    selection = Selection([_bounds(start, end) for start, end in windows], sampler, count)
+    bounds = [_bounds(start, end) for start, end in windows]
+    selection = Selection(bounds, sampler, count)
     name = str(file) if isinstance(file, str | Path) else None
+
     try:
         with decoder_log() as log, Source(file, time_limit, log) as source:
             source.scan()
             reader = Reader(source, selection, geometries)
+
+            # Counting decodes everything: only where packets do not tell enough.
             frames = reader.planned() or reader.counted()
             return [reader.decoded(frames, ordinals) for ordinals in frames.windows]
     except VideoError as error:
@@ -138,19 +146,29 @@ class Selection(NamedTuple):
     sampler: str
     count: int
 
-    def ordinals(self, times: np.ndarray, last_duration: float, fps: float) -> list[list[int]]:
-        """For each window the ordinals of its frames among all, given the ascending `times` of all frames
-        (seconds) and how long the last one is shown. Raises VideoError for a window after the end.
+    def ordinals(
+        self,
+        times: np.ndarray,
+        last_duration: float,
+        fps: float,
+    ) -> list[list[int]]:
+        """For each window the ordinals of its frames among all.
+
+        times: seconds of all frames, ascending. last_duration: how long the last one is shown. Raises
+        VideoError for a window after the end.
         """
         choose = SAMPLERS[self.sampler]
-        chosen = []
+        windows = []
         for start, end in self.windows:
             try:
                 first, stop = span(times, start, end, last_duration)
             except ValueError as error:
                 raise VideoError(str(error)) from error
-            chosen.append([first + index for index in choose(stop - first, fps, self.count)])
-        return chosen
+
+            # The sampler counts from the window's first frame.
+            indices = choose(stop - first, fps, self.count)
+            windows.append([first + index for index in indices])
+        return windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,27 +176,38 @@ class Frames:
     """The wanted frames of one video, by ordinal: their position among all frames as they are shown."""
 
     windows: list[list[int]]
-    times: np.ndarray  # seconds, of all frames
+    times: np.ndarray
+    """Seconds, of all frames, wanted or not."""
     duration: float
-    squares: dict[int, list[np.ndarray]]  # for each geometry one
-    needs: dict[int, Run]  # the packets that a frame is decoded from
+    squares: dict[int, list[np.ndarray]]
+    """Of each frame one picture per geometry."""
+    needs: dict[int, Run]
+    """The packets that a frame is decoded from."""
     all_decoded: bool
 
 
 class Reader:
     """Decodes what a selection wants of one source, by plan or by counting."""
 
-    def __init__(self, source: Source, selection: Selection, geometries: list[Geometry]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        geometries: list[Geometry],
+    ) -> None:
         self._source = source
         self._selection = selection
         self._geometries = geometries
-        self._fps = float(source.stream.guessed_rate or source.stream.average_rate or DEFAULT_FPS)
-        self._time_base = float(source.stream.time_base)
+
+        stream = source.stream
+        self._fps = float(stream.guessed_rate or stream.average_rate or DEFAULT_FPS)
+        self._time_base = float(stream.time_base)
         self._keys = source.packets.key_positions()
 
     def planned(self) -> Frames | None:
-        """Decodes what the wanted packets need; None where that cannot be planned, or where one of them
-        gave no picture.
+        """Decodes what the wanted packets need.
+
+        None where that cannot be planned, or where one of them gave no picture.
         """
         packets = self._source.packets
         order = packets.shown_in_order()
@@ -191,13 +220,21 @@ class Reader:
         last_duration = packets.last_duration * self._time_base
         windows = self._selection.ordinals(times, last_duration, self._fps)
         wanted = _union(windows)
-        ordinal_at = {int(pts[ordinal]): ordinal for ordinal in wanted}
-        targets = {int(order[ordinal]) for ordinal in wanted}
-        needs = {ordinal: needed_run(packets, self._keys, int(order[ordinal])) for ordinal in wanted}
+
+        # Of each wanted frame: its packet, the packets that one needs, and the time to know it by.
+        ordinal_at = {}
+        targets = set()
+        needs = {}
+        for ordinal in wanted:
+            position = int(order[ordinal])
+            targets.add(position)
+            needs[ordinal] = needed_run(packets, self._keys, position)
+            ordinal_at[int(pts[ordinal])] = ordinal
 
         before = self._source.damage.mark()
         preprocessor = Preprocessor(self._geometries)
-        for _, frame in self._pictures(merge(list(needs.values())), targets):
+        plan = merge(list(needs.values()))
+        for _, frame in self._pictures(plan, targets):
             ordinal = ordinal_at.get(frame.pts)
             if ordinal is not None:
                 preprocessor.add(ordinal, frame)
@@ -207,6 +244,7 @@ class Reader:
             # Everything is decoded again, and its damage noted again.
             self._source.damage.forget_since(before)
             return None
+
         return Frames(
             windows=windows,
             times=times,
@@ -217,28 +255,38 @@ class Reader:
         )
 
     def _can_plan(self) -> bool:
-        """Whether the packets tell the order of the pictures. AVI gives decoding times: where pictures are
-        reordered, their types must be known.
+        """Whether the packets tell the order of the pictures.
+
+        AVI gives decoding times: where pictures are reordered, their types must be known.
         """
         packets = self._source.packets
-        in_decoding_order = self._source.container_name == "avi" and self._source.decoder.has_b_frames
-        return packets.are_timed() and (packets.ranks is not None or not in_decoding_order)
+        if not packets.are_timed():
+            return False
+        if packets.ranks is not None:
+            return True
+
+        is_avi = self._source.container_name == "avi"
+        return not (is_avi and self._source.decoder.has_b_frames)
 
     def counted(self) -> Frames:
         """Decodes everything and counts; twice where there are more or fewer frames than packets."""
-        before = self._source.damage.mark()
+        damage = self._source.damage
+        before = damage.mark()
         pts, positions, squares = self._everything(self._guess())
         if not pts:
-            raise VideoError(self._source.damage.causes() or "no picture in the stream")
+            raise VideoError(damage.causes() or "no picture in the stream")
 
         times, last_duration = self._counted_times(pts)
         windows = self._nearest(pts)
         if windows is None:
             windows = self._selection.ordinals(times, last_duration, self._fps)
+
+        # The guess was wrong: once more, and the same damage is noted only once.
         wanted = _union(windows)
         if not wanted <= squares.keys():
-            self._source.damage.forget_since(before)
-            squares = self._everything(wanted)[2]
+            damage.forget_since(before)
+            _, _, squares = self._everything(wanted)
+
         return Frames(
             windows=windows,
             times=times,
@@ -250,29 +298,34 @@ class Reader:
 
     def _guess(self) -> set[int]:
         """The frames that are wanted if every packet gives one."""
-        times = np.arange(len(self._source.packets)) / self._fps
-        if not len(times):
+        num_packets = len(self._source.packets)
+        if num_packets == 0:
             return set()
+
+        times = np.arange(num_packets) / self._fps
         try:
-            return _union(self._selection.ordinals(times, 0.0, self._fps))
+            windows = self._selection.ordinals(times, 0.0, self._fps)
         except VideoError:
-            return set()  # windows after an end that is not known yet
+            # Windows after an end that is not known yet.
+            return set()
+        return _union(windows)
 
     def _everything(
         self, wanted: set[int]
     ) -> tuple[list[int | None], list[int], dict[int, list[np.ndarray]]]:
-        """Of all frames, in the order they come out, the times and the packets with which they came; and
-        the squares of those wanted.
-        """
+        """Times and packets of all frames, in the order they come out; and the squares of those wanted."""
         pts = []
         positions = []
         preprocessor = Preprocessor(self._geometries)
         whole = Run(0, len(self._source.packets) - 1)
+
         for position, frame in self._pictures([whole], set()):
-            if len(pts) in wanted:
-                preprocessor.add(len(pts), frame)
+            ordinal = len(pts)
+            if ordinal in wanted:
+                preprocessor.add(ordinal, frame)
             pts.append(frame.pts)
             positions.append(position)
+
         return pts, positions, preprocessor.finish()
 
     def _counted_need(self, position: int) -> Run:
@@ -283,52 +336,65 @@ class Reader:
         return Run(first, position)
 
     def _nearest(self, pts: list[int | None]) -> list[list[int]] | None:
-        """In a damaged stream with times: for each window the ordinals of the decoded frames nearest to the
-        ones that were meant. None where the stream is whole or has no times.
+        """For each window the ordinals of the decoded frames nearest to the ones that were meant.
 
-        The video begins with its first decoded picture: a capture may have been cut in mid-group.
+        Of a damaged stream with times; None where the stream is whole or has no times. The video begins with
+        its first decoded picture: a capture may have been cut in mid-group.
         """
         packets = self._source.packets
         if not self._source.damage or not self._can_plan() or None in pts:
             return None
         if packets.ranks is not None:
             return None
-        meant_pts = np.asarray(packets.pts)[packets.shown_in_order()]
-        meant_pts = meant_pts[meant_pts >= min(pts)]
+
+        # What would have been chosen if every packet had given its picture.
+        packet_pts = np.asarray(packets.pts)[packets.shown_in_order()]
+        meant_pts = packet_pts[packet_pts >= min(pts)]
+        times = self._seconds(meant_pts)
         last_duration = packets.last_duration * self._time_base
-        meant = self._selection.ordinals(self._seconds(meant_pts), last_duration, self._fps)
+        windows = self._selection.ordinals(times, last_duration, self._fps)
 
         decoded_pts = np.asarray(pts)
-        missing = {ordinal for ordinal in _union(meant) if meant_pts[ordinal] not in decoded_pts}
-        if missing:
+        wanted = _union(windows)
+        num_missing = sum(meant_pts[ordinal] not in decoded_pts for ordinal in wanted)
+        if num_missing:
             self._source.damage.add_file_problem(
-                f"{len(missing)} of {len(_union(meant))} frames are missing, their neighbours stand for them"
+                f"{num_missing} of {len(wanted)} frames are missing, their neighbours stand for them"
             )
-        return [
-            [int(np.abs(decoded_pts - meant_pts[ordinal]).argmin()) for ordinal in ordinals]
-            for ordinals in meant
-        ]
+
+        nearest = {}
+        for ordinal in wanted:
+            distances = np.abs(decoded_pts - meant_pts[ordinal])
+            nearest[ordinal] = int(distances.argmin())
+        return [[nearest[ordinal] for ordinal in ordinals] for ordinals in windows]
 
     def _counted_times(self, pts: list[int | None]) -> tuple[np.ndarray, float]:
-        """Seconds of the frames as they came out, and for how long the last is shown (0: not known); by the
-        frame rate where their times are missing or out of order.
+        """Seconds of the frames as they came out, and for how long the last is shown (0: not known).
+
+        By the frame rate where their times are missing or out of order.
         """
         if None in pts or (np.diff(pts) <= 0).any():
-            return np.arange(len(pts)) / self._fps, 0.0
+            times = np.arange(len(pts)) / self._fps
+            return times, 0.0
+
+        # Only of the packet shown last is the duration remembered.
+        packets = self._source.packets
         last_duration = 0
-        if pts[-1] == self._source.packets.last_pts:
-            last_duration = self._source.packets.last_duration
-        return self._seconds(np.asarray(pts)), last_duration * self._time_base
+        if pts[-1] == packets.last_pts:
+            last_duration = packets.last_duration
+
+        times = self._seconds(np.asarray(pts))
+        return times, last_duration * self._time_base
 
     def _seconds(self, pts: np.ndarray) -> np.ndarray:
         return (pts - pts[0]) * self._time_base
 
     def _pictures(self, plan: list[Run], targets: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """The pictures that the runs of packets give, in the order they come out of the decoder, each with
-        the position of the packet with which it came.
+        """The pictures that the runs of packets give, each with the position of the packet it came with.
 
-        Pictures that are neither at `targets` (positions of packets) nor referred to may be left out, unless
-        there are no targets. What is broken is noted in the source's damage, and the next packet tried.
+        They are in the order in which they come out of the decoder. Pictures that are neither at `targets`
+        (positions of packets) nor referred to may be left out, unless there are no targets. What is broken is
+        noted in the source's damage, and the next packet tried.
         """
         source = self._source
         packets = source.replay()
@@ -338,13 +404,7 @@ class Reader:
         skips = False
         has_leading = False
 
-        remaining_runs = iter(plan)
-        run = next(remaining_runs, None)
-        for position, packet in enumerate(packets):
-            if run is None:
-                return
-            if position < run.first:
-                continue
+        for position, packet, run in _packets_in(plan, packets):
             source.check_time()
 
             # The setting costs more than the comparison: it is made where it changes.
@@ -359,11 +419,17 @@ class Reader:
             leads = is_unwanted and source.packets.shows_before(position, run.first)
             has_leading = leads or (has_leading and position != run.first)
 
-            yield from self._send(position, packet, notes_damage=not leads, is_open=has_leading)
+            yield from self._send(
+                position,
+                packet,
+                notes_damage=not leads,
+                is_open=has_leading,
+            )
+
+            # What the decoder still holds back comes out; the next run starts afresh.
             if position == run.last:
                 yield from self._send(position, None)
                 decoder.flush_buffers()
-                run = next(remaining_runs, None)
 
     def _send(
         self,
@@ -372,18 +438,22 @@ class Reader:
         notes_damage: bool = True,
         is_open: bool = False,
     ) -> list[tuple[int, av.VideoFrame]]:
-        """The pictures that come out when one packet goes in; None ends a run. `is_open`: the run began in
-        an open group, without the group before it.
+        """The pictures that come out when one packet goes in; None ends a run.
+
+        `is_open`: the run began in an open group, without the group before it.
         """
         source = self._source
         before = source.damage.mark()
         frames = []
+
+        # A broken packet gives no picture, and the next one is tried.
         try:
             frames = source.decoder.decode(packet)
         except MemoryError as error:
             raise VideoError("decoding it needs more memory than there is") from error
         except av.FFmpegError as error:
             source.damage.add(position, f"a packet cannot be decoded: {reason(error)}")
+
         if source.log:
             source.note_decoder_log(position, is_open)
 
@@ -391,6 +461,7 @@ class Reader:
             check_shape(frame.width, frame.height)
             if frame.is_corrupt:
                 source.damage.add(position, "a picture is marked as broken")
+
         if not notes_damage:
             source.damage.forget_since(before)
         return [(position, frame) for frame in frames]
@@ -398,14 +469,18 @@ class Reader:
     def decoded(self, frames: Frames, ordinals: list[int]) -> Decoded:
         """One window's frames, and what damage there was on the way to them."""
         source = self._source
-        error = source.damage.summary([frames.needs[ordinal] for ordinal in ordinals], frames.all_decoded)
-        squares = {
-            geometry.size: [frames.squares[ordinal][index] for ordinal in ordinals]
-            for index, geometry in enumerate(self._geometries)
-        }
+        needs = [frames.needs[ordinal] for ordinal in ordinals]
+        error = source.damage.summary(needs, frames.all_decoded)
+
+        squares = {}
+        for index, geometry in enumerate(self._geometries):
+            squares[geometry.size] = [frames.squares[ordinal][index] for ordinal in ordinals]
+
+        # Microseconds are finer than any time base that matters.
+        times = [round(float(frames.times[ordinal]), 6) for ordinal in ordinals]
         return Decoded(
             squares=squares,
-            times=[round(float(frames.times[ordinal]), 6) for ordinal in ordinals],
+            times=times,
             status="ok" if error is None else "damaged",
             error=error,
             width=source.decoder.width,
@@ -416,8 +491,28 @@ class Reader:
         )
 
 
+def _packets_in(plan: list[Run], packets: Iterable[av.Packet]) -> Iterator[tuple[int, av.Packet, Run]]:
+    """The packets of the plan's runs, each with its position and its run; the rest is passed over."""
+    remaining_runs = iter(plan)
+    run = next(remaining_runs, None)
+
+    for position, packet in enumerate(packets):
+        if run is None:
+            return
+        if position < run.first:
+            continue
+
+        yield position, packet, run
+        if position == run.last:
+            run = next(remaining_runs, None)
+
+
 def _union(windows: list[list[int]]) -> set[int]:
-    return {ordinal for ordinals in windows for ordinal in ordinals}
+    """The ordinals of all windows; they may share frames."""
+    union: set[int] = set()
+    for ordinals in windows:
+        union.update(ordinals)
+    return union
 
 
 def _bounds(start: float | None, end: float | None) -> Window:
@@ -437,6 +532,7 @@ def _seconds(bound: float | None) -> float | None:
         seconds = float(bound)
     except OverflowError:
         seconds = math.inf
+
     if math.isnan(seconds):
         raise VideoError("the moment's start or end is not a number")
     return seconds

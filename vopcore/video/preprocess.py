@@ -25,7 +25,12 @@ KERNELS = {
     "bicubic": torch.ops.aten._upsample_bicubic2d_aa,
     "bilinear": torch.ops.aten._upsample_bilinear2d_aa,
 }
-KERNEL_RADIUS = {"bicubic": 2, "bilinear": 1}  # in pixels of the smaller of the two pictures
+
+# In pixels of the smaller of the two pictures.
+KERNEL_RADIUS = {
+    "bicubic": 2,
+    "bilinear": 1,
+}
 
 
 class Geometry(NamedTuple):
@@ -48,9 +53,11 @@ class Preprocessor:
 
     def __init__(self, geometries: list[Geometry]) -> None:
         self._geometries = geometries
+
         # Building a reformatter costs as much as a conversion: one serves the whole video.
         self._reformatter = VideoReformatter()
         self._squares: dict[int, list[np.ndarray]] = {}
+
         # Pictures that wait to be resized together, cropped to what the resize reads; reused, as fresh
         # memory costs as much as filling it.
         self._shape: tuple[int, int] = (0, 0)
@@ -58,8 +65,15 @@ class Preprocessor:
         self._waiting_keys: list[int] = []
 
     def add(self, key: int, frame: VideoFrame) -> None:
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        picture = upright(rgb, display_matrix(frame))
+        """Take one picture; it is resized when enough others of its shape are there."""
+        rgb_frame = self._reformatter.reformat(
+            frame,
+            format="rgb24",
+            threads=1,
+        )
+        rgb = rgb_frame.to_ndarray()
+        matrix = display_matrix(frame)
+        picture = upright(rgb, matrix)
 
         # Only pictures of one shape can be resized together.
         height, width = picture.shape[:2]
@@ -68,31 +82,44 @@ class Preprocessor:
             self._start_batch(height, width)
 
         bottom, right = self._batch.shape[1:3]
-        self._batch[len(self._waiting_keys)] = picture[:bottom, :right]
+        num_waiting = len(self._waiting_keys)
+        self._batch[num_waiting] = picture[:bottom, :right]
         self._waiting_keys.append(key)
+
         if len(self._waiting_keys) == len(self._batch):
             self._resize_waiting()
 
     def finish(self) -> dict[int, list[np.ndarray]]:
+        """For each key, in the order of the geometries, uint8 [size, size, 3]."""
         self._resize_waiting()
         return self._squares
 
     def _start_batch(self, height: int, width: int) -> None:
         """Room for pictures of height x width, or what any geometry reads of them."""
-        regions = [read_region(height, width, geometry) for geometry in self._geometries]
-        bottom = max(region[0] for region in regions)
-        right = max(region[1] for region in regions)
-        num_pictures = max(BATCH_BYTES // (bottom * right * 3), 1)
-        self._batch = np.empty((num_pictures, bottom, right, 3), np.uint8)
+        bottom = 0
+        right = 0
+        for geometry in self._geometries:
+            rows, columns = read_region(height, width, geometry)
+            bottom = max(bottom, rows)
+            right = max(right, columns)
+
+        bytes_per_picture = bottom * right * 3
+        num_pictures = max(BATCH_BYTES // bytes_per_picture, 1)
+        batch_shape = (num_pictures, bottom, right, 3)
+        self._batch = np.empty(batch_shape, np.uint8)
         self._shape = (height, width)
 
     def _resize_waiting(self) -> None:
         if not self._waiting_keys:
             return
-        pictures = self._batch[: len(self._waiting_keys)]
+
+        num_waiting = len(self._waiting_keys)
+        pictures = self._batch[:num_waiting]
         batches = [preprocess(pictures, self._shape, geometry) for geometry in self._geometries]
+
         for index, key in enumerate(self._waiting_keys):
             self._squares[key] = [batch[index] for batch in batches]
+
         self._waiting_keys = []
 
 
@@ -101,7 +128,9 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     side_data = frame.side_data.get(Type.DISPLAYMATRIX)
     if side_data is None:
         return None
-    return np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)
+
+    numbers = np.frombuffer(bytes(side_data), np.int32)
+    return numbers.reshape(3, 3)
 
 
 def upright(rgb: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
@@ -111,9 +140,12 @@ def upright(rgb: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     """
     if matrix is None:
         return rgb
+
     (a, b), (c, d) = matrix[:2, :2].tolist()
     from_x_to_x = a
     from_y_to_y = d
+
+    # A quarter turn: x becomes y, and the other two numbers tell the mirroring.
     is_sideways = abs(c) > abs(a)
     if is_sideways:
         rgb = rgb.transpose(1, 0, 2)
@@ -127,7 +159,11 @@ def upright(rgb: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     return rgb
 
 
-def preprocess(pictures: np.ndarray, shape: tuple[int, int], geometry: Geometry) -> np.ndarray:
+def preprocess(
+    pictures: np.ndarray,
+    shape: tuple[int, int],
+    geometry: Geometry,
+) -> np.ndarray:
     """Pictures of one shape, uint8 [N, h, w, 3] -> uint8 [N, size, size, 3], in memory of their own.
 
     `shape` is the pictures' height and width; of them, at least what `read_region` says must be given.
@@ -136,34 +172,53 @@ def preprocess(pictures: np.ndarray, shape: tuple[int, int], geometry: Geometry)
     height, width = shape
     new_height, new_width = resized_shape(height, width, geometry)
     top, left = crop_offset(height, width, geometry)
+    resized_bottom = top + size
+    resized_right = left + size
+
+    # Already as large as wanted: cropping is all.
     if (new_height, new_width) == shape:
-        return pictures[:, top : top + size, left : left + size].copy()
+        middle = pictures[:, top:resized_bottom, left:resized_right]
+        return middle.copy()
 
     bottom, right = read_region(height, width, geometry)
-    kept = np.ascontiguousarray(pictures[:, :bottom, :right])
-    channels_last = torch.from_numpy(kept).permute(0, 3, 1, 2)
+    region = np.ascontiguousarray(pictures[:, :bottom, :right])
+    channels_first = torch.from_numpy(region).permute(0, 3, 1, 2)
 
     # The factors are those of the whole picture, not of what is given of it.
     kernel = KERNELS[geometry.interpolation]
-    vertical_factor = new_height / height
-    horizontal_factor = new_width / width
-    resized = kernel(channels_last, [top + size, left + size], False, vertical_factor, horizontal_factor)
+    resized = kernel(
+        channels_first,
+        [resized_bottom, resized_right],
+        False,  # align_corners
+        new_height / height,
+        new_width / width,
+    )
 
     middle = resized[:, :, top:, left:]
-    return middle.permute(0, 2, 3, 1).contiguous().numpy()
+    channels_last = middle.permute(0, 2, 3, 1)
+    return channels_last.contiguous().numpy()
 
 
-def crop_offset(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
-    """Rows and columns of the resized picture before its middle; rounded half to even, as torchvision
-    does.
+def crop_offset(
+    height: int,
+    width: int,
+    geometry: Geometry,
+) -> tuple[int, int]:
+    """Rows and columns of the resized picture before its middle.
+
+    Rounded half to even, as torchvision does.
     """
     new_height, new_width = resized_shape(height, width, geometry)
-    top = round((new_height - geometry.size) / 2)
-    left = round((new_width - geometry.size) / 2)
-    return top, left
+    spare_rows = new_height - geometry.size
+    spare_columns = new_width - geometry.size
+    return round(spare_rows / 2), round(spare_columns / 2)
 
 
-def read_region(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+def read_region(
+    height: int,
+    width: int,
+    geometry: Geometry,
+) -> tuple[int, int]:
     """How many rows and columns of a picture its square is made of, from the top left.
 
     What lies below and to the right is cut off before the resize, where it costs time. What lies above and
@@ -172,22 +227,34 @@ def read_region(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
     new_height, new_width = resized_shape(height, width, geometry)
     top, left = crop_offset(height, width, geometry)
     radius = KERNEL_RADIUS[geometry.interpolation]
-    rows = _reach(top + geometry.size, height / new_height, radius)
-    columns = _reach(left + geometry.size, width / new_width, radius)
+
+    resized_rows = top + geometry.size
+    resized_columns = left + geometry.size
+    rows = _reach(resized_rows, height / new_height, radius)
+    columns = _reach(resized_columns, width / new_width, radius)
     return min(rows, height), min(columns, width)
 
 
-def resized_shape(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+def resized_shape(
+    height: int,
+    width: int,
+    geometry: Geometry,
+) -> tuple[int, int]:
     """Height and width after the resize; the long side is rounded down, as torchvision does."""
     if geometry.resize == "squash":
         return geometry.size, geometry.size
+
     short = min(height, width)
     new_height = int(geometry.size * height / short)
     new_width = int(geometry.size * width / short)
     return new_height, new_width
 
 
-def _reach(num_resized: int, scale: float, radius: int) -> int:
+def _reach(
+    num_resized: int,
+    scale: float,
+    radius: int,
+) -> int:
     """How many stored pixels the first `num_resized` resized ones are made of, one spare for rounding."""
     support = radius * max(scale, 1.0)
     return math.ceil(num_resized * scale + support) + 1

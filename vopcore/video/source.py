@@ -15,15 +15,26 @@ from vopcore.video.damage import Damage, LogLine
 from vopcore.video.plan import NO_PTS, Packets
 from vopcore.video.reorder import PictureTypes
 
-TIME_LIMIT = 120.0  # seconds for one video, from opening it to its last frame
-MAX_PIXELS = 8192 * 4352  # the largest picture of the largest H.264 and HEVC levels
-MAX_ASPECT = 32  # no camera films strips; resized by their short side they would take gigabytes
+# Seconds for one video, from opening it to its last frame.
+TIME_LIMIT = 120.0
 
-HELD_BYTES = 64 * 2**20  # a longer stream is read from the file twice instead of kept in memory
-CHECKED_PACKETS = 64  # are read between two looks at the clock
-PACKET_BYTES = 1000  # what a packet in memory takes beside its data
+# The largest picture of the largest H.264 and HEVC levels.
+MAX_PIXELS = 8192 * 4352
 
-NAMELESS = ""  # who writes in the log while bytes are read
+# No camera films strips; resized by their short side they would take gigabytes.
+MAX_ASPECT = 32
+
+# A longer stream is read from the file twice instead of kept in memory.
+HELD_BYTES = 64 * 2**20
+
+# Packets that are read between two looks at the clock.
+CHECKED_PACKETS = 64
+
+# What a packet in memory takes beside its data.
+PACKET_BYTES = 1000
+
+# Who writes in the log while bytes are read.
+NAMELESS = ""
 
 # Containers that hold their pictures themselves. Playlists (hls, concat, dash), patterns of pictures
 # (image2) and text drawn as video (tty) would open other files, or are no videos.
@@ -50,7 +61,8 @@ class VideoError(ValueError):
     """
 
     def __init__(self, reason: str, file: str | None = None) -> None:
-        super().__init__(" ".join(reason.split()))
+        one_line = " ".join(reason.split())
+        super().__init__(one_line)
         self.file = file
 
 
@@ -73,7 +85,11 @@ class Source:
     ) -> None:
         self._file = file
         self._time_limit = time_limit
-        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+        self._deadline: float | None = None
+        if time_limit is not None:
+            self._deadline = time.monotonic() + time_limit
+
+        # None where the stream is too long to be kept in memory.
         self._held: list[Packet] | None = []
         self.log: list[LogLine] = [] if log is None else log
         self.packets = Packets()
@@ -97,7 +113,9 @@ class Source:
         name: str | BinaryIO
         if isinstance(self._file, str | Path):
             _check_ordinary(self._file)
-            name = f"file:{self._file}"  # a colon in the name is no protocol
+
+            # With this before it a colon in the name is no protocol.
+            name = f"file:{self._file}"
         else:
             self._file.seek(0)
             name = self._file
@@ -116,23 +134,28 @@ class Source:
                 timeout=self._time_limit,
             )
         except av.FFmpegError as error:
+            # A time-out is no fault of the file's format.
             self.check_time()
-            raise VideoError(f"not a readable video file: {self._why_not_opened(error)}") from error
+            cause = self._why_not_opened(error)
+            raise VideoError(f"not a readable video file: {cause}") from error
 
         try:
             self.stream = _video_stream(self._container)
         except VideoError:
             self._container.close()
             raise
-        self.decoder = self.stream.codec_context
+
         # Parallelism comes from many videos: frame threads cost 10-30 % CPU. The count is for decoders with
         # threads of their own (AV1).
+        self.decoder = self.stream.codec_context
         self.decoder.thread_type = "NONE"
         self.decoder.thread_count = 1
+
         # Also for a picture that grows in mid-stream.
         self.decoder.options = {"max_pixels": str(MAX_PIXELS)}
 
     def _why_not_opened(self, error: av.FFmpegError) -> str:
+        # FFmpeg's own words would be "invalid data", which a playlist is not.
         for _, _, message in self.log:
             if "whitelist" in message:
                 return "not one of the containers that videos are stored in"
@@ -146,10 +169,13 @@ class Source:
     def scan(self) -> None:
         """Reads every packet once. A file that breaks off keeps what was read, with the problem noted."""
         held_bytes = 0
+        skips_hidden = self.decoder.name in ("vp8", "libvpx")
+
+        # Such files have decoding times: the order of showing stands in the pictures alone.
         picture_types = None
         if self.container_name == "avi" and self.decoder.name == "mpeg4":
             picture_types = PictureTypes()
-        skips_hidden = self.decoder.name in ("vp8", "libvpx")
+
         for position, packet in enumerate(self._demux(notes_problems=True)):
             if packet.is_corrupt:
                 self.damage.add(position, "a packet is cut short")
@@ -161,22 +187,31 @@ class Source:
             is_shown = not packet.is_discard
             if skips_hidden and is_shown:
                 is_shown = bool(memoryview(packet)[0] & 0x10)
-            self.packets.add(packet.pts, packet.is_keyframe, is_shown, packet.duration)
+
+            self.packets.add(
+                packet.pts,
+                packet.is_keyframe,
+                is_shown,
+                packet.duration,
+            )
             if picture_types is not None:
                 picture_types.add(bytes(packet))
+
             if self._held is not None:
                 self._held.append(packet)
                 held_bytes += packet.size + PACKET_BYTES
                 if held_bytes > HELD_BYTES:
                     self._held = None
+
         if picture_types is not None:
             self.packets.ranks = picture_types.ranks()
         self._note_container_log()
         self._note_missing_end()
 
     def _note_log(self, position: int) -> None:
-        """Takes what was written while the packet at `position` was read: the container's lines concern the
-        file, the others the packet.
+        """Takes what was written while the packet at `position` was read.
+
+        The container's lines concern the file, the others the packet.
         """
         for _, writer, message in self.log:
             if writer in (self.container_name, NAMELESS):
@@ -193,57 +228,75 @@ class Source:
         self.log.clear()
 
     def note_decoder_log(self, position: int, is_open: bool) -> None:
-        """Takes what the decoder wrote about the packet at `position`; `is_open` where the group before an
-        open one was left out on purpose.
+        """Takes what the decoder wrote about the packet at `position`.
+
+        `is_open`: the group before an open one was left out on purpose.
         """
         for _, writer, message in self.log:
             # Reading the packets a second time repeats what the container said at the first. (GIF's has the
             # decoder's name.)
             if writer == self.container_name and writer != self.decoder.name:
                 continue
+
             # H.264 is told to forget a picture that it never saw.
             if is_open and message.startswith("mmco: unref short failure"):
                 continue
+
             self.damage.add(position, message)
         self.log.clear()
 
     def _note_missing_end(self) -> None:
-        """Matroska, or MP4 with its index first, cut off between two packets ends like a whole one, but its
-        header promises more.
+        """Notes where the pictures end long before the header says.
+
+        Matroska, or MP4 with its index first, cut off between two packets ends like a whole one.
         """
-        if not self.packets.are_timed():
+        if not self.packets.are_timed() or self.packets.last_pts == NO_PTS:
             return
+        promised = self._promised_seconds()
+        if promised is None:
+            return
+
+        # Headers are rounded, and sound may go on for a moment.
+        end = float(self.packets.end() * self.stream.time_base)
+        slack = max(1.0, 0.1 * end)
+        if promised > end + slack:
+            self.damage.add_file_problem(f"the pictures end at {end:.1f} s of {promised:.1f} s")
+
+    def _promised_seconds(self) -> float | None:
+        """How long the pictures last by the header; None where that cannot be trusted."""
         if "matroska" in self.container_name:
             header = _clock_seconds(self.stream.metadata.get("DURATION"))
-            promised = header or (self._container.duration or 0) / 1e6
-        elif "mp4" in self.container_name:
-            # The track's own duration; sound may be longer.
-            promised = float((self.stream.duration or 0) * self.stream.time_base)
-        else:
-            return
-        if self.packets.last_pts == NO_PTS:
-            return
-        end = float(self.packets.end() * self.stream.time_base)
-        if promised > end + max(1.0, 0.1 * end):
-            self.damage.add_file_problem(f"the pictures end at {end:.1f} s of {promised:.1f} s")
+            container_microseconds = self._container.duration or 0
+            return header or container_microseconds / 1e6
+
+        # The track's own duration; sound may be longer.
+        if "mp4" in self.container_name:
+            duration = self.stream.duration or 0
+            return float(duration * self.stream.time_base)
+        return None
 
     def replay(self) -> Iterator[Packet]:
         """The packets that `scan` read, in the same order. May put a new `decoder` in place, at once."""
         if self._held is not None:
             return iter(self._held)
+
         self._container.close()
         self._open()
         return self._demux()
 
     def _demux(self, notes_problems: bool = False) -> Iterator[Packet]:
+        """The packets of the video stream, in decoding order."""
         for stream in self._container.streams:
             if stream.index != self.stream.index:
                 stream.discard = Discard.all
+
         try:
             for number, packet in enumerate(self._container.demux(self.stream)):
                 if number % CHECKED_PACKETS == 0:
                     self.check_time()
-                if packet.size:  # the last one is empty: "no more"
+
+                # The last one is empty: "no more".
+                if packet.size:
                     yield packet
         except IndexError:
             # After the last packet PyAV stumbles over a stream that the header did not announce.
@@ -266,27 +319,36 @@ def reason(error: av.FFmpegError) -> str:
 
 
 def _check_ordinary(file: str | Path) -> None:
-    """Refuses what is not an ordinary file before it is opened: opening a pipe or a device can wait for
-    ever.
+    """Refuses what is not an ordinary file before it is opened.
+
+    Opening a pipe or a device can wait for ever.
     """
     try:
         mode = Path(file).stat().st_mode
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"not a readable video file: {cause}") from error
+
     if not stat.S_ISREG(mode):
-        raise VideoError(f"not a video file but {NOT_FILES.get(stat.S_IFMT(mode), 'something else')}")
+        kind = NOT_FILES.get(stat.S_IFMT(mode), "something else")
+        raise VideoError(f"not a video file but {kind}")
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The best video stream that is not a cover picture."""
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    videos = []
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            videos.append(stream)
+
     if not videos:
         others = {stream.type for stream in container.streams if stream.type != "video"}
         if container.streams.video:
             others.add("a cover picture")
-        raise VideoError(f"no video stream, only {', '.join(sorted(others)) or 'an empty container'}")
+        contents = ", ".join(sorted(others)) or "an empty container"
+        raise VideoError(f"no video stream, only {contents}")
 
+    # FFmpeg's best may be the cover.
     best = container.streams.best("video")
     stream = best if best in videos else videos[0]
     if stream.codec_context is None:
@@ -299,17 +361,24 @@ def check_shape(width: int, height: int) -> None:
     """Raises VideoError for pictures that are too large or too narrow to be footage."""
     if width * height > MAX_PIXELS:
         raise VideoError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,}")
+
     short = max(min(width, height), 1)
     if max(width, height) > MAX_ASPECT * short:
         raise VideoError(f"{width} x {height} pixels are longer than {MAX_ASPECT} times their other side")
 
 
 def _clock_seconds(clock: str | None) -> float | None:
-    """Seconds of "00:01:02.500000000", as Matroska writes the length of a stream; None for anything
-    else.
+    """Seconds of "00:01:02.500000000", as Matroska writes the length of a stream.
+
+    None for anything else.
     """
-    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)", clock or "", re.ASCII)
+    match = re.fullmatch(
+        r"(\d+):(\d+):(\d+(?:\.\d*)?)",
+        clock or "",
+        re.ASCII,
+    )
     if match is None:
         return None
+
     hours, minutes, seconds = match.groups()
     return float(hours) * 3600 + float(minutes) * 60 + float(seconds)
