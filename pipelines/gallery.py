@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
@@ -29,7 +30,9 @@ from vopcore.datasets import DATASETS
 from vopcore.shards import Shards
 
 CLI = argparse.ArgumentParser(
-    prog="pipelines/gallery.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+    prog="pipelines/gallery.py",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
 )
 CLI.add_argument("experiment", help="its name in MLflow")
 CLI.add_argument("run", help="a method, the start of a run's name, or a run's id")
@@ -39,46 +42,74 @@ CLI.add_argument(
 )
 CLI.add_argument("--shards", help="the folder of frames, where it has moved since the run")
 CLI.add_argument("--most", type=int, default=500, help="captions on the page (500)")
-CLI.add_argument("--out", type=Path, help="the file; default outputs/reports/EXPERIMENT/gallery_RUN.html")
+CLI.add_argument(
+    "--out",
+    type=Path,
+    help="the file; default outputs/reports/EXPERIMENT/gallery_RUN.html",
+)
 
 
 @hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)
-    words = [word for word in (args.run, args.other) if word]
+    words = [args.run]
+    if args.other:
+        words.append(args.other)
     name = f"gallery_{file_name('_and_'.join(words))}.html"
     out = args.out or Path("outputs/reports") / args.experiment / name
+
     try:
-        store = track.find_store(store_uri(args.uri, args.experiment), args.experiment)
+        uri = store_uri(args.uri, args.experiment)
+        store = track.find_store(uri, args.experiment)
         logged_runs = track.runs(store)
         runs = [track.pick(logged_runs, word) for word in words]
-        page = gallery(store, runs, frames(args.shards or runs[0].tags.get("shards")), args.most)
+        shards_folder = args.shards or runs[0].tags.get("shards")
+        shards = frames(shards_folder)
+        page = gallery(store, runs, shards, args.most)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page)
+
+    # The page is written: what MLflow does not take ends nothing.
     try:
         with track.one_line(store.uri):
             track.log_files(store, runs[0].id, [out])
     except ValueError as error:
         print(f"warning: the gallery is written, but not logged: {error}", file=sys.stderr)
+
     print(f"Open {out.absolute().as_uri()}")
     return 0
 
 
-def gallery(store: track.RunStore, runs: Sequence[track.TrackedRun], shards: Shards | None, most: int) -> str:
+def gallery(
+    store: track.RunStore,
+    runs: Sequence[track.TrackedRun],
+    shards: Shards | None,
+    most: int,
+) -> str:
     """The page of one run or two. Raises ValueError where there is nothing to show."""
     tables = [predictions(store, run) for run in runs]
-    data = gallery_data(short_names(runs), tables, shards, most, files=video_files(runs[0]))
-    return render("gallery.html", title=" beside ".join(run.name for run in runs), data=data.as_json())
+    files = video_files(runs[0])
+    data = gallery_data(short_names(runs), tables, shards, most, files=files)
+
+    title = " beside ".join(run.name for run in runs)
+    return render("gallery.html", title=title, data=data.as_json())
 
 
 def short_names(runs: Sequence[track.TrackedRun]) -> list[str]:
     """The methods, where that tells the runs apart; else with their seeds, else whole names."""
-    methods = [run.tags.get("method", run.name) for run in runs]
-    with_seeds = [f"{run.tags.get('method', run.name)} seed {run.tags.get('seed', '?')}" for run in runs]
+    methods = []
+    with_seeds = []
+    for run in runs:
+        method = run.tags.get("method", run.name)
+        seed = run.tags.get("seed", "?")
+        methods.append(method)
+        with_seeds.append(f"{method} seed {seed}")
+
     for names in (methods, with_seeds):
         if len(set(names)) == len(names):
             return names
@@ -91,34 +122,42 @@ def video_files(run: track.TrackedRun) -> dict[str, VideoFile]:
     root = Path(run.params.get("data.root", ""))
     if dataset not in DATASETS or not root.is_dir():
         return {}
+
+    read_dataset = DATASETS[dataset]
     try:
-        rows = DATASETS[dataset](root, run.params.get("data.videos", root))
+        table = read_dataset(root, run.params.get("data.videos", root))
     except (OSError, ValueError):
         return {}
 
+    # A row for each caption: a video comes several times, and its last row counts.
     files = {}
-    columns = (rows[name].to_pylist() for name in ("video", "path", "start", "end"))
-    for video, path, start, end in zip(*columns, strict=True):
-        if path is not None:
-            files[video] = VideoFile(path, start, end)
+    columns = table.select(["video", "path", "start", "end"])
+    for row in columns.to_pylist():
+        if row["path"] is not None:
+            video = row["video"]
+            files[video] = VideoFile(row["path"], row["start"], row["end"])
     return files
 
 
 def predictions(store: track.RunStore, run: track.TrackedRun) -> pa.Table:
-    """PREDICTIONS of a run."""
+    """PREDICTIONS of a run; raises StoreError where it has none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return pq.read_table(track.fetch(store, run.id, track.PREDICTIONS, Path(folder)))
+            file = track.fetch(store, run.id, track.PREDICTIONS, Path(folder))
         except track.StoreError as error:
-            raise track.StoreError(f"{run.name} has no {track.PREDICTIONS} to show: {error}") from error
+            message = f"{run.name} has no {track.PREDICTIONS} to show: {error}"
+            raise track.StoreError(message) from error
+        return pq.read_table(file)
 
 
 def frames(folder: str | None) -> Shards | None:
     """The shards, or None and a word on stderr: the page then goes without pictures."""
-    try:
-        shards = Shards(folder) if folder else None
-    except (OSError, ValueError):
-        shards = None
+    shards = None
+    if folder:
+        # A folder that is gone, or that holds something else, costs the pictures alone.
+        with suppress(OSError, ValueError):
+            shards = Shards(folder)
+
     if shards is None or not shards.videos:
         print(
             f"warning: no pictures: no shards in {folder}; name their folder with --shards", file=sys.stderr

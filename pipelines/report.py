@@ -26,21 +26,32 @@ from pipelines.reports import plots, tables
 from pipelines.reports.headline import headline
 from pipelines.reports.page import ReportPlot, render
 from pipelines.reports.published import SOURCES
-from pipelines.reports.ranking import Ranking, rank
+from pipelines.reports.ranking import Predictions, Ranking, rank
 from pipelines.reports.summary import LeftOut, MethodResult, summarize
 from pipelines.reports.text import file_name
+from vopcore.metrics import names
 
 CLI = argparse.ArgumentParser(
-    prog="pipelines/report.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+    prog="pipelines/report.py",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
 )
 CLI.add_argument(
-    "experiments", nargs="+", metavar="EXPERIMENT", help="a name in MLflow; several are compared"
+    "experiments",
+    nargs="+",
+    metavar="EXPERIMENT",
+    help="a name in MLflow; several are compared",
 )
 CLI.add_argument(
     "--uri", help="MLflow's store; default MLFLOW_TRACKING_URI, else outputs/EXPERIMENT/mlflow.db"
 )
-CLI.add_argument("--out", type=Path, help="folder to write to; default outputs/reports/EXPERIMENT")
+CLI.add_argument(
+    "--out",
+    type=Path,
+    help="folder to write to; default outputs/reports/EXPERIMENT",
+)
 MOST_POINTS = 300  # of a curve in a plot
+MOST_REASONS = 5  # why there is nothing to show
 
 
 @hides_secrets
@@ -54,11 +65,14 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+    # The report is written: what MLflow does not take ends nothing.
     for store in stores:
         try:
             log(store, files, out)
         except ValueError as error:
             print(f"warning: the report is written, but not logged: {error}", file=sys.stderr)
+
     print(f"Open {files[0].absolute().as_uri()}")
     return 0
 
@@ -80,7 +94,9 @@ class ReportSection:
 
     @property
     def all_plots(self) -> list[ReportPlot]:
-        return [*([self.first_plot] if self.first_plot else []), *self.plots]
+        if self.first_plot is None:
+            return list(self.plots)
+        return [self.first_plot, *self.plots]
 
 
 @dataclass(frozen=True)
@@ -94,97 +110,136 @@ class Sources:
         run = result.runs[0]
         if metric not in run.metrics:
             return None
+
         points = track.curve(self.stores[run.id], run.id, metric)
+        if len(points) < 2:
+            return None
+
+        # A page of some megabytes shows no more than one of a few hundred points.
         every = max(1, len(points) // MOST_POINTS)
-        return points[::every] if len(points) > 1 else None
+        return points[::every]
 
     def predictions(self, result: MethodResult) -> list[pa.Table]:
         """PREDICTIONS of each seed; none of all, and a word on stderr, where one is gone."""
+        # Of a method whose seeds are half there, the mean over seeds would be another number.
         seed_tables = []
         for run in result.runs:
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    file = track.fetch(self.stores[run.id], run.id, track.PREDICTIONS, Path(folder))
-                except track.StoreError as error:
-                    print(f"warning: {run.name} is left out of the rank histogram: {error}", file=sys.stderr)
-                    return []
-                seed_tables.append(pq.read_table(file, columns=["caption", "video", "rank"]))
+            try:
+                table = self._predictions_of(run)
+            except track.StoreError as error:
+                print(f"warning: {run.name} is left out of the rank histogram: {error}", file=sys.stderr)
+                return []
+            seed_tables.append(table)
         return seed_tables
+
+    def _predictions_of(self, run: track.TrackedRun) -> pa.Table:
+        """The columns that are compared; raises StoreError where the file is gone."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = track.fetch(
+                self.stores[run.id],
+                run.id,
+                track.PREDICTIONS,
+                Path(folder),
+            )
+            return pq.read_table(file, columns=["caption", "video", "rank"])
 
 
 def report(stores: Sequence[track.RunStore], out: Path) -> list[Path]:
     """Write everything about the experiments to `out`; the page comes first. Raises track.StoreError."""
     runs, sources = _read_runs(stores)
     results, left_out = summarize(runs)
-    names = ", ".join(store.experiment for store in stores)
-    if not results:
-        why = "; ".join(f"{left.run.name}: {left.why}" for left in left_out[:5]) or "there are no runs"
-        raise track.StoreError(f"nothing to show of {names} yet: {why}")
 
+    experiments = ", ".join(store.experiment for store in stores)
+    if not results:
+        reasons = [f"{left.run.name}: {left.why}" for left in left_out[:MOST_REASONS]]
+        why = "; ".join(reasons) or "there are no runs"
+        raise track.StoreError(f"nothing to show of {experiments} yet: {why}")
+
+    # A method looks the same in every plot of the page.
     looks = plots.palette(results)
-    predictions = {(result.dataset, result.label): sources.predictions(result) for result in results}
-    datasets = sorted({result.dataset for result in results})
+
     rankings = {}
     sections = []
+    datasets = sorted({result.dataset for result in results})
     for dataset in datasets:
         rows = [result for result in results if result.dataset == dataset]
-        tables_of = {result.label: predictions[dataset, result.label] for result in rows}
-        rankings[dataset] = rank(rows, tables_of)
-        sections.append(_dataset(dataset, rows, rankings[dataset], sources, tables_of, looks))
+        predictions = {result.label: sources.predictions(result) for result in rows}
+        ranking = rank(rows, predictions)
 
+        rankings[dataset] = ranking
+        sections.append(_dataset(dataset, rows, ranking, sources, predictions, looks))
+
+    # Several data sets are seen at a glance first; of one, the comparison with `full` comes last.
     across = _across(results, rankings, looks)
     if len(datasets) > 1:
         sections.insert(0, across)
     elif across.plots:
         sections.append(across)
-    return _write(out, _page(names, sections, results, left_out), sections, results)
+
+    page = _page(experiments, sections, results, left_out)
+    return _write(out, page, sections, results)
 
 
 def _read_runs(stores: Sequence[track.RunStore]) -> tuple[list[track.TrackedRun], Sources]:
     """The runs of methods, with all their numbers, and where each is kept."""
     runs = []
-    home = {}
+    store_of = {}
     for store in stores:
         for run in track.runs(store):
-            if "kind" in run.tags:  # a report, or a round of a benchmark
+            # A kind has what is no run of a method: a report, a round of a benchmark.
+            if "kind" in run.tags:
                 continue
             runs.append(track.with_all_metrics(store, run))
-            home[run.id] = store
-    return runs, Sources(home)
+            store_of[run.id] = store
+    return runs, Sources(store_of)
 
 
 def _page(
-    names: str,
+    experiments: str,
     sections: Sequence[ReportSection],
     results: Sequence[MethodResult],
     left_out: Sequence[LeftOut],
 ) -> str:
-    backbones = {Path(run.tags.get("backbone", "?")).stem for result in results for run in result.runs}
+    now = datetime.now(UTC)
     return render(
         "report.html",
-        title=f"Comparison: {names}",
+        title=f"Comparison: {experiments}",
         counted=_counted(results, left_out),
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        written=f"{now:%Y-%m-%d %H:%M} UTC",
         sections=sections,
         left_out=left_out,
         sources=list(SOURCES.values()),
-        backbones=", ".join(sorted(backbones)),
+        backbones=", ".join(_backbones(results)),
         marks=tables.MARKS,
     )
 
 
+def _backbones(results: Sequence[MethodResult]) -> list[str]:
+    """The frozen CLIPs of all runs; of one that is a file, the name without its folder."""
+    backbones = set()
+    for result in results:
+        for run in result.runs:
+            backbone = run.tags.get("backbone", "?")
+            backbones.add(Path(backbone).stem)
+    return sorted(backbones)
+
+
 def _across(
-    results: Sequence[MethodResult], rankings: Mapping[str, Ranking], looks: plots.Palette
+    results: Sequence[MethodResult],
+    rankings: Mapping[str, Ranking],
+    looks: plots.Palette,
 ) -> ReportSection:
     """What only shows beside other data sets, or beside full fine-tuning."""
-    is_alone = len(rankings) == 1
+    gain_plots = []
     gain = plots.gain_over_full(results, looks)
-    caption = "What each method finds more, or less, than full fine-tuning: t2v R@1, mean over seeds."
-    return ReportSection(
-        "Against full fine-tuning" if is_alone else "All datasets",
-        [] if is_alone else [tables.overview(results, rankings)],
-        [ReportPlot("gain_over_full", caption, gain)] if gain else [],
-    )
+    if gain is not None:
+        caption = "What each method finds more, or less, than full fine-tuning: t2v R@1, mean over seeds."
+        gain_plots.append(ReportPlot("gain_over_full", caption, gain))
+
+    if len(rankings) == 1:
+        return ReportSection("Against full fine-tuning", [], gain_plots)
+    overview = tables.overview(results, rankings)
+    return ReportSection("All datasets", [overview], gain_plots)
 
 
 def _dataset(
@@ -192,39 +247,63 @@ def _dataset(
     results: Sequence[MethodResult],
     ranking: Ranking,
     sources: Sources,
-    predictions: Mapping[str, Sequence[pa.Table]],
+    predictions: Predictions,
     looks: plots.Palette,
 ) -> ReportSection:
+    """The section of one data set; predictions: by label, a table for each seed."""
     sentences = headline(dataset, results, ranking)
     name = file_name(dataset)
-    first = ReportPlot(
+    recall_plot = ReportPlot(
         f"{name}_recall",
         "Text to video R@1 of each method with its 95% interval, best on top."
         " Hollow: the same experiment in a paper.",
         plots.recall_with_intervals(results, ranking, looks),
         seen=sentences,
     )
-    more = [
-        ReportPlot(
-            f"{name}_parameters",
-            "Recall against what is tuned. Whiskers: 95%. Hollow: the same experiment in a paper.",
-            plots.recall_against_parameters(results, looks),
-        ),
+
+    parameter_plot = ReportPlot(
+        f"{name}_parameters",
+        "Recall against what is tuned. Whiskers: 95%. Hollow: the same experiment in a paper.",
+        plots.recall_against_parameters(results, looks),
+    )
+    more_plots = [
+        parameter_plot,
         *_curve_plots(dataset, name, results, sources, looks),
+        *_rank_plots(dataset, name, predictions, looks),
     ]
 
-    ranks = {label: tables_[0]["rank"].to_numpy() for label, tables_ in predictions.items() if tables_}
-    if ranks:
-        caption = f"Where the right video stands: share of captions by its rank, {_first_seed(dataset)}."
-        shares = {label: 100 * float((label_ranks == 1).mean()) for label, label_ranks in ranks.items()}
-        seen = ", ".join(f"{label} {share:.0f}% at rank 1" for label, share in shares.items()) + "."
-        more.append(ReportPlot(f"{name}_ranks", caption, plots.rank_histogram(ranks, looks), seen))
+    # The ranking is one by t2v R@1; it marks nothing in the other direction.
+    t2v = tables.details(dataset, names.T2V, results, ranking)
+    v2t = tables.details(dataset, names.V2T, results)
+    return ReportSection(dataset, [t2v, v2t], more_plots, sentences, recall_plot)
 
-    t2v, v2t = (
-        tables.details(dataset, direction, results, ranking if direction == "t2v" else None)
-        for direction in tables.DIRECTIONS
+
+def _rank_plots(
+    dataset: str,
+    name: str,
+    predictions: Predictions,
+    looks: plots.Palette,
+) -> list[ReportPlot]:
+    """The histogram of ranks, where any method has its predictions still."""
+    ranks_of = {}
+    for label, seed_tables in predictions.items():
+        if seed_tables:
+            ranks_of[label] = seed_tables[0]["rank"].to_numpy()
+    if not ranks_of:
+        return []
+
+    shares = []
+    for label, ranks in ranks_of.items():
+        percent = 100 * float((ranks == 1).mean())
+        shares.append(f"{label} {percent:.0f}% at rank 1")
+
+    plot = ReportPlot(
+        f"{name}_ranks",
+        f"Where the right video stands: share of captions by its rank, {_first_seed(dataset)}.",
+        plots.rank_histogram(ranks_of, looks),
+        seen=", ".join(shares) + ".",
     )
-    return ReportSection(dataset, [t2v, v2t], more, sentences, first)
+    return [plot]
 
 
 def _first_seed(dataset: str) -> str:
@@ -232,39 +311,75 @@ def _first_seed(dataset: str) -> str:
 
 
 def _curve_plots(
-    dataset: str, name: str, results: Sequence[MethodResult], sources: Sources, looks: plots.Palette
+    dataset: str,
+    name: str,
+    results: Sequence[MethodResult],
+    sources: Sources,
+    looks: plots.Palette,
 ) -> list[ReportPlot]:
     """Recall and loss while tuning, where they were logged."""
-    drawn = []
-    for metric, ylabel, caption in [
-        ("val/t2v/R1", "val t2v R@1, %", f"Recall on the val split while tuning, {_first_seed(dataset)}."),
-        ("train/loss", "contrastive loss", f"Loss while tuning, {_first_seed(dataset)}."),
-    ]:
-        curves = {result.label: sources.curve(result, metric) for result in results}
-        curves = {label: points for label, points in curves.items() if points}
+    seed = _first_seed(dataset)
+    shown = [
+        (names.VAL_T2V_R1, "val t2v R@1, %", f"Recall on the val split while tuning, {seed}."),
+        (names.LOSS, "contrastive loss", f"Loss while tuning, {seed}."),
+    ]
+
+    curve_plots = []
+    for metric, ylabel, caption in shown:
+        curves = _curves(results, sources, metric)
         if not curves:
             continue
-        ends = ", ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in curves.items())
-        svg = plots.over_time(curves, ylabel, looks)
-        drawn.append(ReportPlot(f"{name}_{metric.replace('/', '_')}", caption, svg, seen=f"{ends}."))
-    return drawn
+
+        last_values = []
+        for label, points in curves.items():
+            _, last_value = points[-1]
+            last_values.append(f"{label} ends at {last_value:.3g}")
+
+        metric_name = metric.replace("/", "_")
+        plot = ReportPlot(
+            f"{name}_{metric_name}",
+            caption,
+            plots.over_time(curves, ylabel, looks),
+            seen=", ".join(last_values) + ".",
+        )
+        curve_plots.append(plot)
+    return curve_plots
+
+
+def _curves(
+    results: Sequence[MethodResult],
+    sources: Sources,
+    metric: str,
+) -> plots.Curves:
+    """A curve for each method that logged the metric."""
+    curves = {}
+    for result in results:
+        points = sources.curve(result, metric)
+        if points is not None:
+            curves[result.label] = points
+    return curves
 
 
 def _counted(results: Sequence[MethodResult], left_out: Sequence[LeftOut]) -> str:
     num_runs = sum(len(result.runs) for result in results)
-    left = f", {len(left_out)} left out" if left_out else ""
-    return f"{num_runs} finished runs of {len({result.label for result in results})} methods{left}"
+    num_methods = len({result.label for result in results})
+    counted = f"{num_runs} finished runs of {num_methods} methods"
+    if left_out:
+        counted += f", {len(left_out)} left out"
+    return counted
 
 
 def _write(
-    out: Path, page: str, sections: Sequence[ReportSection], results: Sequence[MethodResult]
+    out: Path,
+    page: str,
+    sections: Sequence[ReportSection],
+    results: Sequence[MethodResult],
 ) -> list[Path]:
+    """Write the files of the report; returns their paths, the page first."""
     shown = [table for section in sections for table in section.tables]
-    sentences = [section.sentences for section in sections if section.sentences]
-    markdown = [*sentences, *(f"### {table.title}\n\n{tables.markdown(table)}" for table in shown)]
     texts = {
         "report.html": page,
-        "report.md": "\n\n".join(markdown),
+        "report.md": _markdown(sections, shown),
         "report.csv": tables.comma_separated(results),
         "report.tex": "\n".join(tables.latex(table) for table in shown),
     }
@@ -273,9 +388,20 @@ def _write(
             texts[f"plots/{plot.name}.svg"] = plot.svg
 
     (out / "plots").mkdir(parents=True, exist_ok=True)
+    files = []
     for name, text in texts.items():
-        (out / name).write_text(text)
-    return [out / name for name in texts]
+        file = out / name
+        file.write_text(text)
+        files.append(file)
+    return files
+
+
+def _markdown(sections: Sequence[ReportSection], shown: Sequence[tables.TextTable]) -> str:
+    """What is said of each data set, then all tables."""
+    paragraphs = [section.sentences for section in sections if section.sentences]
+    for table in shown:
+        paragraphs.append(f"### {table.title}\n\n{tables.markdown(table)}")
+    return "\n\n".join(paragraphs)
 
 
 def log(store: track.RunStore, files: Sequence[Path], out: Path) -> None:
@@ -283,8 +409,10 @@ def log(store: track.RunStore, files: Sequence[Path], out: Path) -> None:
     with track.one_line(store.uri):
         run_id = track.start_run(store, "report", "report", {}, {"kind": "report"})
         for file in files:
+            # MLflow knows the top of a run's artifacts as None.
             folder = file.parent.relative_to(out).as_posix()
-            track.log_files(store, run_id, [file], None if folder == "." else folder)
+            artifact_folder = None if folder == "." else folder
+            track.log_files(store, run_id, [file], artifact_folder)
         track.end_run(store, run_id)
 
 

@@ -37,6 +37,7 @@ def changes_page(
     sentences = verdict(changes)
     plot = _plot(changes, sentences) if changes else None
 
+    # Only what is beyond chance stands out.
     marks = {}
     for change in changes:
         if change.verdict in CLASSES:
@@ -59,6 +60,7 @@ def verdict(changes: Sequence[ShownChange]) -> str:
     if not changes:
         return "There is no earlier round to compare with."
 
+    # Rows that are new since may have been compared with an earlier round.
     baselines = sorted({change.baseline for change in changes})
     baseline = ", ".join(baselines)
 

@@ -14,7 +14,11 @@ COST_NAMES = {
 }
 
 
-def headline(dataset: str, results: Sequence[MethodResult], ranking: Ranking) -> str:
+def headline(
+    dataset: str,
+    results: Sequence[MethodResult],
+    ranking: Ranking,
+) -> str:
     """Plain sentences about one data set."""
     best = ranking.best
     sentences = [
@@ -117,7 +121,12 @@ def _ties(results: Sequence[MethodResult], ranking: Ranking) -> str:
     if len(results) < 2:
         return ""
 
-    tied = [result.label for result in results if result.label in ranking.tied]
+    # In the order of the table.
+    tied = []
+    for result in results:
+        if result.label in ranking.tied:
+            tied.append(result.label)
+
     if not tied:
         return "Every other method is worse by more than chance"
     if len(tied) == 1:

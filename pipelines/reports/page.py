@@ -34,6 +34,7 @@ class ReportPlot:
 
 def render(template: str, **values: object) -> str:
     """The page; all values are escaped."""
+    # Names come from anywhere: all is escaped, and a value that is missing is an error, not a gap.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

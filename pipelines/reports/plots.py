@@ -67,6 +67,7 @@ BINS = {  # of ranks: from and to; a tie may make a rank of 1.5
 
 def palette(results: Sequence[MethodResult]) -> Palette:
     """A look for each label: nine colours with one marker, then the same colours with the next."""
+    # Colours change first: they tell more than markers do.
     looks = []
     for marker in MARKERS:
         for colour in COLOURS:
@@ -78,7 +79,11 @@ def palette(results: Sequence[MethodResult]) -> Palette:
     return look_of
 
 
-def recall_with_intervals(results: Sequence[MethodResult], ranking: Ranking, looks: Palette) -> str:
+def recall_with_intervals(
+    results: Sequence[MethodResult],
+    ranking: Ranking,
+    looks: Palette,
+) -> str:
     """t2v R@1 of each method of one data set, best on top, with its 95% interval; papers' numbers hollow."""
     # The vertical axis goes up, so the best comes last.
     ordered = sorted(results, key=lambda result: result.value(names.T2V_R1) or 0)
@@ -96,7 +101,12 @@ def recall_with_intervals(results: Sequence[MethodResult], ranking: Ranking, loo
         return _svg(figure)
 
 
-def _draw_recall(axes: Axes, result: MethodResult, place: int, look: tuple[str, str]) -> None:
+def _draw_recall(
+    axes: Axes,
+    result: MethodResult,
+    place: int,
+    look: tuple[str, str],
+) -> None:
     """One row: the method's number with its interval, and above it, hollow, what papers print."""
     recall = result.number(names.T2V_R1)
     assert recall is not None, "a row without recall"
@@ -243,6 +253,7 @@ def over_time(curves: Curves, ylabel: str, looks: Palette) -> str:
 
 def rank_histogram(ranks: Mapping[str, np.ndarray], looks: Palette) -> str:
     """Share of queries by the rank of the right video, a group of bars per range of ranks."""
+    # Shares, not counts: methods may have been asked different numbers of queries.
     heights = {}
     for label, label_ranks in ranks.items():
         percents = []

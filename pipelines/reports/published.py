@@ -121,7 +121,8 @@ def _has_whole_test_split(run: TrackedRun) -> bool:
         return False
 
     # A run on a part of the data is told by its captions.
-    _, num_captions = SPLITS[run.tags["dataset"]]["test"]
+    splits = SPLITS[run.tags["dataset"]]
+    _, num_captions = splits["test"]
     num_queries = run.metrics.get(names.QUERIES_EXPECTED, num_captions)
     return num_queries == num_captions
 
@@ -147,12 +148,14 @@ def _options_of_run(run: TrackedRun) -> dict[str, str]:
     defaults = _defaults(run.tags["method"])
     options = {}
     for name, default in defaults.items():
-        options[name] = run.params.get(f"method.{name}", default)
+        key = f"method.{name}"
+        options[name] = run.params.get(key, default)
 
     # ViT-B/32 has 12 layers in each tower: to say 12 and to say nothing is one thing.
     for name in ("layers", "text_layers", "vision_layers"):
-        if options.get(name) == "12" and defaults[name] == "None":
-            options[name] = "None"
+        default = defaults.get(name)
+        if options.get(name) == "12" and default == "None":
+            options[name] = default
     return options
 
 

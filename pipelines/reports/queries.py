@@ -16,7 +16,8 @@ from vopcore.shards import Shards
 FRAMES = 4  # of a strip
 HEIGHT = 96  # pixels
 
-Predictions = list[dict[str, Any]]  # rows of PREDICTIONS
+Row = dict[str, Any]  # of PREDICTIONS
+Predictions = list[Row]
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def gallery_data(
         files = {}
 
     runs = [table.to_pylist() for table in tables]
-    queries = [_queries(run) for run in runs]
-    if any(other != queries[0] for other in queries):
+    captions = [_captions(run) for run in runs]
+    if any(other != captions[0] for other in captions):
         raise ValueError(f"{' and '.join(names)} were not measured on the same captions; nothing to compare")
 
     # The same captions of every run, so that results stand side by side.
@@ -123,16 +124,25 @@ def gallery_data(
     videos = _videos_of(shown_runs)
     number_of = {video: number for number, video in enumerate(videos)}
 
+    queries = []
+    for rows in zip(*shown_runs, strict=True):
+        queries.append(_query(rows, number_of))
+
+    shown_videos = []
+    for video in videos:
+        file = files.get(video)
+        shown_videos.append(_video(shards, video, file))
+
     return GalleryData(
         runs=list(names),
         total=len(runs[0]),
-        queries=[_query(rows, number_of) for rows in zip(*shown_runs, strict=True)],
-        videos=[_video(shards, video, files.get(video)) for video in videos],
+        queries=queries,
+        videos=shown_videos,
     )
 
 
-def _queries(run: Predictions) -> list[tuple[str, str]]:
-    """Caption and right video of each row."""
+def _captions(run: Predictions) -> list[tuple[str, str]]:
+    """Each row's caption and its video."""
     return [(row["caption"], row["video"]) for row in run]
 
 
@@ -143,7 +153,8 @@ def chosen(runs: Sequence[Predictions], most: int, seed: int) -> list[int]:
     order = generator.permutation(num_rows).tolist()
 
     def runs_differ(row_number: int) -> bool:
-        hits = {run[row_number]["rank"] == 1 for run in runs}
+        ranks = [run[row_number]["rank"] for run in runs]
+        hits = {rank == 1 for rank in ranks}
         return len(hits) > 1
 
     # `sorted` is stable: within each half the random order stays.
@@ -153,6 +164,7 @@ def chosen(runs: Sequence[Predictions], most: int, seed: int) -> list[int]:
 
 def _videos_of(shown_runs: Sequence[Predictions]) -> list[str]:
     """The videos of all rows, once each, in the order of first sight."""
+    # A dict keeps the order, a set would not: the same runs give the same page.
     videos: dict[str, None] = {}
     for run in shown_runs:
         for row in run:
@@ -161,8 +173,9 @@ def _videos_of(shown_runs: Sequence[Predictions]) -> list[str]:
     return list(videos)
 
 
-def _query(rows: Sequence[dict[str, Any]], number_of: Mapping[str, int]) -> ShownQuery:
+def _query(rows: Sequence[Row], number_of: Mapping[str, int]) -> ShownQuery:
     """One caption, from its row in each run."""
+    # Three digits tell scores apart, and keep the page small.
     results = []
     for row in rows:
         top = [number_of[video] for video in row["top"]]
@@ -179,7 +192,11 @@ def _query(rows: Sequence[dict[str, Any]], number_of: Mapping[str, int]) -> Show
     )
 
 
-def _video(shards: Shards | None, video: str, file: VideoFile | None) -> ShownVideo:
+def _video(
+    shards: Shards | None,
+    video: str,
+    file: VideoFile | None,
+) -> ShownVideo:
     play = None
     if file is not None:
         play = file.address
@@ -198,6 +215,7 @@ def _video(shards: Shards | None, video: str, file: VideoFile | None) -> ShownVi
 
 def strip(shards: Shards, video: str) -> str:
     """FRAMES frames of a video side by side, evenly over it, as a JPEG in a data URI."""
+    # A video may have fewer frames than the strip.
     num_stored = shards.num_frames(video)
     num_shown = min(FRAMES, num_stored)
     positions = np.linspace(0, num_stored - 1, num_shown).round()

@@ -13,6 +13,9 @@ from vopcore.metrics.verdict import Evidence, hits, judge, paired, unpaired
 FALSE_ALARMS = 0.05  # over all methods of a data set: how often a tie may be called a loss
 SEED_STD = 0.5  # points of R@1 between seeds, assumed where no method has two
 
+Tables = Sequence[pa.Table]  # PREDICTIONS of one method, a table for each seed
+Predictions = Mapping[str, Tables]  # by the method's label; no tables where they are gone
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -30,11 +33,10 @@ class Ranking:
         return ""
 
 
-def rank(results: Sequence[MethodResult], predictions: Mapping[str, Sequence[pa.Table]]) -> Ranking:
+def rank(results: Sequence[MethodResult], predictions: Predictions) -> Ranking:
     """Compare every method of one data set with the best, query by query where that is possible.
 
-    predictions: for each label the PREDICTIONS of its runs, none where they are gone. Holm's correction is
-    made over the methods, as in a benchmark's rounds.
+    Holm's correction is made over the methods, as in a benchmark's rounds.
     """
     best = max(results, key=_recall)
     others = [result for result in results if result is not best]
@@ -59,7 +61,7 @@ def _recall(result: MethodResult) -> float:
 def _evidence(
     best: MethodResult,
     other: MethodResult,
-    predictions: Mapping[str, Sequence[pa.Table]],
+    predictions: Predictions,
 ) -> Evidence:
     """What speaks for `other` being worse than `best`."""
     best_tables = predictions.get(best.label, ())
@@ -77,13 +79,13 @@ def _evidence(
     return unpaired([best_recall], [other_recall], half_intervals)
 
 
-def _same_queries(tables: Sequence[pa.Table]) -> bool:
+def _same_queries(tables: Tables) -> bool:
     queries = [table.select(["caption", "video"]) for table in tables]
     first = queries[0]
     return all(other.equals(first) for other in queries)
 
 
-def _by_query(best: Sequence[pa.Table], other: Sequence[pa.Table]) -> Evidence:
+def _by_query(best: Tables, other: Tables) -> Evidence:
     """Seeds have no partner in another method: each side is taken as the mean over its seeds."""
     best_hits = _mean_hits(best)
     other_hits = _mean_hits(other)
@@ -94,7 +96,7 @@ def _by_query(best: Sequence[pa.Table], other: Sequence[pa.Table]) -> Evidence:
     return paired([best_hits], [other_hits], video_numbers)
 
 
-def _mean_hits(tables: Sequence[pa.Table]) -> np.ndarray:
+def _mean_hits(tables: Tables) -> np.ndarray:
     """Float[Q]: of each query, the share of seeds that rank its video first."""
     by_seed = []
     for table in tables:

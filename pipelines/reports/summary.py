@@ -54,7 +54,10 @@ class MethodResult:
         What seeds and test queries leave open, both at 95%, adds in quadrature: Student's t interval of the
         mean over seeds, and the runs' own bootstrap over queries.
         """
-        values = [run.metrics[metric] for run in self.runs if metric in run.metrics]
+        values = []
+        for run in self.runs:
+            if metric in run.metrics:
+                values.append(run.metrics[metric])
         if not values:
             return None
 
@@ -68,9 +71,12 @@ class MethodResult:
             high = None if above is None else mean + above
             return Estimate(mean, None, low, high)
 
+        num_seeds = len(values)
+        quantile = float(student.ppf(0.975, num_seeds - 1))
         std = statistics.stdev(values)
-        quantile = float(student.ppf(0.975, len(values) - 1))
-        half = quantile * std / math.sqrt(len(values))
+        half = quantile * std / math.sqrt(num_seeds)
+
+        # Two causes that know nothing of each other.
         low = mean - math.hypot(half, below or 0)
         high = mean + math.hypot(half, above or 0)
         return Estimate(mean, std, low, high)
@@ -83,8 +89,9 @@ class MethodResult:
         distances = []
         for run in self.runs:
             if end in run.metrics:
-                distance = abs(run.metrics[end] - run.metrics[metric])
-                distances.append(distance)
+                value = run.metrics[metric]
+                limit = run.metrics[end]
+                distances.append(abs(limit - value))
 
         if not distances:
             return None
@@ -110,7 +117,9 @@ class LeftOut:
     why: str
 
 
-def summarize(runs: Sequence[TrackedRun]) -> tuple[list[MethodResult], list[LeftOut]]:
+def summarize(
+    runs: Sequence[TrackedRun],
+) -> tuple[list[MethodResult], list[LeftOut]]:
     """Results by data set, then in the order of METHODS; and the runs that could not be used."""
     left_out = []
     usable = []
@@ -135,12 +144,20 @@ def summarize(runs: Sequence[TrackedRun]) -> tuple[list[MethodResult], list[Left
                 label = f"{method} ({_difference(variants, number)})"
             results.append(MethodResult(dataset, method, label, newest))
 
-    results.sort(key=lambda result: (result.dataset, _place(result.method)))
+    # Not sorted so before: neighbours had to have the same settings.
+    results.sort(key=_table_order)
     return results, left_out
 
 
-def _newest_of_each_seed(variant: Sequence[TrackedRun]) -> tuple[list[TrackedRun], list[LeftOut]]:
+def _table_order(result: MethodResult) -> tuple[str, tuple[int, str]]:
+    return result.dataset, _place(result.method)
+
+
+def _newest_of_each_seed(
+    variant: Sequence[TrackedRun],
+) -> tuple[list[TrackedRun], list[LeftOut]]:
     """The runs that count, by seed; and those whose seed was run again."""
+    # From old to new, so that the newest is what stays.
     newest: dict[int, TrackedRun] = {}
     for run in sorted(variant, key=lambda run: run.started):
         newest[_seed(run)] = run
@@ -150,7 +167,8 @@ def _newest_of_each_seed(variant: Sequence[TrackedRun]) -> tuple[list[TrackedRun
         seed = _seed(run)
         successor = newest[seed]
         if successor is not run:
-            replaced.append(LeftOut(run, f"seed {seed} was run again: {successor.name}"))
+            reason = f"seed {seed} was run again: {successor.name}"
+            replaced.append(LeftOut(run, reason))
 
     by_seed = [newest[seed] for seed in sorted(newest)]
     return by_seed, replaced
@@ -160,6 +178,7 @@ def labels(results: Sequence[MethodResult]) -> list[str]:
     """The rows of all datasets, once each, in the order of METHODS."""
     in_order = sorted(results, key=lambda result: _place(result.method))
 
+    # A dict keeps the order, a set would not.
     unique: dict[str, None] = {}
     for result in in_order:
         unique[result.label] = None
@@ -168,10 +187,12 @@ def labels(results: Sequence[MethodResult]) -> list[str]:
 
 def unusable(run: TrackedRun) -> str | None:
     """Why a run has no place in a table; None if it has."""
+    # MLflow hears nothing of a process that was killed: its run is RUNNING for ever.
     if run.status == "RUNNING":
         return "not finished: running, or ended without a word; the same command goes on with it"
     if run.status != "FINISHED":
-        return f"{run.status.lower()}: {run.tags.get('error', 'no reason was recorded')}"
+        error = run.tags.get("error", "no reason was recorded")
+        return f"{run.status.lower()}: {error}"
 
     # Rows are ordered and compared by this number.
     recall = run.metrics.get(names.T2V_R1)
@@ -217,7 +238,11 @@ def _identity(run: TrackedRun) -> tuple[str, str, Settings]:
 
 def _difference(variants: Sequence[Sequence[TrackedRun]], number: int) -> str:
     """`train.lr 0.001`: the settings in which a variant differs from the others of its method."""
-    settings_of = [dict(_settings(variant[0])) for variant in variants]
+    # Runs of one variant agree: the first speaks for all.
+    settings_of = []
+    for variant in variants:
+        first = variant[0]
+        settings_of.append(dict(_settings(first)))
     setting_names = sorted(set().union(*settings_of))
 
     words = []

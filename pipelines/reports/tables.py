@@ -45,7 +45,9 @@ class TextTable:
 def overview(results: Sequence[MethodResult], rankings: Mapping[str, Ranking]) -> TextTable:
     """Methods x data sets: t2v R@1, what the papers print behind it."""
     datasets = sorted({result.dataset for result in results})
-    result_of = {(result.label, result.dataset): result for result in results}
+    result_of = {}
+    for result in results:
+        result_of[result.label, result.dataset] = result
 
     rows = []
     for label in labels(results):
@@ -72,7 +74,10 @@ def _with_published(result: MethodResult, ranking: Ranking) -> str:
 
 
 def details(
-    dataset: str, direction: str, results: Sequence[MethodResult], ranking: Ranking | None = None
+    dataset: str,
+    direction: str,
+    results: Sequence[MethodResult],
+    ranking: Ranking | None = None,
 ) -> TextTable:
     """One data set and direction, a row per method: recall, what papers print, then what it cost.
 
@@ -107,7 +112,11 @@ def _filled_columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return columns
 
 
-def _detail_row(result: MethodResult, direction: str, ranking: Ranking | None) -> dict[str, str]:
+def _detail_row(
+    result: MethodResult,
+    direction: str,
+    ranking: Ranking | None,
+) -> dict[str, str]:
     """The words of one method by column."""
     recall_at_1 = result.number(names.of(direction, "R1"))
     recall_words = spread(recall_at_1)
@@ -162,8 +171,9 @@ def _published(result: MethodResult, direction: str, name: str) -> str:
     """`41.7 VoP, 43.1 CMA`."""
     printed = []
     for row in result.published(direction):
-        if name in row.numbers:
-            printed.append(f"{row.numbers[name]:.1f} {row.paper}")
+        number = row.numbers.get(name)
+        if number is not None:
+            printed.append(f"{number:.1f} {row.paper}")
 
     if not printed:
         return NOTHING
@@ -178,6 +188,7 @@ def _formatted(number: float | None, form: str) -> str:
 
 def markdown(table: TextTable) -> str:
     """A GitHub table."""
+    # Names to the left, numbers to the right.
     num_numbers = len(table.columns) - 1
     ruler = ["---", *["---:"] * num_numbers]
     lines = [table.columns, ruler, *table.rows]
@@ -192,6 +203,7 @@ def markdown(table: TextTable) -> str:
 
 def latex(table: TextTable) -> str:
     """A tabular for \\usepackage{booktabs}."""
+    # booktabs has a rule above the head, one below it, and one at the end.
     lines = []
     for words in [table.columns, *table.rows]:
         escaped = [_latex_word(word) for word in words]
@@ -266,13 +278,18 @@ def _csv_row(result: MethodResult) -> dict[str, object]:
     for cost in COSTS:
         row[cost] = result.value(cost)
 
+    # Both directions in one row: a spreadsheet filters by method.
     for direction in DIRECTIONS:
         for number_name in names.RANKS:
             row |= _csv_number(result, direction, number_name)
     return row
 
 
-def _csv_number(result: MethodResult, direction: str, number_name: str) -> dict[str, object]:
+def _csv_number(
+    result: MethodResult,
+    direction: str,
+    number_name: str,
+) -> dict[str, object]:
     """The cells of one number: its statistics over seeds, and what each paper prints."""
     metric = names.of(direction, number_name)
     number = result.number(metric)
@@ -280,8 +297,10 @@ def _csv_number(result: MethodResult, direction: str, number_name: str) -> dict[
     cells: dict[str, object] = {}
     for statistic in STATISTICS:
         # A number that was not measured leaves its cells empty: every row has the same columns.
-        cells[f"{metric} {statistic}"] = getattr(number, statistic, None)
+        column = f"{metric} {statistic}"
+        cells[column] = getattr(number, statistic, None)
 
     for row in result.published(direction):
-        cells[f"{metric} {row.source}"] = row.numbers.get(number_name)
+        column = f"{metric} {row.source}"
+        cells[column] = row.numbers.get(number_name)
     return cells
