@@ -14,12 +14,16 @@ def fetch_model(uri: str, tracking_uri: str, folder: Path) -> Path:
     Raises StoreError, one line, where there is no such model, or it is not one of ours.
     """
     with one_line(tracking_uri):
-        local = Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri
-            )
+        downloaded = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri,
+            dst_path=str(folder),
+            tracking_uri=tracking_uri,
         )
-        loader = Model.load(str(local / "MLmodel")).flavors.get("python_function", {})
+        model_folder = Path(downloaded)
+        model = Model.load(str(model_folder / "MLmodel"))
+        loader = model.flavors.get("python_function", {})
+
+    # Any model of MLflow has that flavor; ours are told by what loads them.
     if loader.get("loader_module") != "vopcore.tuned_model":
         raise StoreError(f"{uri}: a model of MLflow, but none that this project tuned")
-    return local / loader["data"]
+    return model_folder / loader["data"]

@@ -23,18 +23,30 @@ class Journal:
         """Keep a call; its file or folder is copied, as it may be gone when it is delivered."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if call in ("file", "model"):
-            copy = self._folder / f"{time.time_ns()}" / Path(value["path"]).name
-            copy.parent.mkdir()
-            (shutil.copytree if call == "model" else shutil.copy)(value["path"], copy)
+            copy = self._copy(Path(value["path"]))
             value = {**value, "path": str(copy)}
+
+        line = json.dumps([call, value])
         with self._lines.open("a") as file:
-            file.write(json.dumps([call, value]) + "\n")
+            file.write(line + "\n")
+
+    def _copy(self, path: Path) -> Path:
+        # A folder for each copy: MLflow keeps the name, and names come several times.
+        copy = self._folder / f"{time.time_ns()}" / path.name
+        copy.parent.mkdir()
+        if path.is_dir():
+            shutil.copytree(path, copy)
+        else:
+            shutil.copy(path, copy)
+        return copy
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """The calls in their order; one that a killed process left half written is skipped."""
         if self.is_empty:
             return
-        for line in self._lines.read_text().splitlines(keepends=True):
+
+        text = self._lines.read_text()
+        for line in text.splitlines(keepends=True):
             if line.endswith("\n"):
                 call, value = json.loads(line)
                 yield call, value
@@ -46,4 +58,5 @@ class Journal:
 
 def waiting(folder: str) -> list[str]:
     """The runs that have calls waiting."""
-    return sorted(lines.parent.name for lines in Path(folder).glob("*/calls.jsonl"))
+    journals = Path(folder).glob("*/calls.jsonl")
+    return sorted(lines.parent.name for lines in journals)

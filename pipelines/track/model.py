@@ -18,6 +18,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
 import vopcore
+from vopcore.metrics import names
 
 REQUIREMENTS = (  # as in pyproject.toml: what `vopcore.tuned_model` imports
     "mlflow>=3.17",
@@ -31,17 +32,29 @@ REQUIREMENTS = (  # as in pyproject.toml: what `vopcore.tuned_model` imports
     "numpy",
 )
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec("string", name, required=False) for name in ("caption", "video")]),
+    inputs=Schema(
+        [
+            ColSpec(
+                "string",
+                name,
+                required=False,
+            )
+            for name in ("caption", "video")
+        ]
+    ),
     params=ParamSchema(
         [
             ParamSpec("top_k", "long", 0),  # videos to rank for a caption; 0: vectors
-            ParamSpec("index", "string", ""),  # an index of pipelines/index.py, whose moments are ranked
+            ParamSpec(
+                "index",
+                "string",
+                "",
+            ),  # an index of pipelines/index.py, whose moments are ranked
         ]
     ),
 )
 BEST = "best"  # the alias in MLflow's registry
-CHOSEN_BY = ("val/t2v/R1", "t2v/R1")
-HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1", "params/trainable")  # shown beside the model
+SHOWN_METRICS = (*names.HEADLINES, names.TRAINABLE)  # beside the model
 
 
 def write_model(folder: Path, data: Path, example: Mapping[str, str]) -> None:
@@ -58,12 +71,22 @@ def write_model(folder: Path, data: Path, example: Mapping[str, str]) -> None:
     )
 
 
-def upload_model(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> None:
+def upload_model(
+    client: MlflowClient,
+    run_id: str,
+    value: Mapping[str, Any],
+) -> None:
     """Make the model of `write_model` at `path` the one of this run, called `name`; once, however often."""
     model = _entry(client, run_id, value)
     if model.status == LoggedModelStatus.READY:
-        register_best(client, run_id, model)  # killed in between, it may not be there yet
+        register_best(
+            client,
+            run_id,
+            model,
+        )  # killed in between, it may not be there yet
         return
+
+    # The folder was written before the run had an entry for it: its description names both from now on.
     folder = Path(value["path"])
     description = Model.load(folder / "MLmodel")
     description.run_id = run_id
@@ -73,8 +96,12 @@ def upload_model(client: MlflowClient, run_id: str, value: Mapping[str, Any]) ->
     description.save(folder / "MLmodel")
 
     client.log_model_artifacts(model.model_id, str(folder))
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    client.log_batch(run_id, metrics=_headlines(client, run_id, model.model_id))
+    output = LoggedModelOutput(model.model_id, step=0)
+    client.log_outputs(run_id, [output])
+    metrics = _model_metrics(client, run_id, model.model_id)
+    client.log_batch(run_id, metrics=metrics)
+
+    # Last: a model that is ready is whole.
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     register_best(client, run_id, model)
 
@@ -86,7 +113,8 @@ def register_best(client: MlflowClient, run_id: str, model: LoggedModel) -> None
     says so. `models:/NAME@best` loads it.
     """
     run = client.get_run(run_id)
-    name = registered_name(client.get_experiment(run.info.experiment_id).name)
+    experiment = client.get_experiment(run.info.experiment_id)
+    name = registered_name(experiment.name)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -95,13 +123,25 @@ def register_best(client: MlflowClient, run_id: str, model: LoggedModel) -> None
 
     if client.search_model_versions(f"run_id = '{run_id}'"):
         return
-    chosen_by = CHOSEN_BY[0] if CHOSEN_BY[0] in run.data.metrics else CHOSEN_BY[1]
+
+    chosen_by = names.T2V_R1
+    if names.VAL_T2V_R1 in run.data.metrics:
+        chosen_by = names.VAL_T2V_R1
     recall = run.data.metrics.get(chosen_by, 0.0)
-    tags = {"method": run.data.tags.get("method", ""), "chosen_by": chosen_by, "recall": str(recall)}
+    tags = {
+        "method": run.data.tags.get("method", ""),
+        "chosen_by": chosen_by,
+        "recall": str(recall),
+    }
     version = client.create_model_version(
-        name, model.artifact_location, run_id, tags=tags, model_id=model.model_id
+        name,
+        model.artifact_location,
+        run_id,
+        tags=tags,
+        model_id=model.model_id,
     )
 
+    # The registry has no order by recall: the best so far keeps its own in a tag.
     best = _best_version(client, name)
     if best is None or recall > float(best.tags.get("recall", "-1")):
         client.set_registered_model_alias(name, BEST, version.version)
@@ -119,21 +159,44 @@ def _best_version(client: MlflowClient, name: str) -> ModelVersion | None:
         return None
 
 
-def _entry(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a LoggedModel
+def _entry(
+    client: MlflowClient,
+    run_id: str,
+    value: Mapping[str, Any],
+) -> Any:  # noqa: ANN401 - a LoggedModel
     """MLflow's entry for the model: begun before, or new."""
     experiment_id = client.get_run(run_id).info.experiment_id
-    begun = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    if begun:
-        return begun[0]
+    entries = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    if entries:
+        return entries[0]
     return client.create_logged_model(
-        experiment_id, value["name"], run_id, params=value["params"], model_type="text-video retrieval"
+        experiment_id,
+        value["name"],
+        run_id,
+        params=value["params"],
+        model_type="text-video retrieval",
     )
 
 
-def _headlines(client: MlflowClient, run_id: str, model_id: str) -> list[Metric]:
+def _model_metrics(
+    client: MlflowClient,
+    run_id: str,
+    model_id: str,
+) -> list[Metric]:
     """The run's own values once more, with the model's name on them."""
-    points = [client.get_metric_history(run_id, name)[-1:] for name in HEADLINES]
-    return [
-        Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id)
-        for (point,) in filter(None, points)
-    ]
+    metrics = []
+    for name in SHOWN_METRICS:
+        history = client.get_metric_history(run_id, name)
+        if not history:
+            continue
+
+        last = history[-1]
+        metric = Metric(
+            last.key,
+            last.value,
+            last.timestamp,
+            last.step,
+            model_id=model_id,
+        )
+        metrics.append(metric)
+    return metrics

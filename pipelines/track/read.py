@@ -11,6 +11,8 @@ from mlflow.entities import Run
 from pipelines.track.results import ALL_METRICS
 from pipelines.track.store import RunStore, StoreError, one_line
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class TrackedRun:
@@ -28,12 +30,13 @@ class TrackedRun:
 def runs(store: RunStore) -> list[TrackedRun]:
     """All runs of the experiment that are not deleted, oldest first. Raises StoreError."""
     logged: list[Run] = []
-    token: str | None = ""
     with one_line(store.uri):
-        while token is not None:
-            page = store.client.search_runs([store.experiment_id], page_token=token or None)
+        # MLflow answers by the page; the last one has no token for the next.
+        page = store.client.search_runs([store.experiment_id])
+        logged += page
+        while page.token:
+            page = store.client.search_runs([store.experiment_id], page_token=page.token)
             logged += page
-            token = page.token or None
 
     logged.sort(key=lambda run: run.info.start_time)
     return [_tracked(run) for run in logged]
@@ -56,7 +59,13 @@ def pick(runs: Sequence[TrackedRun], word: str) -> TrackedRun:
 
     Raises StoreError listing what there is.
     """
-    finished = [run for run in runs if run.status == "FINISHED" and "kind" not in run.tags]
+    # A kind has what is no run of a method: a report, a round of a benchmark.
+    finished = []
+    for run in runs:
+        if run.status == "FINISHED" and "kind" not in run.tags:
+            finished.append(run)
+
+    # What names a run exactly comes before what names several.
     by_id = [run for run in finished if run.id == word]
     by_method = [run for run in finished if run.tags.get("method") == word]
     by_name = [run for run in finished if run.name.startswith(word)]
@@ -64,19 +73,26 @@ def pick(runs: Sequence[TrackedRun], word: str) -> TrackedRun:
         if matches:
             return matches[-1]
 
-    names = ", ".join(run.name for run in finished) or "none"
-    raise StoreError(f"no finished run {word!r}; there are: {names}")
+    run_names = [run.name for run in finished]
+    listing = ", ".join(run_names) or "none"
+    raise StoreError(f"no finished run {word!r}; there are: {listing}")
 
 
 def splits(store: RunStore, run_id: str) -> dict[str, dict[str, int]]:
     """Of each split that went into a run, how many captions and videos; as `log_data` was told."""
     with one_line(store.uri):
         inputs = store.client.get_run(run_id).inputs
+    if not inputs:
+        return {}
+
     counts = {}
-    for given in inputs.dataset_inputs if inputs else []:
-        split = given.dataset.digest.rpartition("-")[2]
-        counts[split] = json.loads(given.dataset.profile or "{}")
-    return {split: counts[split] for split in ("train", "val", "test") if split in counts}
+    for dataset_input in inputs.dataset_inputs:
+        dataset = dataset_input.dataset
+        _, _, split = dataset.digest.rpartition("-")
+        counts[split] = json.loads(dataset.profile or "{}")
+
+    # MLflow keeps no order.
+    return {split: counts[split] for split in SPLITS if split in counts}
 
 
 def with_all_metrics(store: RunStore, run: TrackedRun) -> TrackedRun:
@@ -84,19 +100,27 @@ def with_all_metrics(store: RunStore, run: TrackedRun) -> TrackedRun:
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = fetch(store, run.id, ALL_METRICS, Path(folder))
-            return replace(run, metrics={**run.metrics, **json.loads(file.read_text())})
-        except (StoreError, ValueError):  # a run of an older version, or a store whose artifacts are gone
+            exact = json.loads(file.read_text())
+        except (StoreError, ValueError):
+            # A run of an older version, or a store whose artifacts are gone.
             return run
+
+    metrics = {**run.metrics, **exact}
+    return replace(run, metrics=metrics)
 
 
 def curve(store: RunStore, run_id: str, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a metric that was logged over time, by step."""
     with one_line(store.uri):
         history = store.client.get_metric_history(run_id, metric)
-    return sorted({point.step: point.value for point in history}.items())
+
+    # A step that was trained again after a restart stands there twice: its last value counts.
+    value_at = {point.step: point.value for point in history}
+    return sorted(value_at.items())
 
 
 def fetch(store: RunStore, run_id: str, artifact: str, folder: Path) -> Path:
     """Copy an artifact of a run into `folder`; raises StoreError if it is not there."""
     with one_line(store.uri):
-        return Path(store.client.download_artifacts(run_id, artifact, str(folder)))
+        path = store.client.download_artifacts(run_id, artifact, str(folder))
+    return Path(path)

@@ -5,41 +5,59 @@ from collections.abc import Mapping
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag
 
+from vopcore.metrics import names
+
 ALL_METRICS = "metrics.json"  # a run's artifact: every number, not rounded
 SHOWN = {  # the numbers that MLflow shows, and to how many digits they mean something
-    "t2v/R1": 2,
-    "t2v/R1_low": 2,
-    "t2v/R1_high": 2,
-    "t2v/R5": 2,
-    "t2v/R10": 2,
-    "t2v/MdR": 1,
-    "v2t/R1": 2,
-    "val/t2v/R1": 2,
-    "params/trainable": 0,
-    "seconds/tune": 1,
-    "memory/peak_mb": 0,
-    "queries/expected": 0,
+    names.T2V_R1: 2,
+    names.low(names.T2V_R1): 2,
+    names.high(names.T2V_R1): 2,
+    names.of(names.T2V, "R5"): 2,
+    names.of(names.T2V, "R10"): 2,
+    names.of(names.T2V, "MdR"): 1,
+    names.V2T_R1: 2,
+    names.VAL_T2V_R1: 2,
+    names.TRAINABLE: 0,
+    names.TUNING_SECONDS: 1,
+    names.PEAK_MEMORY: 0,
+    names.QUERIES_EXPECTED: 0,
 }
-CURVES = ("train/loss", "train/videos_per_second", "val/t2v/R1")  # over steps; others go with the artifacts
+CURVES = (  # over steps; others go with the artifacts
+    names.LOSS,
+    names.THROUGHPUT,
+    names.VAL_T2V_R1,
+)
 NOTE = "mlflow.note.content"  # what MLflow shows as a description
 MOST_ROWS = 20  # of the experiment's description
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those of `metrics` that MLflow shows, rounded."""
-    return {name: round(metrics[name], digits) for name, digits in SHOWN.items() if name in metrics}
+    shown = {}
+    for name, digits in SHOWN.items():
+        if name in metrics:
+            shown[name] = round(metrics[name], digits)
+    return shown
 
 
 def cost_words(metrics: Mapping[str, float]) -> dict[str, str]:
     """What tuning cost, in words: `trainable`, `tuning time`, `memory`."""
+    trainable = metrics.get(names.TRAINABLE)
+    percent = metrics.get(names.TRAINABLE_PERCENT)
+    seconds = metrics.get(names.TUNING_SECONDS)
+    mebibytes = metrics.get(names.PEAK_MEMORY)
+
     words = {}
-    if "params/trainable" in metrics:
-        share = f" ({metrics['params/percent']:.2g}%)" if "params/percent" in metrics else ""
-        words["trainable"] = f"{metrics['params/trainable']:,.0f}{share}"
-    if "seconds/tune" in metrics:
-        words["tuning time"] = _duration(metrics["seconds/tune"])
-    if "memory/peak_mb" in metrics:
-        words["memory"] = f"{metrics['memory/peak_mb'] / 1024:.1f} GiB"
+    if trainable is not None:
+        words["trainable"] = f"{trainable:,.0f}"
+        if percent is not None:
+            words["trainable"] += f" ({percent:.2g}%)"
+
+    if seconds is not None:
+        words["tuning time"] = _duration(seconds)
+
+    if mebibytes is not None:
+        words["memory"] = f"{mebibytes / 1024:.1f} GiB"
     return words
 
 
@@ -51,53 +69,88 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def describe(client: MlflowClient, run_id: str, metrics: Mapping[str, float]) -> None:
+def describe(
+    client: MlflowClient,
+    run_id: str,
+    metrics: Mapping[str, float],
+) -> None:
     """Write the run's costs and its description, and anew what its experiment compares."""
     run = client.get_run(run_id)
     words = cost_words(metrics)
-    texts = words | {NOTE: _run_note(run, metrics, words)}
-    client.log_batch(run_id, tags=[RunTag(name, text) for name, text in texts.items()])
+    tags = [RunTag(name, text) for name, text in words.items()]
+    note = _run_note(run, metrics, words)
+    tags.append(RunTag(NOTE, note))
+    client.log_batch(run_id, tags=tags)
 
+    # After the run's own tags, as the table shows them.
     experiment_id = run.info.experiment_id
-    client.set_experiment_tag(experiment_id, NOTE, _experiment_note(client, experiment_id))
+    experiment_note = _experiment_note(client, experiment_id)
+    client.set_experiment_tag(experiment_id, NOTE, experiment_note)
 
 
-def _run_note(run: Run, metrics: Mapping[str, float], words: Mapping[str, str]) -> str:
+def _run_note(
+    run: Run,
+    metrics: Mapping[str, float],
+    words: Mapping[str, str],
+) -> str:
     tags = run.data.tags
-    sentences = [
-        f"**{tags.get('method', '?')}** on {tags.get('dataset', '?')}, seed {tags.get('seed', '?')},"
-        f" {tags.get('backbone', '?')}, {run.data.params.get('method.pooling', 'mean')} pooling."
-    ]
-    if "t2v/R1" in metrics:
-        recall = f"Text to video R@1 **{metrics['t2v/R1']:.1f}%**"
-        if "t2v/R1_low" in metrics:
-            recall += f" (95%: {metrics['t2v/R1_low']:.1f} to {metrics['t2v/R1_high']:.1f})"
-        sentences.append(f"{recall}.")
+    method = tags.get("method", "?")
+    dataset = tags.get("dataset", "?")
+    seed = tags.get("seed", "?")
+    backbone = tags.get("backbone", "?")
+    pooling = run.data.params.get("method.pooling", "mean")
+    sentences = [f"**{method}** on {dataset}, seed {seed}, {backbone}, {pooling} pooling."]
+
+    recall = metrics.get(names.T2V_R1)
+    if recall is not None:
+        sentence = f"Text to video R@1 **{recall:.1f}%**"
+
+        # The bootstrap makes both ends or none.
+        low = metrics.get(names.low(names.T2V_R1))
+        if low is not None:
+            high = metrics[names.high(names.T2V_R1)]
+            sentence += f" (95%: {low:.1f} to {high:.1f})"
+        sentences.append(f"{sentence}.")
+
     if words:
-        costs = ", ".join(f"{name} {text}" for name, text in words.items())
-        sentences.append(f"{costs[0].upper()}{costs[1:]}.")
+        costs = [f"{name} {text}" for name, text in words.items()]
+        sentence = ", ".join(costs)
+        capitalized = sentence[0].upper() + sentence[1:]
+        sentences.append(f"{capitalized}.")
     return " ".join(sentences)
 
 
 def _experiment_note(client: MlflowClient, experiment_id: str) -> str:
     """A table of the best runs: what was compared, on what."""
+    recall = f"metrics.`{names.T2V_R1}`"
     runs = client.search_runs(
-        [experiment_id], "metrics.`t2v/R1` >= 0", order_by=["metrics.`t2v/R1` DESC"], max_results=MOST_ROWS
+        [experiment_id],
+        f"{recall} >= 0",
+        order_by=[f"{recall} DESC"],
+        max_results=MOST_ROWS,
     )
-    datasets = sorted({run.data.tags.get("dataset", "?") for run in runs})
-    methods = {run.data.tags.get("method") for run in runs}
+
+    datasets = set()
+    methods = set()
+    for run in runs:
+        tags = run.data.tags
+        datasets.add(tags.get("dataset", "?"))
+        methods.add(tags.get("method"))
+    listing = ", ".join(sorted(datasets))
+
     lines = [
-        f"{len(methods)} ways to tune a frozen CLIP on {', '.join(datasets)}, best text to video R@1 first.",
+        f"{len(methods)} ways to tune a frozen CLIP on {listing}, best text to video R@1 first.",
         "",
         "| method | seed | t2v R@1 | trainable | tuning time |",
         "|---|---|---|---|---|",
     ]
+
     for run in runs:
         tags = run.data.tags
         cells = [
             tags.get("method", "?"),
             tags.get("seed", "?"),
-            f"{run.data.metrics['t2v/R1']:.1f}",
+            f"{run.data.metrics[names.T2V_R1]:.1f}",
             tags.get("trainable", ""),
             tags.get("tuning time", ""),
         ]

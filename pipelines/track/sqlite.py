@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 def sqlite_uri(file: Path) -> str:
     """The URI of an SQLite file. SQLAlchemy takes `?` for the start of options and decodes `%20`."""
     path = str(file)
-    if not set(path) & set("%?"):
+    if "%" not in path and "?" not in path:
         return f"sqlite:///{path}"
 
     # With the driver named, MLflow does not take the encoded path for a folder that it has to make.
@@ -28,18 +28,23 @@ def sqlite_file(uri: str) -> Path | None:
         return None
     if "/" in uri.partition("?")[2]:
         raise ValueError(f"{uri}: a ? in a URI starts its options; write %3F for one in a folder's name")
+
+    # `sqlite://` alone is a store in memory.
     database = make_url(uri).database
-    return Path(database) if database else None
+    if not database:
+        return None
+    return Path(database)
 
 
 @contextmanager
 def set_up_alone(uri: str) -> Iterator[None]:
     """Wait for another process that is making the tables: two that begin on a new file break each other."""
     file = sqlite_file(uri)
-    try:
-        lock = file.with_name(f"{file.name}.lock").open("w") if file else None
-    except OSError:  # a folder that may only be read, or is not there: whoever opens the store says so
-        lock = None
+    lock = None
+    if file is not None:
+        # A folder that may only be read, or is not there: whoever opens the store says so.
+        with suppress(OSError):
+            lock = file.with_name(f"{file.name}.lock").open("w")
     if lock is None:
         yield
         return

@@ -66,12 +66,16 @@ def open_store(uri: str | None, experiment: str, folder: Path) -> RunStore:
     """
     _settle()
     uri = store_uri(uri, folder)
-    is_sqlite = _check_sqlite(uri)
+
+    # A server knows where its artifacts go. A file would put them into the working folder.
+    artifacts = None
+    if _check_sqlite(uri):
+        artifacts = (folder / "mlartifacts").as_uri()
+
     with one_line(uri), set_up_alone(uri):
         client = MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(experiment)
         if known is None:
-            artifacts = (folder / "mlartifacts").as_uri() if is_sqlite else None
             experiment_id = client.create_experiment(experiment, artifacts, TAGS)
         else:
             _refuse_deleted(known, uri)
@@ -103,29 +107,44 @@ def open_or_wait(uri: str | None, experiment: str, folder: Path) -> RunStore:
         return open_store(uri, experiment, folder)
     except ServerAwayError as error:
         log.warning("%s; all it should have is kept in %s", error, folder / WAITING)
-        return RunStore(store_uri(uri, folder), None, experiment, str(folder / WAITING))
+        return RunStore(
+            store_uri(uri, folder),
+            None,
+            experiment,
+            str(folder / WAITING),
+        )
 
 
 def store_uri(uri: str | None, folder: Path) -> str:
     """The store that was named, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / "mlflow.db")
+    named_uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if named_uri:
+        return named_uri
+    return sqlite_uri(folder / "mlflow.db")
 
 
 def find_store(uri: str, experiment: str) -> RunStore:
     """The store of an experiment that is there already; nothing is made. Raises StoreError."""
     _settle()
     _check_sqlite(uri)
+
+    # MLflow would make the file, with no experiment in it.
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         raise StoreError(f"no MLflow store: {file} is missing; name yours with --uri")
+
     with one_line(uri), set_up_alone(uri):
         client = MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(experiment)
         if known is not None:
             _refuse_deleted(known, uri)
             return RunStore(uri, known.experiment_id, experiment)
-        names = sorted(other.name for other in client.search_experiments() if other.name != "Default")
-    raise StoreError(f"no experiment {experiment!r} in {uri}; there are: {', '.join(names) or 'none'}")
+        others = client.search_experiments()
+
+    # Every store has MLflow's own `Default`, with nothing in it.
+    names = sorted(other.name for other in others if other.name != "Default")
+    listing = ", ".join(names) or "none"
+    raise StoreError(f"no experiment {experiment!r} in {uri}; there are: {listing}")
 
 
 @contextmanager
@@ -134,16 +153,26 @@ def one_line(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0].replace("<database_uri>", uri)
+        lines = str(error).strip().splitlines()
+        reason = lines[0].replace("<database_uri>", uri)
+        message = f"MLflow at {uri}: {reason}"
+
+        # MLflow says 500 of a broken file as well, but only a server may come back.
+        is_server = uri.startswith("http")
         is_away = isinstance(error, MlflowException) and error.get_http_status_code() >= 500
-        kind = ServerAwayError if is_away and uri.startswith("http") else StoreError
-        raise kind(f"MLflow at {uri}: {first_line}") from error
+        if is_server and is_away:
+            raise ServerAwayError(message) from error
+        raise StoreError(message) from error
 
 
 def _settle() -> None:
+    """Have MLflow as this project wants it; whatever the user set stays."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow"):  # a page of migration messages on a new store
+
+    # A page of migration messages on a new store.
+    for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
     # Traces each error of the database, such as a full disk, over pages; `one_line` says it.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -5,15 +5,15 @@ import shlex
 from typing import Any
 
 from pipelines.command.secrets import without_secrets
+from vopcore.metrics import names
 
 PORT = 5000  # of `mlflow ui`, where we say to open it
 VIEW = "recall"
-COLUMNS = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1")
-COSTS = (
+COSTS = (  # tags, in words: the UI sorts columns of metrics by name, costs before recall
     "trainable",
     "tuning time",
     "memory",
-)  # tags, in words: the UI shows metrics by name, costs before recall
+)
 SECTION = "recall-and-loss"
 
 
@@ -53,17 +53,19 @@ TAGS = {  # of the experiment; the view is the UI's own format for one that is s
     "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
     f"mlflow.sharedViewState.{VIEW}": json.dumps(
         {
-            "orderByKey": "metrics.`t2v/R1`",
+            "orderByKey": f"metrics.`{names.T2V_R1}`",
             "orderByAsc": False,
             "searchFilter": "tags.method != ''",  # leaves out the run that holds the report
-            "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS]
-            + [f"tags.`{name}`" for name in COSTS],
+            "selectedColumns": [
+                *(f"metrics.`{name}`" for name in names.HEADLINES),
+                *(f"tags.`{name}`" for name in COSTS),
+            ],
             "runsHiddenMode": "SHOWALL",  # else charts leave out all but ten
             "compareRunCharts": [
-                _bar_chart("t2v/R1"),
-                _line_chart("val/t2v/R1"),
-                _line_chart("train/loss"),
-                _bar_chart("v2t/R1"),
+                _bar_chart(names.T2V_R1),
+                _line_chart(names.VAL_T2V_R1),
+                _line_chart(names.LOSS),
+                _bar_chart(names.V2T_R1),
             ],
             "compareRunSections": [
                 {"uuid": SECTION, "name": "Recall and loss", "display": True, "isReordered": True}
@@ -76,9 +78,11 @@ TAGS = {  # of the experiment; the view is the UI's own format for one that is s
 
 def browse(uri: str, experiment_id: str | None) -> list[str]:
     """How to look at the experiment, a line each: what to start, where it is no server, and what to open."""
+    # Before anything is made of it: the lines are printed and logged.
     uri = without_secrets(uri)
     if experiment_id is None:
         return [uri]
+
     page = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
     if uri.startswith("http"):
         return [f"{uri.rstrip('/')}/{page}"]
@@ -87,4 +91,5 @@ def browse(uri: str, experiment_id: str | None) -> list[str]:
 
 def serve_command(uri: str) -> str:
     """Serves a local store where `browse` says; one worker answers one person on any machine."""
-    return f"mlflow ui --port {PORT} --workers 1 --backend-store-uri {shlex.quote(without_secrets(uri))}"
+    store = shlex.quote(without_secrets(uri))
+    return f"mlflow ui --port {PORT} --workers 1 --backend-store-uri {store}"
