@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_intermixed_args(argv)
 
-    # imported here, as --help and a mistake in the config should not wait for torch
+    # Imported here, as --help and a mistake in the config should not wait for torch
     from pipelines.experiment.annotations import read_annotations
     from vopcore.config import ConfigError, read_config
     from vopcore.shards import Shards
@@ -40,7 +40,9 @@ def _main(argv: Sequence[str]) -> int:
     shards = Shards(arguments.shards)
     if not shards.videos:
         raise ConfigError(f"{arguments.shards}: holds no shards")
-    tars = export_webdataset(shards, read_annotations(config.data), arguments.folder)
+
+    annotations = read_annotations(config.data)
+    tars = export_webdataset(shards, annotations, arguments.folder)
     print(f"{len(tars)} tars in {arguments.folder}")
     return DONE
 

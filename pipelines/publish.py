@@ -17,13 +17,24 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 
 from pipelines import track
 from pipelines.command.secrets import hides_secrets
-from pipelines.publishing.folder import PublishError, write_folder
+from pipelines.publishing.folder import WEIGHTS, PublishError, write_folder
 
 CLI = argparse.ArgumentParser(
-    prog="pipelines/publish.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+    prog="pipelines/publish.py",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
 )
-CLI.add_argument("run", metavar="RUN", help="EXPERIMENT/METHOD, as in quickstart/vop_p")
-CLI.add_argument("--to", required=True, metavar="PLACE", help="hub:ORG/NAME, or a folder")
+CLI.add_argument(
+    "run",
+    metavar="RUN",
+    help="EXPERIMENT/METHOD, as in quickstart/vop_p",
+)
+CLI.add_argument(
+    "--to",
+    required=True,
+    metavar="PLACE",
+    help="hub:ORG/NAME, or a folder",
+)
 CLI.add_argument(
     "--uri", help="MLflow's store; default MLFLOW_TRACKING_URI, else outputs/EXPERIMENT/mlflow.db"
 )
@@ -35,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)
     try:
-        print(publish(args.run, args.to, args.uri))
+        message = publish(args.run, args.to, args.uri)
+        print(message)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,23 +62,27 @@ def publish(run: str, to: str, uri: str | None = None) -> str:
     experiment, _, word = run.rpartition("/")
     if not experiment:
         raise PublishError(f"{run}: write EXPERIMENT/METHOD, as in quickstart/vop_p")
-    store = track.find_store(track.store_uri(uri, Path("outputs") / experiment), experiment)
+
+    store_uri = track.store_uri(uri, Path("outputs") / experiment)
+    store = track.find_store(store_uri, experiment)
     chosen = track.pick(track.runs(store), word)
 
     if not to.startswith(HUB):
         folder = Path(to)
         write_folder(store, chosen, folder.name, folder)
-        return (
-            f"{chosen.name} is in {folder}; load_tuned(clip, {str(folder / 'tuned.safetensors')!r}) loads it"
-        )
+        weights = str(folder / WEIGHTS)
+        return f"{chosen.name} is in {folder}; load_tuned(clip, {weights!r}) loads it"
 
     name = to.removeprefix(HUB)
     if name.count("/") != 1:
         raise PublishError(f"{to}: a place on a hub is hub:ORG/NAME")
+
+    # The folder stays: a hub that is away is tried again from there.
     folder = Path("outputs/published") / name
     write_folder(store, chosen, name, folder)
 
-    from pipelines.publishing.hub import upload  # only here: it takes a second to import
+    # Only here: it takes a second to import.
+    from pipelines.publishing.hub import upload
 
     address = upload(folder, name)
     return f"{chosen.name} is at {address}; load_tuned(clip, {to!r}) loads it"

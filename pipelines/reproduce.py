@@ -35,14 +35,22 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_intermixed_args(argv)
 
-    # imported here, as --help should not wait for torch and Ray
+    # Imported here, as --help should not wait for torch and Ray
     from pipelines.reproduction.runs import compare_with_card, make_card_of
 
     if arguments.make:
-        make_card_of(arguments.of, arguments.uri, arguments.file, arguments.overrides, arguments.make)
+        make_card_of(
+            arguments.of,
+            arguments.uri,
+            arguments.file,
+            arguments.overrides,
+            arguments.make,
+        )
         print(f"written: {arguments.make}")
         return DONE
-    is_inside = compare_with_card(Path(arguments.file), arguments.overrides)
+
+    card = Path(arguments.file)
+    is_inside = compare_with_card(card, arguments.overrides)
     return DONE if is_inside else OUTSIDE
 
 

@@ -16,10 +16,16 @@ def upload(folder: Path, name: str) -> str:
     api = HfApi()
     try:
         address = api.create_repo(name, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Publish a tuned run")
+        api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Publish a tuned run",
+        )
     except HFValidationError as error:
+        # A name that no hub takes: trying again does not help.
         raise PublishError(f"hub:{name}: {_first_line(error)}") from None
-    except Exception as error:  # its own errors and those of the HTTP library it happens to use
+    except Exception as error:
+        # Its own errors, and those of the HTTP library that it happens to use.
         again = f"all of it is kept in {folder}; the same command tries again"
         raise PublishError(f"hub:{name}: {_first_line(error)}; {again}") from None
     return str(address)

@@ -9,11 +9,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.track import TrackedRun
+from vopcore.metrics import names
 
-RECALL = ("R1", "R5", "R10")
-DIRECTIONS = ("t2v", "v2t")
+DIRECTIONS = (names.T2V, names.V2T)
 Z = 1.96  # of a 95% interval
-NOT_COMPARED = ("data.root", "data.videos", "output", "storage", "run", "mlflow.", "resources.cache.")
+NOT_COMPARED = (  # where things are kept, which changes no number
+    "data.root",
+    "data.videos",
+    "output",
+    "storage",
+    "run",
+    "mlflow.",
+    "resources.cache.",
+)
 
 
 class CardError(ValueError):
@@ -67,68 +75,116 @@ class Reference(CardPart):
 def read_card(path: Path) -> Reference:
     """Read a card. Raises CardError naming the file and the key."""
     try:
-        return Reference(**yaml.safe_load(path.read_text()))
+        values = yaml.safe_load(path.read_text())
+        return Reference(**values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CardError(f"{path}: {' '.join(str(error).split())}") from None
+        # YAML says over several lines where it stopped.
+        one_line = " ".join(str(error).split())
+        raise CardError(f"{path}: {one_line}") from None
     except TypeError:
+        # An empty file is None in YAML, a list a list: neither has keys.
         raise CardError(f"{path}: holds no card (key: value)") from None
     except ValidationError as error:
+        # One line for the first mistake; the next run tells the next.
         first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"])
-        raise CardError(f"{path}: {key}: {first['msg'].lower()}") from None
+        steps = [str(step) for step in first["loc"]]
+        key = ".".join(steps)
+        reason = first["msg"].lower()
+        raise CardError(f"{path}: {key}: {reason}") from None
 
 
 def make_card(
-    run: TrackedRun, splits: Mapping[str, Mapping[str, int]], config: str, overrides: tuple[str, ...]
+    run: TrackedRun,
+    splits: Mapping[str, Mapping[str, int]],
+    config: str,
+    overrides: tuple[str, ...],
 ) -> Reference:
     """The card of a finished run; its numbers are those of the run, with all their digits."""
     numbers = {}
     for direction in DIRECTIONS:
-        for name in RECALL:
-            interval = _interval(run.metrics, f"{direction}/{name}")
+        for short_name in names.LARGER_IS_BETTER:
+            name = names.of(direction, short_name)
+            interval = _interval(run.metrics, direction, name)
             if interval is not None:
-                numbers[f"{direction}/{name}"] = interval
+                numbers[name] = interval
     if not numbers:
         raise CardError(f"{run.name}: has no recall to make a card of")
 
-    where = f"{run.tags.get('gpu', 'no GPU')}, code {run.tags.get('code_version', 'unknown')}"
+    settings = {}
+    for name, value in sorted(run.params.items()):
+        if _is_compared(name):
+            settings[name] = value
+
+    # A run's name ends with its day: `vop_p seed 0 2026-11-27`.
+    _, _, day = run.name.rpartition(" ")
+    gpu = run.tags.get("gpu", "no GPU")
+    code_version = run.tags.get("code_version", "unknown")
+
     return Reference(
         method=run.tags["method"],
         config=config,
         overrides=overrides,
-        measured=f"{run.name.rpartition(' ')[2]}, GPU {where}",
+        measured=f"{day}, GPU {gpu}, code {code_version}",
         data=ReferenceData(annotations=run.tags.get("data_hash", ""), splits=splits),
         numbers=numbers,
-        settings={name: value for name, value in sorted(run.params.items()) if _is_compared(name)},
+        settings=settings,
     )
 
 
-def _interval(metrics: Mapping[str, float], name: str) -> Interval | None:
+def _interval(
+    metrics: Mapping[str, float],
+    direction: str,
+    name: str,
+) -> Interval | None:
     """The run's own bootstrap where it made one, else Wilson's interval over the test queries."""
     value = metrics.get(name)
-    queries = metrics.get("queries/expected" if name.startswith("t2v") else "gallery/expected")
     if value is None:
         return None
-    if f"{name}_low" in metrics:
-        return Interval(value=value, low=metrics[f"{name}_low"], high=metrics[f"{name}_high"])
-    if not queries:
+
+    low_name = names.low(name)
+    if low_name in metrics:
+        return Interval(
+            value=value,
+            low=metrics[low_name],
+            high=metrics[names.high(name)],
+        )
+
+    # The queries of v2t are the videos.
+    queries_name = names.QUERIES_EXPECTED if direction == names.T2V else names.GALLERY_EXPECTED
+    num_queries = metrics.get(queries_name)
+    if not num_queries:
         return None
-    low, high = wilson(value / 100, queries)
+    low, high = wilson(value / 100, num_queries)
     return Interval(value=value, low=100 * low, high=100 * high)
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
     """Wilson's 95% interval of a share of `count` (1927)."""
-    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    shrinkage = 1 + Z**2 / count
+    offset = Z**2 / (2 * count)
+    centre = (share + offset) / shrinkage
+
+    variance = share * (1 - share) / count
+    correction = Z**2 / (4 * count**2)
+    half = Z / shrinkage * math.sqrt(variance + correction)
+
+    # Rounding may lead a little beyond a share of 0 or 1.
+    low = max(0.0, centre - half)
+    high = min(1.0, centre + half)
+    return low, high
 
 
 def write_card(card: Reference, path: Path) -> None:
     """As YAML, in the order of `Reference`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = card.model_dump(mode="json")
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110))
+    text = yaml.safe_dump(
+        values,
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def first_difference(reference: Mapping[str, str], settings: Mapping[str, str]) -> str | None:
@@ -136,15 +192,15 @@ def first_difference(reference: Mapping[str, str], settings: Mapping[str, str]) 
 
     What a number is made with comes before the machine it was made on.
     """
-    names = sorted(
-        (name for name in reference.keys() | settings.keys() if _is_compared(name)),
-        key=lambda name: (name.startswith("resources."), name),
-    )
-    for name in names:
-        in_run = settings.get(name, "not set")
+    all_names = reference.keys() | settings.keys()
+    compared = [name for name in all_names if _is_compared(name)]
+    compared.sort(key=lambda name: (name.startswith("resources."), name))
+
+    for name in compared:
+        here = settings.get(name, "not set")
         in_reference = reference.get(name, "not set")
-        if in_run != in_reference:
-            return f"{name}: {in_run} here, {in_reference} in the reference"
+        if here != in_reference:
+            return f"{name}: {here} here, {in_reference} in the reference"
     return None
 
 

@@ -16,32 +16,47 @@ class NumberVerdict:
 
     @property
     def is_inside(self) -> bool:
-        return self.value is not None and self.reference.holds(self.value)
+        if self.value is None:
+            return False
+        return self.reference.holds(self.value)
 
 
 def verdicts(card: Reference, metrics: Mapping[str, float]) -> list[NumberVerdict]:
     """One for every number of the card, in its order."""
-    return [NumberVerdict(name, interval, metrics.get(name)) for name, interval in card.numbers.items()]
+    numbers = []
+    for name, interval in card.numbers.items():
+        value = metrics.get(name)
+        numbers.append(NumberVerdict(name, interval, value))
+    return numbers
 
 
 def verdict_lines(
-    card: Reference, numbers: list[NumberVerdict], settings: Mapping[str, str], code_version: str
+    card: Reference,
+    numbers: list[NumberVerdict],
+    settings: Mapping[str, str],
+    code_version: str,
 ) -> list[str]:
     """What to print: a line for each number, and where to look if one is outside."""
-    lines = []
-    for number in numbers:
-        word = "inside " if number.is_inside else "OUTSIDE"
-        value = "none" if number.value is None else f"{number.value:.2f}"
-        interval = f"{number.reference.low:.2f} to {number.reference.high:.2f}"
-        lines.append(
-            f"{word} {number.name}: {value}; the reference has {number.reference.value:.2f} ({interval})"
-        )
-
+    lines = [_number_line(number) for number in numbers]
     if all(number.is_inside for number in numbers):
-        return [*lines, f"all {len(numbers)} numbers are inside the reference's intervals"]
+        lines.append(f"all {len(numbers)} numbers are inside the reference's intervals")
+        return lines
+
+    # A setting explains more than the code does, so it is looked at first.
     difference = first_difference(card.settings, settings)
     if difference is None:
         difference = (
             f"no setting differs; the reference was measured {card.measured}, this is code {code_version}"
         )
-    return [*lines, f"look here first: {difference}"]
+    lines.append(f"look here first: {difference}")
+    return lines
+
+
+def _number_line(number: NumberVerdict) -> str:
+    # Of one width, so that the names stand below each other.
+    word = "inside " if number.is_inside else "OUTSIDE"
+    value = "none" if number.value is None else f"{number.value:.2f}"
+
+    reference = number.reference
+    interval = f"{reference.low:.2f} to {reference.high:.2f}"
+    return f"{word} {number.name}: {value}; the reference has {reference.value:.2f} ({interval})"
