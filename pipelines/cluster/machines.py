@@ -18,7 +18,9 @@ from vopcore.config.sections import Resources
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = "working_dir_files"  # where Ray unpacks what --working-dir brought, until it needs the room
+AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # on the head
 WAIT = 30.0  # minutes for machines that the cluster's config has, but that do not run yet
+LOOK_EVERY = 2.0  # seconds between looks at the cluster
 SAY_EVERY = 60.0  # seconds between lines while waiting
 
 Machines = Sequence[Mapping[str, float]]  # the resources of each: {"CPU": 16.0, "GPU": 1.0}
@@ -26,7 +28,11 @@ Machines = Sequence[Mapping[str, float]]  # the resources of each: {"CPU": 16.0,
 
 def check_places(config: RunConfig) -> None:
     """Refuse results in the copy of a checkout that Ray made for this job, as it deletes that."""
-    for key, place in (("output", config.output), ("storage", config.storage)):
+    places = {
+        "output": config.output,
+        "storage": config.storage,
+    }
+    for key, place in places.items():
         if place is not None and SHIPPED in Path(place).parts:
             raise ConfigError(
                 f"{key}: {place} is in the copy of this checkout that --working-dir made for one job, and"
@@ -39,9 +45,13 @@ def check_machines(config: RunConfig) -> None:
     asked = config.resources
     if "tune" not in config.stages or asked.wait:
         return
-    there = max(machines(), grown(), key=lambda there: num_fit(there, asked))
-    if num_fit(there, asked) < asked.workers:
-        raise ConfigError(_missing(asked, there))
+
+    # A cluster that may grow will; one whose config is not known is what it is.
+    live = machines()
+    possible = grown()
+    largest = possible if num_fit(possible, asked) > num_fit(live, asked) else live
+    if num_fit(largest, asked) < asked.workers:
+        raise ConfigError(_missing(asked, largest))
 
 
 def wait_for_machines(asked: Resources) -> None:
@@ -49,34 +59,38 @@ def wait_for_machines(asked: Resources) -> None:
 
     Raises ConfigError where they are not there after `resources.wait` minutes, or WAIT.
     """
-    wait = WAIT if asked.wait is None else asked.wait
     if num_fit(machines(), asked) >= asked.workers:
         return
+
+    minutes = WAIT if asked.wait is None else asked.wait
+    deadline = time.monotonic() + 60 * minutes
     request_resources(bundles=[per_worker(asked)] * asked.workers)
     try:
         with say_what_is_missing(asked):
-            deadline = time.monotonic() + 60 * wait
             while num_fit(machines(), asked) < asked.workers:
                 if time.monotonic() > deadline:
-                    late = f" after {wait:g} minutes (resources.wait)"
-                    raise ConfigError(_missing(asked, machines()) + late)
+                    missing = _missing(asked, machines())
+                    raise ConfigError(f"{missing} after {minutes:g} minutes (resources.wait)")
                 time.sleep(1)
     finally:
+        # Ray keeps to a request until another comes: left alone, the machines would never go away.
         request_resources(bundles=[])
 
 
 @contextmanager
 def say_what_is_missing(asked: Resources) -> Iterator[None]:
     """While the block runs: a line a minute as long as there are fewer machines than it asks for."""
+    # A thread of its own: the block may be Ray's, which waits in silence.
     stop = threading.Event()
 
     def watch() -> None:
-        pause = 2.0
+        pause = LOOK_EVERY
         while not stop.wait(pause):
-            there = num_fit(machines(), asked)
-            if there < asked.workers:
-                print(f"waiting: {_ask(asked)}; room for {there} now", file=sys.stderr, flush=True)
-            pause = SAY_EVERY if there < asked.workers else 2.0
+            pause = LOOK_EVERY
+            num_now = num_fit(machines(), asked)
+            if num_now < asked.workers:
+                print(f"waiting: {_ask(asked)}; room for {num_now} now", file=sys.stderr, flush=True)
+                pause = SAY_EVERY
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -97,77 +111,126 @@ def grown() -> list[dict[str, float]]:
 
     `ray up` leaves its config on the head, where the driver runs; Ray has no other way to ask for it.
     """
-    config = Path("~/ray_bootstrap_config.yaml").expanduser()
-    if "RAY_ADDRESS" not in os.environ or not config.is_file():
+    file = AUTOSCALER_CONFIG.expanduser()
+    if "RAY_ADDRESS" not in os.environ or not file.is_file():
         return []
-    said = yaml.safe_load(config.read_text())
-    kinds, most = said["available_node_types"], said.get("max_workers", 0)
-    return [
-        kind["resources"] for kind in kinds.values() for _ in range(min(kind.get("max_workers", 0), most))
-    ]
+
+    config = yaml.safe_load(file.read_text())
+    most = config.get("max_workers", 0)  # of all kinds together
+
+    resources = []
+    for kind in config["available_node_types"].values():
+        num_machines = min(kind.get("max_workers", 0), most)
+        resources += [kind["resources"]] * num_machines
+    return resources
 
 
 def num_cpus() -> int:
     """How many CPUs this cluster has, or may grow to."""
-    return max(1, *(int(sum(have.get("CPU", 0) for have in there)) for there in (machines(), grown())))
+    live = _total(machines(), "CPU")
+    possible = _total(grown(), "CPU")
+    return max(1, live, possible)
 
 
 def per_worker(asked: Resources) -> dict[str, float]:
     """What one tuning worker holds."""
-    return {"CPU": asked.cpus_per_worker} | ({"GPU": 1} if asked.gpu else {})
+    resources = {"CPU": asked.cpus_per_worker}
+    if asked.gpu:
+        resources["GPU"] = 1
+    return resources
 
 
-def num_fit(there: Machines, asked: Resources) -> int:
+def num_fit(cluster: Machines, asked: Resources) -> int:
     """How many workers fit, each whole on one machine."""
     need = per_worker(asked)
-    return sum(min(int(have.get(name, 0) // amount) for name, amount in need.items()) for have in there)
+
+    total = 0
+    for machine in cluster:
+        # The scarcest resource decides.
+        counts = []
+        for name, amount in need.items():
+            available = machine.get(name, 0)
+            counts.append(int(available // amount))
+        total += min(counts)
+    return total
+
+
+def _total(cluster: Machines, resource: str) -> int:
+    return int(sum(machine.get(resource, 0) for machine in cluster))
 
 
 def _ask(asked: Resources) -> str:
-    each = " and ".join(f"{amount} {name}" for name, amount in per_worker(asked).items())
+    amounts = [f"{amount} {name}" for name, amount in per_worker(asked).items()]
+    each = " and ".join(amounts)
     return f"tuning asks for {asked.workers} workers with {each} each"
 
 
-def _missing(asked: Resources, there: Machines) -> str:
-    total = {name: int(sum(have.get(name, 0) for have in there)) for name in per_worker(asked)}
-    has = ", ".join(f"{amount} {name}" for name, amount in total.items())
-    hint = "; resources.gpu=false tunes on CPUs" if asked.gpu and not total["GPU"] else ""
-    return f"resources.workers: {_ask(asked)}, this cluster has {has}, room for {num_fit(there, asked)}{hint}"
+def _missing(asked: Resources, cluster: Machines) -> str:
+    totals = {name: _total(cluster, name) for name in per_worker(asked)}
+    has = ", ".join(f"{amount} {name}" for name, amount in totals.items())
+
+    room = num_fit(cluster, asked)
+    message = f"resources.workers: {_ask(asked)}, this cluster has {has}, room for {room}"
+    if asked.gpu and not totals["GPU"]:
+        message += "; resources.gpu=false tunes on CPUs"
+    return message
 
 
 def check_shared(config: RunConfig) -> None:
     """Refuse paths that some machine of the cluster does not have: code, videos, model, shards."""
+    # One machine has what its driver has.
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    keys = {
-        "storage": config.storage or config.output,
-        "data.videos": config.data.videos or config.data.root,
-        "clip.model": config.clip.model,
-        "clip.pretrained": config.clip.pretrained or "",
-    }
-    paths = {key: path for key, path in keys.items() if path.startswith("/") and Path(path).exists()}
-    for host, answer in {
-        node["NodeManagerHostname"]: _ask_for(paths, node["NodeID"]) for node in nodes
-    }.items():
-        try:
-            unseen = ray.get(answer)
-        except ray.exceptions.RayTaskError:
-            raise ConfigError(
-                f"{host} does not have this code at {ROOT}: put the checkout on every machine at the same"
-                " place, or submit with --working-dir ."
-            ) from None
-        except ray.exceptions.RayError:  # it went away, and what it saw does not matter any more
-            continue
-        for key in unseen:
+
+    # All machines are asked before the first answer is waited for.
+    paths = _local_paths(config)
+    answers = {}
+    for node in nodes:
+        host = node["NodeManagerHostname"]
+        answers[host] = _ask_for(paths, node["NodeID"])
+
+    for host, answer in answers.items():
+        for key in _unseen_by(host, answer):
             raise ConfigError(
                 f"{key}: {paths[key]} is not on {host}; give a disk that all machines share, or s3://, gs://"
             )
 
 
+def _local_paths(config: RunConfig) -> dict[str, str]:
+    """What the config names on this machine's disks, by its key."""
+    places = {
+        "storage": config.storage or config.output,
+        "data.videos": config.data.videos or config.data.root,
+        "clip.model": config.clip.model,
+        "clip.pretrained": config.clip.pretrained or "",
+    }
+
+    # A model may also be a name, and a place a URI: neither begins with a slash.
+    paths = {}
+    for key, place in places.items():
+        if place.startswith("/") and Path(place).exists():
+            paths[key] = place
+    return paths
+
+
+def _unseen_by(host: str, answer: ray.ObjectRef) -> list[str]:
+    """The keys of paths that the machine does not have. Raises ConfigError where it has no code."""
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayTaskError:
+        raise ConfigError(
+            f"{host} does not have this code at {ROOT}: put the checkout on every machine at the same"
+            " place, or submit with --working-dir ."
+        ) from None
+    except ray.exceptions.RayError:
+        # It went away, and what it saw does not matter any more.
+        return []
+
+
 def _ask_for(paths: dict[str, str], node: str) -> ray.ObjectRef:
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return _unseen.options(scheduling_strategy=there).remote(paths)
+    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _unseen.options(scheduling_strategy=on_node).remote(paths)
 
 
 @ray.remote(num_cpus=0)

@@ -46,9 +46,11 @@ def check_gpu() -> None:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        usable = torch.cuda.is_available()
-    if usable:
+        is_usable = torch.cuda.is_available()
+    if is_usable:
         return
+
+    # torch says why in a warning, followed by the line of C++ that gave it.
     reasons = [str(warning.message).split(" (Triggered")[0] for warning in caught]
     reason = " ".join(reasons) or "torch finds no NVIDIA driver"
     raise RuntimeError(
@@ -59,7 +61,7 @@ def check_gpu() -> None:
 
 def choose_interface() -> None:
     """Name to Gloo the interface with the address by which Ray knows this machine, unless it is named."""
-    here = ray.util.get_node_ip_address()
+    own_address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == here for address in addresses):
+        if any(address.address == own_address for address in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -19,9 +19,8 @@ from vopcore.config import ConfigError, RunConfig
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds for the Ray at RAY_ADDRESS to answer
-LONGEST_SOCKET = (
-    "/ray/session_2026-11-27_10-46-15_123456_4194304/sockets/plasma_store"  # what Ray adds to its folder
-)
+# What Ray adds to its folder at most.
+LONGEST_SOCKET = "/ray/session_2026-11-27_10-46-15_123456_4194304/sockets/plasma_store"
 MAX_FOLDER = 107 - len(LONGEST_SOCKET)  # characters: Linux allows 107 for the path of a socket
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -31,28 +30,42 @@ def start_ray(config: RunConfig) -> None:
 
     Raises ConfigError where nothing answers at RAY_ADDRESS.
     """
-    join_ray(config.resources.workers * config.resources.cpus_per_worker)
+    resources = config.resources
+    min_cpus = resources.workers * resources.cpus_per_worker
+    join_ray(min_cpus)
 
 
 def join_ray(min_cpus: int) -> None:
     """`start_ray` for work that holds `min_cpus` at once; a Ray of our own has at least so many."""
     if ray.is_initialized():
         return
+
+    # Nothing leaves the machines unasked, and workers find this checkout.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    environment = {"env_vars": {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}}
+    variables = {
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    environment = {"env_vars": variables}
+
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        wait_for(address)
-        try:
-            ray.init(runtime_env=environment, **QUIET)
-        except ConnectionError as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise ConfigError(f"RAY_ADDRESS: cannot join the Ray at {address}: {first_line}") from None
+        _join(address, environment)
     else:
         _start_local(min_cpus, environment)
 
-    if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM and prints a stack
+    # Ray takes SIGTERM and prints a stack. Only the main thread may take it back.
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _join(address: str, environment: dict[str, object]) -> None:
+    wait_for(address)
+    try:
+        ray.init(runtime_env=environment, **QUIET)
+    except ConnectionError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(f"RAY_ADDRESS: cannot join the Ray at {address}: {first_line}") from None
 
 
 def wait_for(address: str, patience: float = PATIENCE) -> None:
@@ -62,9 +75,10 @@ def wait_for(address: str, patience: float = PATIENCE) -> None:
     """
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
-        host, port = parts.hostname, parts.port
+        host = parts.hostname
+        port = parts.port
     except ValueError:
-        host, port = None, None
+        return
     if host is None or port is None:  # `auto`, or something for Ray to judge
         return
 
@@ -76,11 +90,14 @@ def wait_for(address: str, patience: float = PATIENCE) -> None:
             return
         except OSError as error:
             reason = error.strerror or str(error)
+
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"RAY_ADDRESS: nothing answers at {address} ({reason}); start that Ray, or unset RAY_ADDRESS"
                 " to start one on this machine"
             )
+
+        # Once: waiting takes seconds, and a line for each says nothing new.
         if not has_told:
             print(f"waiting for the Ray at {address} ({reason})", file=sys.stderr, flush=True)
             has_told = True
@@ -93,9 +110,10 @@ def _start_local(min_cpus: int, environment: dict[str, object]) -> None:
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
 
+    num_cpus = max(os.cpu_count() or 1, min_cpus)
     ray.init(
         "local",
-        num_cpus=max(os.cpu_count() or 1, min_cpus),
+        num_cpus=num_cpus,
         include_dashboard=False,
         runtime_env=environment,
         _temp_dir=short_folder(),
