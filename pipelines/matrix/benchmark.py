@@ -21,6 +21,7 @@ from pipelines.matrix.scheduler import Outcome, needs, run_cells
 from pipelines.reports.changes import ShownChange, changes_page
 from pipelines.reports.tables import TextTable
 from vopcore.config import Cell, Matrix, cells
+from vopcore.metrics import names
 from vopcore.storage import Store
 
 REGRESSION = 4  # the exit code
@@ -80,7 +81,8 @@ def _line(outcome: Outcome) -> str:
     if outcome.result is None:
         return f"FAILED    {outcome.cell.name}: {outcome.failure}"
     state = "before   " if outcome.shown_again else "finished "
-    return f"{state} {outcome.cell.name}: t2v R@1 {outcome.result.metrics['t2v/R1']:.1f}"
+    recall = outcome.result.metrics[names.T2V_R1]
+    return f"{state} {outcome.cell.name}: t2v R@1 {recall:.1f}"
 
 
 def _summary(record: RoundRecord, changes: Sequence[RowChange]) -> str:

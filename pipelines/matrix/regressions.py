@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.matrix.rounds import CellRecord, RoundRecord
+from vopcore.metrics import names
 from vopcore.metrics.verdict import Change, Evidence, hits, judge, paired, unpaired
-
-DECIDES = "t2v/R1"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ def _compare(
 
     evidence = _by_query(output, before, now)
     if evidence is None:
-        with_interval = [cell for cell in (*before, *now) if f"{DECIDES}_low" in cell["metrics"]]
+        low_name = names.low(names.T2V_R1)
+        with_interval = [cell for cell in (*before, *now) if low_name in cell["metrics"]]
         evidence = unpaired(
             [_recall([cell]) for cell in before],
             [_recall([cell]) for cell in now],
@@ -121,9 +121,11 @@ def _queries(predictions: pa.Table) -> pa.Table:
 
 
 def _recall(cells: Sequence[CellRecord]) -> float:
-    return statistics.mean(cell["metrics"][DECIDES] for cell in cells)
+    return statistics.mean(cell["metrics"][names.T2V_R1] for cell in cells)
 
 
 def _half_interval(cell: CellRecord) -> float:
     metrics = cell["metrics"]
-    return (metrics[f"{DECIDES}_high"] - metrics[f"{DECIDES}_low"]) / 2
+    low = metrics[names.low(names.T2V_R1)]
+    high = metrics[names.high(names.T2V_R1)]
+    return (high - low) / 2

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines.matrix.regressions import RowChange
 from pipelines.matrix.rounds import RoundRecord
+from vopcore.metrics import names
 
 Lines = list[tuple[str, ...]]
 STATES = {"finished": "finished", "before": "finished before", "failed": "FAILED"}
@@ -26,10 +27,10 @@ def _numbers(metrics: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
     if not metrics:
         return ("", "", "", "")
     return (
-        f"{metrics['t2v/R1']:.1f}",
-        f"{metrics['v2t/R1']:.1f}",
-        f"{metrics['seconds/total']:.0f}",
-        f"{metrics['memory/peak_mb']:.0f}",
+        f"{metrics[names.T2V_R1]:.1f}",
+        f"{metrics[names.V2T_R1]:.1f}",
+        f"{metrics[names.TOTAL_SECONDS]:.0f}",
+        f"{metrics[names.PEAK_MEMORY]:.0f}",
     )
 
 
@@ -92,7 +93,8 @@ def mlflow_metrics(changes: Sequence[RowChange]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for row in changes:
         if row.now is not None:
-            metrics[f"t2v/R1/{_metric_name(row.row)}"] = row.now
+            row_name = _metric_name(row.row)
+            metrics[f"{names.T2V_R1}/{row_name}"] = row.now
     for verdict in VERDICTS:
         metrics[f"rows/{verdict.replace(' ', '_')}"] = sum(row.word == verdict for row in changes)
     return metrics
