@@ -43,7 +43,8 @@ def _main(argv: Sequence[str]) -> int:
 
     annotations = read_annotations(config.data)
     tars = export_webdataset(shards, annotations, arguments.folder)
-    print(f"{len(tars)} tars in {arguments.folder}")
+    num_tars = len(tars)
+    print(f"{num_tars} tars in {arguments.folder}")
     return DONE
 
 

@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     if args.other:
         words.append(args.other)
     name = f"gallery_{file_name('_and_'.join(words))}.html"
-    out = args.out or Path("outputs/reports") / args.experiment / name
+    folder = Path("outputs/reports") / args.experiment
+    out = args.out or folder / name
 
     try:
         uri = store_uri(args.uri, args.experiment)
@@ -94,7 +95,13 @@ def gallery(
     """The page of one run or two. Raises ValueError where there is nothing to show."""
     tables = [predictions(store, run) for run in runs]
     files = video_files(runs[0])
-    data = gallery_data(short_names(runs), tables, shards, most, files=files)
+    data = gallery_data(
+        short_names(runs),
+        tables,
+        shards,
+        most,
+        files=files,
+    )
 
     title = " beside ".join(run.name for run in runs)
     return render("gallery.html", title=title, data=data.as_json())
@@ -135,7 +142,11 @@ def video_files(run: track.TrackedRun) -> dict[str, VideoFile]:
     for row in columns.to_pylist():
         if row["path"] is not None:
             video = row["video"]
-            files[video] = VideoFile(row["path"], row["start"], row["end"])
+            files[video] = VideoFile(
+                path=row["path"],
+                start=row["start"],
+                end=row["end"],
+            )
     return files
 
 

@@ -120,12 +120,15 @@ def make_card(
     gpu = run.tags.get("gpu", "no GPU")
     code_version = run.tags.get("code_version", "unknown")
 
+    data_hash = run.tags.get("data_hash", "")
+    data = ReferenceData(annotations=data_hash, splits=splits)
+
     return Reference(
         method=run.tags["method"],
         config=config,
         overrides=overrides,
         measured=f"{day}, GPU {gpu}, code {code_version}",
-        data=ReferenceData(annotations=run.tags.get("data_hash", ""), splits=splits),
+        data=data,
         numbers=numbers,
         settings=settings,
     )
@@ -150,12 +153,19 @@ def _interval(
         )
 
     # The queries of v2t are the videos.
-    queries_name = names.QUERIES_EXPECTED if direction == names.T2V else names.GALLERY_EXPECTED
+    queries_name = names.QUERIES_EXPECTED
+    if direction == names.V2T:
+        queries_name = names.GALLERY_EXPECTED
     num_queries = metrics.get(queries_name)
     if not num_queries:
         return None
+
     low, high = wilson(value / 100, num_queries)
-    return Interval(value=value, low=100 * low, high=100 * high)
+    return Interval(
+        value=value,
+        low=100 * low,
+        high=100 * high,
+    )
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
@@ -187,7 +197,10 @@ def write_card(card: Reference, path: Path) -> None:
     path.write_text(text)
 
 
-def first_difference(reference: Mapping[str, str], settings: Mapping[str, str]) -> str | None:
+def first_difference(
+    reference: Mapping[str, str],
+    settings: Mapping[str, str],
+) -> str | None:
     """The first setting, by name, that is another here: `train.epochs: 1 here, 6 in the reference`.
 
     What a number is made with comes before the machine it was made on.

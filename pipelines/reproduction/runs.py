@@ -35,7 +35,12 @@ def compare_with_card(path: Path, overrides: Sequence[str]) -> bool:
     run = _newest_run(config, card.method)
 
     numbers = verdicts(card, run.metrics)
-    lines = verdict_lines(card, numbers, run.params, code_version())
+    lines = verdict_lines(
+        card,
+        numbers,
+        run.params,
+        code_version(),
+    )
     print()
     print("\n".join(lines))
     return all(number.is_inside for number in numbers)
@@ -84,7 +89,10 @@ def make_card_of(
     splits = track.splits(store, run.id)
 
     # Where things are on this machine is nothing to others.
-    lasting = [override for override in overrides if not override.startswith(PLACES)]
+    lasting = []
+    for override in overrides:
+        if not override.startswith(PLACES):
+            lasting.append(override)
     card = make_card(run, splits, config, tuple(lasting))
     write_card(card, path)
 
@@ -92,7 +100,11 @@ def make_card_of(
 def _newest_run(config: RunConfig, method: str) -> track.TrackedRun:
     """The run that `run_experiment` has just made, or shown again."""
     experiment = config.mlflow.experiment or config.name
-    store = track.open_store(config.mlflow.uri, experiment, Path(config.output))
+    store = track.open_store(
+        config.mlflow.uri,
+        experiment,
+        Path(config.output),
+    )
 
     # The experiment may hold other seeds of the method, and newer ones.
     seed = str(config.seed)

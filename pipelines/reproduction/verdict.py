@@ -55,8 +55,11 @@ def verdict_lines(
 def _number_line(number: NumberVerdict) -> str:
     # Of one width, so that the names stand below each other.
     word = "inside " if number.is_inside else "OUTSIDE"
-    value = "none" if number.value is None else f"{number.value:.2f}"
+    value = "none"
+    if number.value is not None:
+        value = f"{number.value:.2f}"
 
     reference = number.reference
     interval = f"{reference.low:.2f} to {reference.high:.2f}"
-    return f"{word} {number.name}: {value}; the reference has {reference.value:.2f} ({interval})"
+    in_reference = f"{reference.value:.2f} ({interval})"
+    return f"{word} {number.name}: {value}; the reference has {in_reference}"
