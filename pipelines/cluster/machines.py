@@ -42,34 +42,34 @@ def check_places(config: RunConfig) -> None:
 
 def check_machines(config: RunConfig) -> None:
     """Refuse what this cluster cannot run, also if it starts all the machines it may, before any work."""
-    asked = config.resources
-    if "tune" not in config.stages or asked.wait:
+    resources = config.resources
+    if "tune" not in config.stages or resources.wait:
         return
 
     # A cluster that may grow will; one whose config is not known is what it is.
     live = machines()
     possible = grown()
-    largest = possible if num_fit(possible, asked) > num_fit(live, asked) else live
-    if num_fit(largest, asked) < asked.workers:
-        raise ConfigError(_missing(asked, largest))
+    largest = possible if num_fit(possible, resources) > num_fit(live, resources) else live
+    if num_fit(largest, resources) < resources.workers:
+        raise ConfigError(_missing(resources, largest))
 
 
-def wait_for_machines(asked: Resources) -> None:
+def wait_for_machines(resources: Resources) -> None:
     """Have the cluster start the machines that tuning asks for, and wait for them.
 
     Raises ConfigError where they are not there after `resources.wait` minutes, or WAIT.
     """
-    if num_fit(machines(), asked) >= asked.workers:
+    if num_fit(machines(), resources) >= resources.workers:
         return
 
-    minutes = WAIT if asked.wait is None else asked.wait
+    minutes = WAIT if resources.wait is None else resources.wait
     deadline = time.monotonic() + 60 * minutes
-    request_resources(bundles=[per_worker(asked)] * asked.workers)
+    request_resources(bundles=[per_worker(resources)] * resources.workers)
     try:
-        with say_what_is_missing(asked):
-            while num_fit(machines(), asked) < asked.workers:
+        with say_what_is_missing(resources):
+            while num_fit(machines(), resources) < resources.workers:
                 if time.monotonic() > deadline:
-                    missing = _missing(asked, machines())
+                    missing = _missing(resources, machines())
                     raise ConfigError(f"{missing} after {minutes:g} minutes (resources.wait)")
                 time.sleep(1)
     finally:
@@ -78,7 +78,7 @@ def wait_for_machines(asked: Resources) -> None:
 
 
 @contextmanager
-def say_what_is_missing(asked: Resources) -> Iterator[None]:
+def say_what_is_missing(resources: Resources) -> Iterator[None]:
     """While the block runs: a line a minute as long as there are fewer machines than it asks for."""
     # A thread of its own: the block may be Ray's, which waits in silence.
     stop = threading.Event()
@@ -87,9 +87,9 @@ def say_what_is_missing(asked: Resources) -> Iterator[None]:
         pause = LOOK_EVERY
         while not stop.wait(pause):
             pause = LOOK_EVERY
-            num_now = num_fit(machines(), asked)
-            if num_now < asked.workers:
-                print(f"waiting: {_ask(asked)}; room for {num_now} now", file=sys.stderr, flush=True)
+            num_now = num_fit(machines(), resources)
+            if num_now < resources.workers:
+                print(f"waiting: {_ask(resources)}; room for {num_now} now", file=sys.stderr, flush=True)
                 pause = SAY_EVERY
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -118,11 +118,11 @@ def grown() -> list[dict[str, float]]:
     config = yaml.safe_load(file.read_text())
     most = config.get("max_workers", 0)  # of all kinds together
 
-    resources = []
+    possible = []
     for kind in config["available_node_types"].values():
         num_machines = min(kind.get("max_workers", 0), most)
-        resources += [kind["resources"]] * num_machines
-    return resources
+        possible += [kind["resources"]] * num_machines
+    return possible
 
 
 def num_cpus() -> int:
@@ -132,17 +132,17 @@ def num_cpus() -> int:
     return max(1, live, possible)
 
 
-def per_worker(asked: Resources) -> dict[str, float]:
+def per_worker(resources: Resources) -> dict[str, float]:
     """What one tuning worker holds."""
-    resources = {"CPU": asked.cpus_per_worker}
-    if asked.gpu:
-        resources["GPU"] = 1
-    return resources
+    need = {"CPU": resources.cpus_per_worker}
+    if resources.gpu:
+        need["GPU"] = 1
+    return need
 
 
-def num_fit(cluster: Machines, asked: Resources) -> int:
+def num_fit(cluster: Machines, resources: Resources) -> int:
     """How many workers fit, each whole on one machine."""
-    need = per_worker(asked)
+    need = per_worker(resources)
 
     total = 0
     for machine in cluster:
@@ -159,19 +159,19 @@ def _total(cluster: Machines, resource: str) -> int:
     return int(sum(machine.get(resource, 0) for machine in cluster))
 
 
-def _ask(asked: Resources) -> str:
-    amounts = [f"{amount} {name}" for name, amount in per_worker(asked).items()]
+def _ask(resources: Resources) -> str:
+    amounts = [f"{amount} {name}" for name, amount in per_worker(resources).items()]
     each = " and ".join(amounts)
-    return f"tuning asks for {asked.workers} workers with {each} each"
+    return f"tuning asks for {resources.workers} workers with {each} each"
 
 
-def _missing(asked: Resources, cluster: Machines) -> str:
-    totals = {name: _total(cluster, name) for name in per_worker(asked)}
+def _missing(resources: Resources, cluster: Machines) -> str:
+    totals = {name: _total(cluster, name) for name in per_worker(resources)}
     has = ", ".join(f"{amount} {name}" for name, amount in totals.items())
 
-    room = num_fit(cluster, asked)
-    message = f"resources.workers: {_ask(asked)}, this cluster has {has}, room for {room}"
-    if asked.gpu and not totals["GPU"]:
+    room = num_fit(cluster, resources)
+    message = f"resources.workers: {_ask(resources)}, this cluster has {has}, room for {room}"
+    if resources.gpu and not totals["GPU"]:
         message += "; resources.gpu=false tunes on CPUs"
     return message
 

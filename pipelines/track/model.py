@@ -79,11 +79,8 @@ def upload_model(
     """Make the model of `write_model` at `path` the one of this run, called `name`; once, however often."""
     model = _entry(client, run_id, value)
     if model.status == LoggedModelStatus.READY:
-        register_best(
-            client,
-            run_id,
-            model,
-        )  # killed in between, it may not be there yet
+        # A process that was killed in between left it out of the registry.
+        register_best(client, run_id, model)
         return
 
     # The folder was written before the run had an entry for it: its description names both from now on.
