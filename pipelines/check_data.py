@@ -56,7 +56,11 @@ def _main(argv: Sequence[str]) -> int:
         report = report_on(config, count, arguments.headers, missing_list)
     except DatasetError as error:
         report = unreadable_data(config, error)
-    print(json.dumps(report, indent=1, ensure_ascii=False) if arguments.json else as_text(report))
+
+    if arguments.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        print(as_text(report))
     return DONE if report["usable"] else FAILED
 
 

@@ -23,31 +23,54 @@ def token_counter(config: RunConfig) -> Callable[[str], int]:
 
 
 def report_on(config: RunConfig, count: Callable[[str], int], headers: int | None, listed: Path) -> Report:
-    """Everything that is known without decoding, as JSON can say it. Raises DatasetError."""
-    root = Path(config.data.root)
+    """Everything that is known without decoding, as JSON can say it. Raises DatasetError.
+
+    count: the tokens of a caption. headers: how many files to open (None: all). listed: the file that missing
+    videos are written to.
+    """
+    dataset = config.data.dataset
     videos = VideosFolder(config.data.videos or config.data.root, config.data.follow_links)
-    table = DATASETS[config.data.dataset](root, videos)
+    table = DATASETS[dataset](Path(config.data.root), videos)
     splits = check.rows_by_split(table)
-    published = PUBLISHED.get(config.data.dataset, {})
+    published = PUBLISHED.get(dataset, {})
+
+    counts = {}
+    duplicates = {}
+    tokens = {}
+    for split, rows in splits.items():
+        counts[split] = check.counts(rows, published.get(split))
+        duplicates[split] = check.duplicates(rows)
+        tokens[split] = check.tokens(rows, config.clip.words, count)
+
     missing = check.missing(splits)
+    missing_list = None
+    if missing:
+        write_missing(missing, listed)
+        missing_list = str(listed)
+
     report = {
-        "dataset": config.data.dataset,
+        "dataset": dataset,
         "layout": layout(table),
         "videos": videos.place,
-        "splits": {split: check.counts(rows, published.get(split)) for split, rows in splits.items()},
-        "missing": {"videos": len(missing), "list": str(write_missing(missing, listed)) if missing else None},
+        "splits": counts,
+        "missing": {"videos": len(missing), "list": missing_list},
         "first_missing": first_missing(missing),
         "headers": check.unreadable(splits, header_problem, headers),
-        "duplicates": {split: check.duplicates(rows) for split, rows in splits.items()},
+        "duplicates": duplicates,
         "leakage": check.leakage(table, splits),
-        "tokens": {split: check.tokens(rows, config.clip.words, count) for split, rows in splits.items()},
+        "tokens": tokens,
         "disk": disk(config, table),
         "problems": [str(problem) for problem in problems(table)],
     }
-    report["max_failed"] = lost(report, config.video.max_failed)
-    errors = what_forbids(report, needs_train=any(run.name != "zero_shot" for run in config.methods))
-    warnings = what_is_odd(report, published)
-    return report | {"usable": not errors, "errors": errors, "warnings": warnings}
+    report["max_failed"] = failed_share(report, config.video.max_failed)
+
+    # what is not trained needs no train split
+    needs_train = any(run.name != "zero_shot" for run in config.methods)
+    errors = what_forbids(report, needs_train)
+    report["usable"] = not errors
+    report["errors"] = errors
+    report["warnings"] = what_is_odd(report, published)
+    return report
 
 
 def unreadable_data(config: RunConfig, error: ValueError) -> Report:
@@ -72,51 +95,71 @@ def first_missing(missing: list[tuple[str, str]]) -> dict[str, str]:
     return first
 
 
-def write_missing(missing: list[tuple[str, str]], listed: Path) -> Path:
+def write_missing(missing: list[tuple[str, str]], listed: Path) -> None:
+    """Write a line `split<tab>video` for each missing video."""
+    lines = [f"{split}\t{video}\n" for split, video in missing]
     listed.parent.mkdir(parents=True, exist_ok=True)
-    listed.write_text("".join(f"{split}\t{video}\n" for split, video in missing))
-    return listed
+    listed.write_text("".join(lines))
 
 
 def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     """Bytes the shards will take at most: of the videos found, of all, and those that are free."""
     video = config.video
-    storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
-    per_video = video.kept * Layout(video.size, storage, video.quality).bytes_per_frame()
+    storage = video.storage
+    if storage == "auto":
+        storage = default_storage(video.kept, video.size)
+    bytes_per_frame = Layout(video.size, storage, video.quality).bytes_per_frame()
+    bytes_per_video = video.kept * bytes_per_frame
+
     rows = table.select(["video", "path"]).to_pylist()
-    folder = next(parent for parent in Path(config.output, "shards").parents if parent.is_dir())
+    videos = {row["video"] for row in rows}
+    with_file = {row["video"] for row in rows if row["path"]}
+
+    # the output's folder may not be there yet, but some parent of it is
+    shards = Path(config.output, "shards")
+    folder = next(parent for parent in shards.parents if parent.is_dir())
     return {
         "frames": video.kept,
         "storage": storage,
-        "needed": len({row["video"] for row in rows if row["path"]}) * per_video,
-        "needed_with_missing": len({row["video"] for row in rows}) * per_video,
+        "needed": len(with_file) * bytes_per_video,
+        "needed_with_missing": len(videos) * bytes_per_video,
         "free": shutil.disk_usage(folder).free,
     }
 
 
-def lost(report: Report, allowed: float) -> dict[str, Any]:
+def failed_share(report: Report, allowed: float) -> dict[str, Any]:
     """Videos that ingest will count as failed, at least, and the share that `video.max_failed` allows."""
-    videos = sum(found["videos"] for found in report["splits"].values())
-    failed = report["missing"]["videos"] + len(report["headers"]["unreadable"])
-    return {"failed": failed, "videos": videos, "allowed": allowed, "exceeded": failed > allowed * videos}
+    num_videos = sum(counts["videos"] for counts in report["splits"].values())
+    num_failed = report["missing"]["videos"] + len(report["headers"]["unreadable"])
+    return {
+        "failed": num_failed,
+        "videos": num_videos,
+        "allowed": allowed,
+        "exceeded": num_failed > allowed * num_videos,
+    }
 
 
 def what_forbids(report: Report, needs_train: bool) -> list[str]:
     """Why the splits cannot be used."""
     errors = []
-    for split in ["train", "test"] if needs_train else ["test"]:
-        if split not in report["splits"]:
+    needed_splits = ["train", "test"] if needs_train else ["test"]
+    for split in needed_splits:
+        counts = report["splits"].get(split)
+        if counts is None:
             errors.append(f"no {split} split")
-        elif not report["splits"][split]["files_found"]:
-            num_videos = report["splits"][split]["videos"]
+        elif not counts["files_found"]:
+            example = report["first_missing"][split]
             errors.append(
-                f"{split}: none of the {num_videos:,} videos has a file: looked below {report['videos']} for"
-                f" names such as {report['first_missing'][split]!r}"
+                f"{split}: none of the {counts['videos']:,} videos has a file: looked below"
+                f" {report['videos']} for names such as {example!r}"
             )
-    headers = report["headers"]
-    if headers["checked"] and len(headers["unreadable"]) == headers["checked"]:
-        errors.append(f"none of the {headers['checked']:,} files that were opened is a readable video")
 
+    num_opened = report["headers"]["checked"]
+    num_unreadable = len(report["headers"]["unreadable"])
+    if num_opened and num_unreadable == num_opened:
+        errors.append(f"none of the {num_opened:,} files that were opened is a readable video")
+
+    # where something is wrong with all videos, their share is no news
     share = report["max_failed"]
     if share["exceeded"] and not errors:
         errors.append(
@@ -128,59 +171,102 @@ def what_forbids(report: Report, needs_train: bool) -> list[str]:
 
 def what_is_odd(report: Report, published: dict[str, tuple[int | None, int]]) -> list[str]:
     """What a user should know before quoting a number."""
-    warnings = [f"no {split} split, papers have one" for split in published if split not in report["splits"]]
-    for split, found in report["splits"].items():
-        for what, number in (found["published"] or {}).items():
-            if number not in (None, found[what]):
-                warnings.append(f"{split}: {found[what]:,} {what}, papers have {number:,}")
-        if found["files_missing"]:
-            warnings.append(f"{split}: {found['files_missing']:,} of {found['videos']:,} videos have no file")
-        if cut := report["tokens"][split]["captions_cut"]:
-            lost = report["tokens"][split]
-            warnings.append(
-                f"{split}: {cut:,} captions ({lost['captions_cut_percent']}%) are longer than {lost['limit']}"
-                f" tokens; {lost['tokens_cut']:,} tokens ({lost['tokens_cut_percent']}%) are cut off"
-            )
-        if (shared := report["duplicates"][split]["of_several_videos"]) and split != "train":
-            warnings.append(f"{split}: {shared:,} captions stand at several videos, so R@1 cannot reach 100")
+    warnings = []
+    for split in published:
+        if split not in report["splits"]:
+            warnings.append(f"no {split} split, papers have one")
+
+    for split in report["splits"]:
+        warnings += odd_counts(split, report)
+        warnings += odd_captions(split, report)
+
     for split, leaks in report["leakage"].items():
-        for what, number in leaks.items():
+        for key, number in leaks.items():
             if number:
-                warnings.append(f"{split}: {number:,} {what.replace('_', ' ')} also in train")
-    if bad := report["headers"]["unreadable"]:
-        warnings.append(
-            f"{len(bad):,} of {report['headers']['checked']:,} files that were opened are unreadable"
-        )
+                what = key.replace("_", " ")
+                warnings.append(f"{split}: {number:,} {what} also in train")
+
+    headers = report["headers"]
+    num_unreadable = len(headers["unreadable"])
+    if num_unreadable:
+        warnings.append(f"{num_unreadable:,} of {headers['checked']:,} files that were opened are unreadable")
+
     if report["disk"]["needed"] > report["disk"]["free"]:
         warnings.append("the shards will not fit on the disk")
-    if report["problems"]:
-        warnings.append(f"{len(report['problems']):,} problems in the annotation files")
+
+    num_problems = len(report["problems"])
+    if num_problems:
+        warnings.append(f"{num_problems:,} problems in the annotation files")
+    return warnings
+
+
+def odd_counts(split: str, report: Report) -> list[str]:
+    """Where a split has other numbers than papers, and how many of its videos have no file."""
+    warnings = []
+    counts = report["splits"][split]
+    published = counts["published"] or {}
+    for what, number in published.items():
+        if number is not None and number != counts[what]:
+            warnings.append(f"{split}: {counts[what]:,} {what}, papers have {number:,}")
+
+    num_missing = counts["files_missing"]
+    if num_missing:
+        warnings.append(f"{split}: {num_missing:,} of {counts['videos']:,} videos have no file")
+    return warnings
+
+
+def odd_captions(split: str, report: Report) -> list[str]:
+    """Captions of a split that are too long, and queries that have several right answers."""
+    warnings = []
+    tokens = report["tokens"][split]
+    if tokens["captions_cut"]:
+        warnings.append(
+            f"{split}: {tokens['captions_cut']:,} captions ({tokens['captions_cut_percent']}%) are longer"
+            f" than {tokens['limit']} tokens; {tokens['tokens_cut']:,} tokens"
+            f" ({tokens['tokens_cut_percent']}%) are cut off"
+        )
+
+    # captions of train are no queries
+    num_shared = report["duplicates"][split]["of_several_videos"]
+    if num_shared and split != "train":
+        warnings.append(f"{split}: {num_shared:,} captions stand at several videos, so R@1 cannot reach 100")
     return warnings
 
 
 def as_text(report: Report) -> str:
-    """The report for people; short."""
+    """The report for people; short. It also takes a report of `unreadable_data`, which holds errors alone."""
     lines = [f"{report['dataset']}: {report.get('layout', 'not read')}"]
-    for split, found in report.get("splits", {}).items():
+    for split, counts in report.get("splits", {}).items():
         lines.append(
-            f"  {split:5}  {found['videos']:>7,} videos  {found['captions']:>8,} captions"
-            f"  {found['files_found']:>7,} files found"
+            f"  {split:5}  {counts['videos']:>7,} videos  {counts['captions']:>8,} captions"
+            f"  {counts['files_found']:>7,} files found"
         )
     if "disk" in report:
-        needed = report["disk"]
-        whole, free = needed["needed_with_missing"] / 1e9, needed["free"] / 1e9
-        lines.append(
-            f"  shards: {needed['frames']} frames, {needed['storage']}: {needed['needed'] / 1e9:,.1f} GB"
-            f" ({whole:,.1f} GB with the missing videos), {free:,.1f} GB free"
-        )
-        lines.append(
-            f"  headers: {report['headers']['checked']:,} of {report['headers']['files']:,} files opened"
-        )
+        lines.append(disk_line(report["disk"]))
+    if "headers" in report:
+        headers = report["headers"]
+        lines.append(f"  headers: {headers['checked']:,} of {headers['files']:,} files opened")
+
     lines += [f"  error: {error}" for error in report["errors"]]
     lines += [f"  warning: {warning}" for warning in report["warnings"]]
-    if report.get("missing", {}).get("list"):
-        lines.append(f"  missing videos are listed in {report['missing']['list']}")
+
+    missing_list = report.get("missing", {}).get("list")
+    if missing_list:
+        lines.append(f"  missing videos are listed in {missing_list}")
     unreadable = report.get("headers", {}).get("unreadable", [])
     lines += [f"  unreadable: {bad['file']}: {bad['reason']}" for bad in unreadable[:SHOWN]]
     lines += [f"  problem: {problem}" for problem in report.get("problems", [])[:SHOWN]]
-    return "\n".join([*lines, "usable" if report["usable"] else "NOT usable"])
+
+    lines.append("usable" if report["usable"] else "NOT usable")
+    return "\n".join(lines)
+
+
+def disk_line(disk: dict[str, Any]) -> str:
+    """What the shards will take, in GB (10^9 bytes)."""
+    needed = disk["needed"] / 1e9
+    needed_with_missing = disk["needed_with_missing"] / 1e9
+    free = disk["free"] / 1e9
+    return (
+        f"  shards: {disk['frames']} frames, {disk['storage']}: {needed:,.1f} GB"
+        f" ({needed_with_missing:,.1f} GB with the missing videos), {free:,.1f} GB free"
+    )

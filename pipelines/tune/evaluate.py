@@ -64,84 +64,120 @@ class SplitEvaluator:
             ranking = self._embed(split)
             metrics = self._plain(ranking, seed, num_top=TOP)
             numbers = metrics.to_dict()
+
             for name in options.post_processing:
                 similarity = self._post_processed(name, ranking, bank)
-                numbers |= self._evaluate(similarity, ranking, seed, post_processing=name).to_dict()
+                processed = self._evaluate(similarity, ranking, seed, post_processing=name)
+                numbers |= processed.to_dict()
             for name in options.parity:
                 numbers |= published(name, ranking.similarity, ranking.owners, ranking.gallery)
             if options.moments:
-                numbers |= moment_numbers(self._moment_overlaps(split))
+                overlaps = self._moment_overlaps(split)
+                numbers |= moment_numbers(overlaps)
 
-        videos = VideoVectors(ranking.gallery, ranking.vectors.cpu().numpy())
-        return SplitResult(numbers, predictions(split, ranking.gallery, metrics), videos)
+        vectors = ranking.vectors.cpu().numpy()
+        return SplitResult(
+            numbers=numbers,
+            predictions=predictions(split, ranking.gallery, metrics),
+            videos=VideoVectors(ranking.gallery, vectors),
+        )
 
     @torch.no_grad()
     def recall(self, split: pa.Table) -> dict[str, float]:
         """The plain numbers alone, without intervals: for a curve while a method is tuned."""
         with evaluation_mode(self._retriever):
-            metrics = self._plain(self._embed(split), seed=0, with_intervals=False)
+            ranking = self._embed(split)
+            metrics = self._plain(ranking, seed=0, with_intervals=False)
         return metrics.to_dict()
 
     def _embed(self, split: pa.Table) -> "Ranking":
+        """The vectors of a split's captions and of its decoded videos, on every worker."""
         owners = split["video"].to_pylist()
-        entries = self._shards.videos
-        gallery = []
-        for video in dict.fromkeys(owners):
-            if video in entries and entries[video].num_frames:
-                gallery.append(video)
+        gallery = [video for video in dict.fromkeys(owners) if self._is_decoded(video)]
 
-        vectors = over_workers(
-            gallery, lambda part: self._embedder.videos(part, self._read_frames, self._tell)
-        )
-        text = over_workers(split["caption"].to_pylist(), self._embedder.texts)
+        def embed_videos(share: list[str]) -> Tensor:
+            return self._embedder.videos(share, self._read_frames, self._tell)
+
+        vectors = over_workers(gallery, embed_videos)
+        captions = split["caption"].to_pylist()
+        text = over_workers(captions, self._embedder.texts)
         return Ranking(owners, gallery, text, vectors, self._retriever)
+
+    def _is_decoded(self, video: str) -> bool:
+        entry = self._shards.videos.get(video)
+        return entry is not None and entry.num_frames > 0
 
     def _moment_overlaps(self, split: pa.Table) -> list[float]:
         """For each sentence of the split that has a time, how far the span found for it in its own video
         overlaps the true one; 0 where the video could not be decoded.
         """
-        timed = split.filter(pc.is_valid(split["sentences"])).select(["video", "sentences"]).to_pylist()
+        is_timed = pc.is_valid(split["sentences"])
+        timed = split.filter(is_timed).select(["video", "sentences"]).to_pylist()
+        num_sentences = sum(len(row["sentences"]) for row in timed)
+
+        # each worker fills in its share, and zeros make the sum the whole
         workers = workers_on(self._device)
-        overlaps = torch.zeros(sum(len(row["sentences"]) for row in timed), dtype=torch.float64)
-        first = 0
+        overlaps = torch.zeros(num_sentences, dtype=torch.float64)
+        start = 0
         for number, row in enumerate(timed):
             sentences = row["sentences"]
+            end = start + len(sentences)
             if number % workers.count == workers.rank:
-                of_row = self._overlaps_in(row["video"], sentences)
-                overlaps[first : first + len(sentences)] = torch.tensor(of_row, dtype=torch.float64)
-            first += len(sentences)
+                overlaps_of_row = self._overlaps_in(row["video"], sentences)
+                overlaps[start:end] = torch.tensor(overlaps_of_row, dtype=torch.float64)
+            start = end
         return workers.add_up(overlaps).tolist()
 
     def _overlaps_in(self, video: str, sentences: list[dict[str, Any]]) -> list[float]:
         """The overlap of each sentence's span in one video, from the cosines of its frames."""
-        entry = self._shards.videos.get(video)
-        if entry is None or not entry.num_frames:
+        if not self._is_decoded(video):
             return [0.0] * len(sentences)
+        scores = self._cosines_in(video, [sentence["sentence"] for sentence in sentences])
 
-        features, mask = self._embedder.frames([video], self._read_frames)
-        frames = torch.nn.functional.normalize(features[0][mask[0]], dim=-1)
-        text = self._embedder.texts([sentence["sentence"] for sentence in sentences])
-        scores = (torch.nn.functional.normalize(text, dim=-1) @ frames.T).cpu().numpy()
+        # the frames that were embedded, and when each is shown
+        entry = self._shards.videos[video]
+        chosen = choose(entry.num_frames, self._frames, None)
+        times = np.array(entry.times)[chosen]
 
-        times = np.array(entry.times)[choose(entry.num_frames, self._frames, None)]
+        # what was decoded, in seconds of the file
         start = entry.start or 0.0
-        duration = entry.duration or float(times[-1])
-        end = min(entry.end, duration) if entry.end else duration
+        end = entry.duration or float(times[-1])
+        if entry.end:
+            end = min(entry.end, end)
+        whole = Span(start, end)
+
         overlaps = []
-        for sentence, scores_of_frames in zip(sentences, scores, strict=True):
-            span, _ = refine(times, scores_of_frames, float(scores_of_frames.mean()), Span(start, end))
-            predicted = [PredictedSpan(span.start, span.end, float(scores_of_frames.max()))]
-            overlaps.append(best_overlap(predicted, sentence["start"], sentence["end"]))
+        for sentence, frame_scores in zip(sentences, scores, strict=True):
+            mean_score = float(frame_scores.mean())
+            best_score = float(frame_scores.max())
+            span, _ = refine(times, frame_scores, mean_score, whole)
+            predicted = PredictedSpan(span.start, span.end, best_score)
+            overlaps.append(best_overlap([predicted], sentence["start"], sentence["end"]))
         return overlaps
 
+    def _cosines_in(self, video: str, sentences: list[str]) -> np.ndarray:
+        """Float32[S, F]: the cosine of each sentence and each frame of one video."""
+        features, mask = self._embedder.frames([video], self._read_frames)
+        frames = features[0][mask[0]]
+        text = self._embedder.texts(sentences)
+
+        frames = torch.nn.functional.normalize(frames, dim=-1)
+        text = torch.nn.functional.normalize(text, dim=-1)
+        return (text @ frames.T).cpu().numpy()
+
     def _read_frames(self, videos: list[str]) -> tuple[Tensor, Tensor]:
-        return stack_frames(self._shards, videos, self._frames, [None] * len(videos))
+        rngs = [None] * len(videos)  # none: the middle frame of each segment, the same each time
+        return stack_frames(self._shards, videos, self._frames, rngs)
 
     def _plain(self, ranking: "Ranking", seed: int, num_top: int = 0, with_intervals: bool = True) -> Metrics:
         """The numbers without post-processing, in two stages where frames are weighed by each caption."""
         bounded = None
-        if self._retriever.pooling == "query_aware" and TwoStage.fits(ranking.text, ranking.vectors):
+        weighs_frames = self._retriever.pooling == "query_aware"
+
+        # where it does not fit, some score is no number, and `evaluate` names its video
+        if weighs_frames and TwoStage.fits(ranking.text, ranking.vectors):
             bounded = TwoStage(ranking.text, ranking.vectors, TEMPERATURE)
+
         return self._evaluate(
             ranking.similarity,
             ranking,
@@ -186,7 +222,8 @@ class Ranking:
 
     def similarity(self, rows: Tensor) -> Tensor:
         """rows Int64[n] -> Float32[n, V] on the device of the vectors."""
-        return self.retriever.rank(self.text[rows.to(self.text.device)], self.vectors)
+        rows = rows.to(self.text.device)
+        return self.retriever.rank(self.text[rows], self.vectors)
 
 
 @contextmanager
@@ -206,7 +243,7 @@ def workers_on(device: torch.device) -> Workers:
         return Workers()
 
     def add_up(counts: Tensor) -> Tensor:
-        if not counts.numel():
+        if counts.numel() == 0:
             return counts
         total = counts.to(device, copy=True)
         dist.all_reduce(total)
@@ -225,8 +262,12 @@ def over_workers(items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> 
     first = dist.get_rank() * per_worker
 
     # gathering wants equal shapes: the last share is filled up with items from the beginning
-    share = [items[number % len(items)] for number in range(first, first + per_worker)]
+    numbers = range(first, first + per_worker)
+    share = [items[number % len(items)] for number in numbers]
     vectors = embed(share)
+
+    # the slices are views, so gathering fills the whole
     gathered = vectors.new_empty(workers * per_worker, *vectors.shape[1:])
-    dist.all_gather(list(gathered.split(per_worker)), vectors.contiguous())
+    slices = list(gathered.split(per_worker))
+    dist.all_gather(slices, vectors.contiguous())
     return gathered[: len(items)]

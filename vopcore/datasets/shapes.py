@@ -163,7 +163,7 @@ def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None
         stream = container.add_stream(codec, rate=FPS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # the same bytes on every machine
+        stream.codec_context.thread_count = 1  # several videos are encoded at once
         stream.options = CODEC_OPTIONS[codec]
         audio = container.add_stream("aac", rate=SOUND_RATE) if sound else None
 
