@@ -4,6 +4,7 @@ SQLite reads the condition, so its syntax, its quoting and its LIKE hold, with e
 over a table in memory and may do nothing but read it.
 """
 
+import re
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ EXAMPLE = "folder = 'holidays/2026' AND date >= '2026-07-01'"
 MAX_STEPS = 2000  # times 100,000 of SQLite's virtual instructions: seconds; LIKE can be made to take forever
 MAX_LETTERS = 10_000
 ALLOWED = {sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT, sqlite3.SQLITE_FUNCTION}
+# Texts and names in quotes; one that is not closed goes on to the end.
+QUOTED = re.compile(r"""'[^']*('|$)|"[^"]*("|$)|`[^`]*(`|$)|\[[^\]]*(\]|$)""")
 HARMLESS_FUNCTIONS = {
     "abs", "coalesce", "date", "glob", "ifnull", "instr", "length", "like", "lower", "max", "min", "nullif",
     "replace", "round", "strftime", "substr", "substring", "trim", "ltrim", "rtrim", "upper",
@@ -115,27 +118,28 @@ def _checked(where: str) -> str:
     if "\0" in where or len(where) > MAX_LETTERS:
         raise FilterError(_message(where, f"it has a null character or more than {MAX_LETTERS:,} letters"))
 
-    # Parentheses that close more than they open would leave the place where the condition stands.
+    # Whatever would leave the place where the condition stands.
     if not sqlite3.complete_statement(f"SELECT ({where}\n);"):
         raise FilterError(_message(where, "a quote or a comment is not closed"))
-    depth = 0
-    quote = ""
-    for letter in where:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"`":
-            quote = letter
-        elif letter == "[":
-            quote = "]"
-        elif letter == ";":
-            raise FilterError(_message(where, "one condition, without a semicolon"))
-        elif letter in "()":
-            depth += 1 if letter == "(" else -1
-        if depth < 0:
-            break
-    if depth != 0:
+    code = QUOTED.sub("", where)
+    if ";" in code:
+        raise FilterError(_message(where, "one condition, without a semicolon"))
+    if not _is_balanced(code):
         raise FilterError(_message(where, "its parentheses do not match"))
     return where
+
+
+def _is_balanced(code: str) -> bool:
+    """Whether each parenthesis that closes has been opened before, and the other way round."""
+    depth = 0
+    for letter in code:
+        if letter == "(":
+            depth += 1
+        elif letter == ")":
+            depth -= 1
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _date(text: str) -> str:

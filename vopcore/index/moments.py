@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 WHOLE = 1.5  # a video of at most this many window lengths is one window
+MERGE_LEVEL = 0.5  # of the way from a video's mean to its best window, where neighbours still belong to it
+FRAME_LEVEL = 0.5  # the same for frames, where an answer begins and ends
 SLACK = 1e-6  # seconds; sums of float32 steps are not exact
 
 
@@ -81,7 +83,7 @@ def merge_windows(windows: Sequence[ScoredWindow], base: float) -> list[list[Sco
         if is_taken[seed]:
             continue
         best = in_order[seed].score
-        threshold = min(best, (best + base) / 2)
+        threshold = min(best, base + MERGE_LEVEL * (best - base))
 
         first = seed
         while first > 0 and _joins(in_order[first - 1], in_order[first], is_taken[first - 1], threshold):
@@ -120,7 +122,8 @@ def refine(times: np.ndarray, scores: np.ndarray, base: float, bounds: Span) -> 
         return bounds, (bounds.start + bounds.end) / 2
 
     best = int(np.argmax(scores))
-    threshold = min(float(scores[best]), (float(scores[best]) + base) / 2)
+    best_score = float(scores[best])
+    threshold = min(best_score, base + FRAME_LEVEL * (best_score - base))
     first, last = largest_run(scores - threshold)
 
     start = bounds.start
