@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.clip_config import write_clip_config
 
 from pipelines.experiment.method_costs import cost_table
 from pipelines.methods import main
@@ -56,16 +57,7 @@ def test_flops_are_those_of_the_equations(rows):
 
 
 def test_the_command_prints_json_and_a_cost_table(capsys, tmp_path):
-    model = tmp_path / "small.json"
-    model.write_text(
-        json.dumps(
-            {
-                "embed_dim": 16,
-                "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-                "text_cfg": {"context_length": 40, "vocab_size": 100, "width": 32, "heads": 2, "layers": 2},
-            }
-        )
-    )
+    model = write_clip_config(tmp_path / "small.json", text={"context_length": 40, "vocab_size": 100})
     assert main(["--model", str(model), "--json"]) == 0
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["vop"]["parameters"] == 2 * 8 * 32 * 2

@@ -4,25 +4,14 @@ import contextlib
 import json
 import shutil
 import sqlite3
-import tempfile
 
 import numpy as np
 import pytest
-import ray
 from support import ROOT
 from support.report import make_store
 
 from pipelines import run as cli
 from vopcore.datasets import shapes
-
-
-@pytest.fixture(scope="module")
-def own_ray():
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, _temp_dir=folder)
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from urllib.parse import parse_qsl
 
 import pyarrow.fs
 import pytest
 from mlflow import MlflowClient
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from support.bucket import s3_server
 from support.cluster import (
     Nodes,
     answers,
@@ -29,7 +30,6 @@ from support.cluster import (
     weights,
 )
 from support.ingest import committed_videos
-from werkzeug.serving import make_server
 
 pytestmark = pytest.mark.cluster
 
@@ -66,21 +66,17 @@ class Counted:
 @pytest.fixture
 def s3(monkeypatch):
     """An S3 on this machine; its address is in the environment, as for any S3 that is not AWS's."""
-    application = Counted(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    yield application
-    server.shutdown()
-    thread.join()
+    applications = []
+
+    def counted(application):
+        applications.append(Counted(application))
+        return applications[0]
+
+    with s3_server(counted) as options:
+        address = dict(parse_qsl(options.removeprefix("?")))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address['endpoint_override']}")
+        monkeypatch.setenv("AWS_REGION", address["region"])
+        yield applications[0]
 
 
 @pytest.fixture

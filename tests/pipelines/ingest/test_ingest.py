@@ -20,12 +20,14 @@ from support import ROOT
 from support.ingest import annotations, committed_videos, digests
 from support.video import number_in, write_video
 
-from pipelines.ingest.driver import TooManyFailedError, ingest
+from pipelines.ingest.driver import Ingested, TooManyFailedError, ingest
 from pipelines.ingest.task import DiskFullError
 from vopcore.config.sections import Video
 from vopcore.shards import Layout, Shards, default_storage, verify
 from vopcore.storage import Store
 from vopcore.video import decode
+
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 SETTINGS = Video(stored_frames=6, size=32, max_failed=0.2)
 
@@ -35,20 +37,22 @@ def with_(**changes) -> Video:
     return SETTINGS.model_copy(update=changes)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_ray():
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need short paths
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ray.init(_temp_dir=folder, include_dashboard=False, num_cpus=2, runtime_env={"env_vars": environment})
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
     return {f"v{i:02d}": write_video(folder / f"{i}.mp4", num_frames=20 + i, gop=6) for i in range(24)}
+
+
+@pytest.fixture(scope="module")
+def many(videos) -> dict[str, Path]:
+    """Enough of them that something can be killed while they are decoded."""
+    return {f"{video}-{copy}": path for video, path in videos.items() for copy in range(15)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(own_ray, many, tmp_path_factory) -> Ingested:
+    """All of `many`, and nothing was killed."""
+    return ingest(annotations(many), str(tmp_path_factory.mktemp("undisturbed")), SETTINGS)
 
 
 def test_every_video_ends_as_ok_damaged_or_failed_with_its_reason(tmp_path, videos):
@@ -202,9 +206,7 @@ def test_an_attempt_that_died_is_repeated_in_a_child_process_with_the_same_resul
     assert not list(again.glob("*.try"))
 
 
-def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, videos):
-    many = {f"{video}-{copy}": path for video, path in videos.items() for copy in range(15)}
-    undisturbed = ingest(annotations(many), str(tmp_path / "one"), SETTINGS)
+def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, many, undisturbed):
     killed = []
     folder = tmp_path / "two" / Path(undisturbed.folder).name
 
@@ -248,9 +250,7 @@ ingest(annotations(many), sys.argv[3], Video(stored_frames=6, size=32, max_faile
 """
 
 
-def test_a_killed_driver_loses_and_doubles_nothing(tmp_path, videos):
-    many = {f"{video}-{copy}": path for video, path in videos.items() for copy in range(15)}
-    undisturbed = ingest(annotations(many), str(tmp_path / "one"), SETTINGS)
+def test_a_killed_driver_loses_and_doubles_nothing(tmp_path, many, undisturbed):
     folder = tmp_path / "two" / Path(undisturbed.folder).name
     listing = tmp_path / "videos.tsv"
     listing.write_text("\n".join(f"{video}\t{path}" for video, path in many.items()))

@@ -1,21 +1,17 @@
 """Videos in and shards out of object stores: an S3 whose every tenth answer is an error, and Google's."""
 
-import shutil
-import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pyarrow.fs
 import pytest
-import ray
 from gcp_storage_emulator.server import create_server
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from support import ROOT
+from support.bucket import KEYS, make_bucket, s3_server
 from support.cluster import free_port
 from support.ingest import annotations, committed_videos
+from support.local_ray import local_ray
 from support.video import write_video
-from werkzeug.serving import make_server
 
 from pipelines.ingest.driver import ingest
 from vopcore.config.sections import Video
@@ -44,29 +40,10 @@ class Unreliable:
         return self.application(environ, start_response)
 
 
-@pytest.fixture(scope="module")
-def server():
-    application = Unreliable(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield application, server.server_port
-    server.shutdown()
-    thread.join()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def own_ray():
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **keys}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in keys.items():
-            patch.setenv(name, value)
-        ray.init(_temp_dir=folder, include_dashboard=False, num_cpus=2, runtime_env={"env_vars": environment})
+def ray_with_keys():
+    with local_ray(**KEYS):
         yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +71,19 @@ def ingest_twice(videos: dict[str, Path], folder: str, shards: str, options: str
     assert not list(cache.glob("*.part"))
 
 
-def test_ingest_between_buckets_that_fail_every_tenth_request(videos, tmp_path, server):
-    application, port = server
-    options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-    filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"s3://videos/{options}")
-    filesystem.create_dir("videos")
-    filesystem.create_dir("shards")
-    application.is_failing = True
-    ingest_twice(videos, "s3://videos", "s3://shards/all", options, tmp_path / "cache")
-    assert application.refused > 5
+def test_ingest_between_buckets_that_fail_every_tenth_request(videos, tmp_path):
+    applications = []
+
+    def unreliable(application):
+        applications.append(Unreliable(application))
+        return applications[0]
+
+    with s3_server(unreliable) as options:
+        make_bucket("videos", options)
+        make_bucket("shards", options)
+        applications[0].is_failing = True
+        ingest_twice(videos, "s3://videos", "s3://shards/all", options, tmp_path / "cache")
+    assert applications[0].refused > 5
 
 
 def test_ingest_between_folders_of_a_bucket_of_google(videos, tmp_path):

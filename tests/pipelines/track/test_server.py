@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -17,9 +16,9 @@ import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from mlflow import MlflowClient
 from support import ROOT
+from support.local_ray import local_ray
 
 from pipelines import deliver, track
 from pipelines import run as cli
@@ -104,27 +103,21 @@ def story(tmp_path_factory):
         until(server.steps)
         server.kill()
 
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         patch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}},
-            _temp_dir=short,
-        )
-        server.start()
-        killer = threading.Thread(target=kill_in_the_middle)
-        killer.start()
-        seen["killed"] = cli.main([*arguments, "compare=[vop_p]"])
-        killer.join()
-        seen["journal"] = [
-            json.loads(line)
-            for file in (folder / "out/mlflow_waiting").glob("*/calls.jsonl")
-            for line in file.open()
-        ]
-        seen["never there"] = cli.main([*arguments, "compare=[zero_shot]"])
-        ray.shutdown()
+        with local_ray(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"):
+            server.start()
+            killer = threading.Thread(target=kill_in_the_middle)
+            killer.start()
+            seen["killed"] = cli.main([*arguments, "compare=[vop_p]"])
+            killer.join()
+            seen["journal"] = [
+                json.loads(line)
+                for file in (folder / "out/mlflow_waiting").glob("*/calls.jsonl")
+                for line in file.open()
+            ]
+            seen["never there"] = cli.main([*arguments, "compare=[zero_shot]"])
         server.start()
         seen["before"] = server.steps()
         seen["delivered"] = deliver.main([f"{folder}/out/mlflow_waiting"])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch.nn.functional as F
 from support import ROOT
-from support.report import make_store
+from support.report import log_tuned, make_store
 from support.tuned_model import CAPTIONS, LENGTHS, make
 
 from pipelines import track
@@ -55,14 +55,6 @@ def store(tmp_path, monkeypatch):
     return make_store(tmp_path)
 
 
-def live(store: track.RunStore, data: Path) -> str:
-    run_id = track.start_run(store, "vop_p-s0", "vop_p seed 0", {"train.lr": 0.1}, {"method": "vop_p"})
-    track.log_metrics(store, run_id, {"t2v/R1": 41.5, "t2v/MdR": 2.0})
-    track.end_run(store, run_id)
-    track.log_model(store, run_id, "vop_p", data, {"caption": CAPTIONS[0]}, {"train.lr": 0.1})
-    return run_id
-
-
 def model_of(store: track.RunStore):
     """The one model there is."""
     (model,) = store.client.search_logged_models([store.experiment_id])
@@ -70,7 +62,7 @@ def model_of(store: track.RunStore):
 
 
 def test_the_model_answers_where_there_is_no_vopcore_but_its_own(made, store, tmp_path):
-    run_id = live(store, made.folder)
+    run_id = log_tuned(store, made.folder)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     said = json.dumps([store.uri, run_id, made.paths, CAPTIONS])
     done = subprocess.run(
@@ -91,7 +83,7 @@ def test_the_model_answers_where_there_is_no_vopcore_but_its_own(made, store, tm
 
 
 def test_the_model_is_tied_to_its_run_with_settings_and_recall(made, store):
-    run_id = live(store, made.folder)
+    run_id = log_tuned(store, made.folder)
     model = model_of(store)
     assert (model.name, model.status, model.source_run_id) == ("vop_p", "READY", run_id)
     assert model.params == {"train.lr": "0.1"}
@@ -116,7 +108,7 @@ def test_the_best_model_of_an_experiment_has_an_alias(made, store):
 
 
 def test_a_model_that_no_server_took_is_delivered_later_and_stands_there_once(made, store, tmp_path):
-    live(replace(store, uri=AWAY), made.folder)
+    log_tuned(replace(store, uri=AWAY), made.folder)
     shutil.copytree(store.journal, tmp_path / "copy")
     track.deliver(store)
     shutil.copytree(tmp_path / "copy", store.journal, dirs_exist_ok=True)
@@ -135,7 +127,7 @@ def test_an_upload_that_broke_off_is_finished_by_the_next_delivery(made, store):
     )
     artifacts.mkdir()
     (artifacts / "models").write_text("in the way")
-    run_id = live(store, made.folder)
+    run_id = log_tuned(store, made.folder)
     assert model_of(store).status == "PENDING"
     assert track.waiting(store.journal) == [run_id]
     (artifacts / "models").unlink()

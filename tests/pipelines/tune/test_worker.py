@@ -1,23 +1,19 @@
 """What a Ray Train worker does, killed in the middle of an epoch, against the plain loop of one process."""
 
-import json
 import os
 import re
-import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
-from support import ROOT
+from support.clip_config import write_clip_config
 from support.ingest import annotations
 from support.tuning import CAPTIONS, SIZE, make_shards
 
@@ -31,26 +27,10 @@ from vopcore.shards import Shards
 from vopcore.training.batches import TrainingBatches
 from vopcore.training.trainer import Tuner, train
 
-MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: Ray puts sockets in it
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ray.init(_temp_dir=folder, include_dashboard=False, num_cpus=2, runtime_env={"env_vars": environment})
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
 
 @pytest.fixture
 def task(tmp_path):
-    (tmp_path / "model.json").write_text(json.dumps(MODEL))
+    model = write_clip_config(tmp_path / "model.json", vision={"image_size": SIZE}, text={"width": 16})
     make_shards(tmp_path / "shards")
     settings = Train(epochs=3, batch_size=8, lr=1e-2, augment=True, checkpoint_every=2)
     run = MethodRun(name="vop_p", method=METHODS["vop_p"](vision_prompts=4, specific=2), train=settings)
@@ -59,7 +39,7 @@ def task(tmp_path):
         output=str(tmp_path),
         data=Data(dataset="folder", root=str(tmp_path)),
         video=Video(frames=4, size=SIZE),
-        clip=Backbone(model=str(tmp_path / "model.json"), pretrained=None, words=16),
+        clip=Backbone(model=str(model), pretrained=None, words=16),
         methods=(run,),
     )
     train = annotations(dict.fromkeys(CAPTIONS), captions=2)
@@ -144,7 +124,7 @@ def silent():
 
 
 @pytest.mark.long
-def test_one_of_two_workers_killed_within_an_epoch_changes_no_bit_of_the_weights(cluster, task, tmp_path):
+def test_one_of_two_workers_killed_within_an_epoch_changes_no_bit_of_the_weights(own_ray, task, tmp_path):
     (tmp_path / "killed_once").mkdir()
     disturbed, _ = fit(task, tmp_path / "killed_once", killer(tmp_path / "killed_once"), workers=2)
     steps = [int(line.split("/")[0]) for line in (tmp_path / "killed_once" / "steps").read_text().split()]
@@ -158,7 +138,7 @@ def test_one_of_two_workers_killed_within_an_epoch_changes_no_bit_of_the_weights
 
 
 def test_a_worker_killed_within_an_epoch_goes_on_from_the_step_to_the_weights_of_the_plain_loop(
-    cluster, task, tmp_path
+    own_ray, task, tmp_path
 ):
     weights, result = fit(task, tmp_path, killer(tmp_path), workers=1)
     steps = [int(line.split("/")[0]) for line in (tmp_path / "steps").read_text().split()]
@@ -171,7 +151,7 @@ def test_a_worker_killed_within_an_epoch_goes_on_from_the_step_to_the_weights_of
 
 
 @pytest.mark.long
-def test_a_run_goes_on_with_another_number_of_workers(cluster, task, tmp_path):
+def test_a_run_goes_on_with_another_number_of_workers(own_ray, task, tmp_path):
     """What an elastic run does when a node goes: the same batches, in other parts."""
     with pytest.raises(TrainingFailedError):
         fit(task, tmp_path, killer(tmp_path), workers=2, max_failures=0)

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.clip_config import write_clip_config
 from support.methods import FRAMES, batch, method, tiny_clip, tuned_clip
 
 from vopcore import clip as clip_module
@@ -16,18 +17,11 @@ from vopcore.clip.training_block import TrainingBlock, for_training
 from vopcore.methods import tune
 from vopcore.retriever import Retriever
 
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 10, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-
 
 @pytest.fixture
 def config(tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(CONFIG | {"quick_gelu": True}))
-    return str(path)
+    text = {"context_length": 10, "layers": 1}
+    return str(write_clip_config(tmp_path / "mine.json", text=text, quick_gelu=True))
 
 
 # load
@@ -83,7 +77,8 @@ def test_unknown_models_tags_and_files_are_refused_in_one_line(config, tmp_path)
     (tmp_path / "half.json").write_text('{"embed_dim": 4}')
     with pytest.raises(ValueError, match=r"half.json: the model config lacks text_cfg, vision_cfg"):
         clip_module.load(str(tmp_path / "half.json"))
-    (tmp_path / "odd.json").write_text(json.dumps(CONFIG | {"heads": 3}))
+    odd = json.loads(write_clip_config(tmp_path / "odd.json").read_text()) | {"heads": 3}
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
     with pytest.raises(ValueError, match=r"odd.json: not a model config of open_clip: .*heads"):
         clip_module.load(str(tmp_path / "odd.json"))
 
