@@ -86,6 +86,9 @@ def details(
     shown = [result for result in results if result.dataset == dataset]
     rows = [_detail_row(result, direction, ranking) for result in shown]
     columns = _filled_columns(rows)
+    cells = []
+    for row in rows:
+        cells.append([row[column] for column in columns])
 
     marks = {}
     if ranking is not None:
@@ -97,7 +100,7 @@ def details(
     return TextTable(
         title=f"{dataset}, {DIRECTIONS[direction]}",
         columns=columns,
-        rows=[[row[column] for column in columns] for row in rows],
+        rows=cells,
         marks=marks,
     )
 

@@ -76,9 +76,7 @@ def make_card_of(
     path: Path,
 ) -> None:
     """Write the card of the finished run `EXPERIMENT/METHOD`. Raises ValueError, one line."""
-    experiment, word = "", ""
-    if name is not None:
-        experiment, _, word = name.rpartition("/")
+    experiment, _, word = (name or "").rpartition("/")
     if not experiment:
         raise CardError("--of: say which run, EXPERIMENT/METHOD, as in --of quickstart/vop_p")
 

@@ -14,6 +14,8 @@ COSTS = (  # tags, in words: the UI sorts columns of metrics by name, costs befo
     "tuning time",
     "memory",
 )
+COLUMNS = [f"metrics.`{name}`" for name in names.HEADLINES]
+COLUMNS += [f"tags.`{name}`" for name in COSTS]
 SECTION = "recall-and-loss"
 
 
@@ -56,10 +58,7 @@ TAGS = {  # of the experiment; the view is the UI's own format for one that is s
             "orderByKey": f"metrics.`{names.T2V_R1}`",
             "orderByAsc": False,
             "searchFilter": "tags.method != ''",  # leaves out the run that holds the report
-            "selectedColumns": [
-                *(f"metrics.`{name}`" for name in names.HEADLINES),
-                *(f"tags.`{name}`" for name in COSTS),
-            ],
+            "selectedColumns": COLUMNS,
             "runsHiddenMode": "SHOWALL",  # else charts leave out all but ten
             "compareRunCharts": [
                 _bar_chart(names.T2V_R1),
