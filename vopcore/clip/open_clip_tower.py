@@ -77,11 +77,13 @@ class OpenClipTower(Tower):
             return attend(block, tokens.x, tokens.x[:, :0], **key_masks(tokens, 0), read=tokens.read)
         return block(tokens.x, attn_mask=attention_mask(tokens, block))
 
-    def attend(self, block: nn.Module, tokens: Tokens, prompts: Tensor) -> Tensor:
+    def attend(
+        self, block: nn.Module, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
+    ) -> Tensor:
         """Prompts are only looked at: keys and values without queries or an MLP."""
         if masks_pairs_of_each(tokens):
-            return super().attend(block, tokens, prompts)
-        masks = key_masks(tokens, prompts.shape[1])
+            return super().attend(block, tokens, prompts, hidden)
+        masks = key_masks(tokens, prompts.shape[1], hidden)
         return attend(block, tokens.x, prompts, **masks, read=tokens.read)
 
     def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
@@ -169,6 +171,10 @@ class OpenClipVision(OpenClipTower, VisionTower):
         visual = self.clip.visual
         pooled = visual._pool(tokens.x)[0]
         return pooled if visual.proj is None else pooled @ visual.proj
+
+    def add_before_attention(self, block: nn.Module, module: nn.Module) -> None:
+        """Behind the norm before the attention."""
+        block.ln_1 = nn.Sequential(block.ln_1, module)
 
     def attention(self, block: nn.Module, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
         """Of a `TrainingBlock`: with its projections, heads and scales."""
@@ -342,13 +348,19 @@ def attention_mask(tokens: Tokens, block: nn.Module) -> Tensor | None:
     return pairs.repeat_interleave(attention.num_heads, 0)
 
 
-def key_masks(tokens: Tokens, prompts: int) -> dict[str, Tensor]:
+def key_masks(tokens: Tokens, prompts: int, hidden_prompts: Tensor | None = None) -> dict[str, Tensor]:
     """The mask that `attend` takes over `prompts` prompts and the tokens, if one is needed."""
     if tokens.causal:
         return {"attn_mask": causal_mask(tokens.x, prompts)}
-    if tokens.hidden is None:
+    if tokens.hidden is None and hidden_prompts is None:
         return {}
-    hidden = nn.functional.pad(tokens.hidden, (prompts, 0), value=False)
+
+    hidden = tokens.hidden
+    if hidden is None:
+        hidden = torch.zeros(tokens.x.shape[:2], dtype=torch.bool, device=tokens.x.device)
+    if hidden_prompts is None:
+        hidden_prompts = hidden.new_zeros(len(hidden), prompts)
+    hidden = torch.cat([hidden_prompts, hidden], dim=1)
     mask = torch.zeros(hidden.shape, dtype=tokens.x.dtype, device=tokens.x.device)
     return {"key_padding_mask": mask.masked_fill(hidden, float("-inf"))}
 

@@ -29,6 +29,19 @@ class Parallel(nn.Module):
         return output + self.adapter(x).to(output.dtype)
 
 
+class Preceded(nn.Module):
+    """An attention whose input goes through a module first."""
+
+    def __init__(self, inner: nn.Module, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.module = module
+
+    def forward(self, x: Tensor, **options: object) -> Tensor:
+        """x [N, L, D] -> [N, L, D]; `options` are those of timm's attention."""
+        return self.inner(self.module(x), **options)
+
+
 class TimmVision(VisionTower):
     """A `TimmModel` whose trunk is a row of timm's transformer blocks."""
 
@@ -140,6 +153,13 @@ class TimmVision(VisionTower):
         site = {"attn": "drop_path1", "mlp": "drop_path2"}[branch]
         setattr(block, site, nn.Sequential(getattr(block, site), module))
 
+    def add_before_attention(self, block: nn.Module, module: nn.Module) -> None:
+        """Behind the norm before the attention; some of EVA's blocks have theirs after it."""
+        if isinstance(block, EvaBlockPostNorm):
+            block.attn = Preceded(block.attn, module)
+        else:
+            block.norm1 = nn.Sequential(block.norm1, module)
+
     def projections(self, block: nn.Module) -> dict[str, Projection]:
         """Query, key and value are rows of one matrix, or three matrices (EVA02)."""
         attention = block.attn
@@ -163,6 +183,6 @@ class TimmVision(VisionTower):
 
 
 def rotary_attention(block: nn.Module) -> nn.Module:
-    """The attention of a block, which may stand beside an adapter."""
+    """The attention of a block, which may stand beside an adapter or behind one."""
     attention = block.attn
-    return attention.inner if isinstance(attention, Parallel) else attention
+    return attention.inner if isinstance(attention, Parallel | Preceded) else attention

@@ -30,6 +30,7 @@ class Tokens:
     causal: a token sees itself and those before it.
     hidden: Bool [N, L], tokens that nobody looks at (padding); None: none.
     rope: rotary positions of the patches, [M, C] or one set per sequence [N, 1, M, C]; None: none.
+    carried: Float [B, g, D], tokens of a whole video that a method hands from block to block; None: none.
     sizes: Float [N, L], how many tokens each one stands for once tokens were merged; None: one each.
     read: how many of the first tokens are read of the block's output; None: all. Only the last block of a
         tower that reads its class token is given a number, and only in training it may leave out the rest.
@@ -43,6 +44,7 @@ class Tokens:
     causal: bool = False
     hidden: Tensor | None = None
     rope: Tensor | None = None
+    carried: Tensor | None = None
     sizes: Tensor | None = None
     read: int | None = None
 
@@ -56,17 +58,22 @@ class Tokens:
             return block(self)
         return self.with_x(self.tower.run_block(block, self))
 
-    def insert(self, prompts: Tensor) -> "Tokens":
-        """With prompts [N or 1, p, D] behind the prefix, of which they become the last part."""
+    def insert(self, prompts: Tensor, hidden_prompts: Tensor | None = None) -> "Tokens":
+        """With prompts [N or 1, p, D] behind the prefix, of which they become the last part; nobody looks at
+        those that are hidden, Bool [N, p].
+        """
         place = self.prefix
         count = prompts.shape[1]
         prompts = prompts.to(self.x.dtype).expand(len(self.x), -1, -1)
         x = torch.cat([self.x[:, :place], prompts, self.x[:, place:]], dim=1)
 
         hidden = self.hidden
+        if hidden is None and hidden_prompts is not None:
+            hidden = hidden_prompts.new_zeros(self.x.shape[:2])
         if hidden is not None:
-            shown = hidden.new_zeros(len(hidden), count)
-            hidden = torch.cat([hidden[:, :place], shown, hidden[:, place:]], dim=1)
+            if hidden_prompts is None:
+                hidden_prompts = hidden.new_zeros(len(hidden), count)
+            hidden = torch.cat([hidden[:, :place], hidden_prompts, hidden[:, place:]], dim=1)
 
         sizes = self.sizes
         if sizes is not None:

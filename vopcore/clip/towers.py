@@ -86,11 +86,14 @@ class Tower(ABC):
     def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
         """A block that the tower was built with -> [N, L, D], or in training the part that is read."""
 
-    def attend(self, block: nn.Module, tokens: Tokens, prompts: Tensor) -> Tensor:
+    def attend(
+        self, block: nn.Module, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
+    ) -> Tensor:
         """A block that the tower was built with, over `tokens` and prompts [N, p, D] of which no output is
-        wanted. As `run_block` with the prompts behind the prefix; a family may compute less.
+        wanted; nobody looks at those that are hidden, Bool [N, p]. As `run_block` with the prompts behind the
+        prefix; a family may compute less.
         """
-        longer = tokens.insert(prompts)
+        longer = tokens.insert(prompts, hidden)
         output = longer.with_x(self.run_block(block, longer))
         return output.remove(prompts.shape[1]).x
 
@@ -168,6 +171,10 @@ class VisionTower(Tower):
     @abstractmethod
     def pool(self, tokens: Tokens) -> Tensor:
         """What the last block hands on -> features [N, D], not normalised."""
+
+    def add_before_attention(self, block: nn.Module, module: nn.Module) -> None:
+        """Let what the attention of a block reads go through `module` first; the residual does not."""
+        raise NotImplementedError
 
     def attention(self, block: nn.Module, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
         """The first half of a block: x plus its attention, [N, L, D], of the `tokens.read` first ones if

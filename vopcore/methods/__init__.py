@@ -10,9 +10,11 @@ from vopcore.methods.attach import tune, tuned
 from vopcore.methods.base import Method
 from vopcore.methods.baselines import Bias, Full, Partial, Proj, ZeroShot
 from vopcore.methods.cross_modal import CrossModalAdapter
+from vopcore.methods.dgl import DGL
 from vopcore.methods.lora import LoRA
 from vopcore.methods.maple import MaPLe
 from vopcore.methods.prompt import VPT, CoOp
+from vopcore.methods.prompt_switch import PromptSwitch
 from vopcore.methods.saved import assign, load_tuned, save_tuned
 from vopcore.methods.tempme import TempMe
 from vopcore.methods.vop import VoP, VoPC, VoPF, VoPFC, VoPFP, VoPP
@@ -37,6 +39,8 @@ METHODS: dict[str, type[Method]] = {
     "maple": MaPLe,
     "lora": LoRA,
     "tempme": TempMe,
+    "prompt_switch": PromptSwitch,
+    "dgl": DGL,
 }
 
 __all__ = ["METHODS", "Method", "assign", "load_tuned", "save_tuned", "tune", "tuned"]

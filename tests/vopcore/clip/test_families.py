@@ -144,7 +144,10 @@ def test_counts_follow_from_widths_and_depths(clip):
 
 
 NO_BLOCKS = r"its vision tower, a \w+, has no blocks that a method can reach"
-NEEDS = {"tempme": ("reads_class_token", "has_halves")}
+NEEDS = {
+    "dgl": ("reads_class_token",),
+    "tempme": ("reads_class_token", "has_halves"),
+}
 WITHOUT = {  # what the vision tower of a family lacks
     "reads_class_token": {"siglip", "vitamin", "pe_core", "clipa", "coca"},
     "has_halves": set(TIMM),

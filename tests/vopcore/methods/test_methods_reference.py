@@ -4,15 +4,21 @@ ones."""
 import open_clip
 import pytest
 import torch
+from support.dgl_reference import DGLReference
 from support.methods import FRAMES, batch, method, tiny_clip
 from support.methods_reference import Reference
+from support.prompt_switch_reference import PromptSwitchReference
 from support.tempme_reference import TempMeReference
 
 from vopcore.methods import METHODS, tune, tuned
 from vopcore.retriever import Retriever
 
 CLASSES = [open_clip.CLIP, open_clip.CustomTextCLIP]
-REFERENCES = {"tempme": TempMeReference}  # of methods that change how a tower is run
+REFERENCES = {  # of methods that change how a tower is run
+    "tempme": TempMeReference,
+    "prompt_switch": PromptSwitchReference,
+    "dgl": DGLReference,
+}
 REAL = [FRAMES, 2, 1]  # frames of the three videos of a batch
 
 
@@ -45,6 +51,10 @@ def test_outputs_and_gradients_are_those_of_the_equations(name, cls):
 def test_tempme_merges_within_frames_below_the_joining_layers(frame_merges, shares):
     options = {"frame_merges": frame_merges, "joined_share": shares, "share": shares}
     compare(*both("tempme", open_clip.CLIP, layers=5, **options))
+
+
+def test_dgl_makes_prompts_by_a_transformer():
+    compare(*both("dgl", open_clip.CLIP, space="transformer"))
 
 
 def compare(outputs, wanted, parameters):
