@@ -188,7 +188,7 @@ def test_too_many_failures_stop_the_run_with_a_summary(tmp_path, videos):
 
 def test_a_disk_too_small_is_refused_before_anything_is_decoded(tmp_path, videos):
     with pytest.raises(ValueError, match=r"needs about \d+\.\d GB for .* frames and has .* GB free"):
-        ingest(annotations(videos), str(tmp_path / "shards"), Video(stored_frames=10**8))
+        ingest(annotations(videos), str(tmp_path / "shards"), Video(stored_frames=10**8, size=224))
     assert not (tmp_path / "shards").exists()
 
 
