@@ -93,11 +93,14 @@ class Worker:
         }
         self._say(f"computes in {chosen} on {'the CPU' if gpu == 'none' else gpu}")
 
+        self.tokenize = clips.tokenizer(clip, self.config.clip.words)
+        captions = task.annotations["caption"].unique().to_pylist()
+        clips.check_not_blind(clip, self.tokenize, self.tokenize.name, captions)
+
         tune(clip, task.run.method, self.config.video.frames)
         learn_scale = self.settings.learn_logit_scale
         towers = precision.apply(chosen)
         self.retriever = Retriever(clip, task.run.pooling, learn_scale, towers).to(self.device)
-        self.tokenize = clips.tokenizer(clip, self.config.clip.words)
         self.cache = ShardCache(**self.config.resources.cache.model_dump())
         self.shards = Shards(task.shards, self.cache)
         self.captions = training_captions(task.annotations, self.shards)

@@ -1,5 +1,6 @@
 """The seams of open_clip: load a CLIP, find its towers, wrap their blocks, encode. Its only importer."""
 
+from vopcore.clip.blindness import check_not_blind
 from vopcore.clip.encode import (
     encode_from,
     encode_prefix,
@@ -50,6 +51,7 @@ __all__ = [
     "Tuning",
     "activation",
     "blank",
+    "check_not_blind",
     "empty_copy",
     "encode_from",
     "encode_prefix",
