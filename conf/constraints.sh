@@ -8,7 +8,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 python3 -m venv "$scratch/venv"
-"$scratch/venv/bin/pip" install --quiet --editable '.[test,aws,search]'
+"$scratch/venv/bin/pip" install --quiet --editable '.[test,aws,search,multilingual]'
 
 {
     echo "# What cluster machines, images and workflows install; conf/constraints.sh renews it. Python 3.11 to 3.13, Linux x86-64."

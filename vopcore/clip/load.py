@@ -114,6 +114,11 @@ def blank(model: str) -> nn.Module:
     config["text_cfg"]["hf_model_pretrained"] = False  # weights come later, all together
     config["vision_cfg"]["timm_model_pretrained"] = False
 
+    if "hf_model_name" in config["text_cfg"]:
+        from vopcore.clip.tokenizer import check_transformers  # which imports this file
+
+        check_transformers(model)
+
     family = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
     if "multimodal_cfg" in config:
         family = open_clip.CoCa

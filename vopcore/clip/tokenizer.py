@@ -1,6 +1,7 @@
 """The tokenizer that belongs to a model: CLIP's own byte pairs, or one of Hugging Face."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vopcore.clip.towers import model_name
 
 CLIP_VOCABULARY = 49408  # tokens of CLIP's own byte pairs
 DEFAULT_CONTEXT = 77  # of a model whose config says nothing, as in open_clip
+INSTALL = "pip install -e '.[multilingual]'"
 LONG_CAPTION = 8192  # letters; what is cut only where a caption is longer
 LONG_WORD = 1024  # letters: merging byte pairs takes time that grows with their square
 
@@ -86,16 +88,27 @@ def text_settings(model: str | nn.Module) -> dict[str, Any]:
 
 def _hugging_face(name: str, source: str, text: dict[str, Any], words: int) -> HFTokenizer:
     """As `open_clip.get_tokenizer` makes it, for configs of one's own too."""
+    check_transformers(name)
     options = dict(text.get("tokenizer_kwargs") or {})
     try:
         return HFTokenizer(source, context_length=words, tokenizer_mode=text.get("tokenizer_mode"), **options)
     except ImportError as error:
         raise ValueError(
             f"{name}: its tokenizer {source} needs a package that is not installed ({error.name or error}): "
-            "pip install 'vopcore[multilingual]'"
+            f"{INSTALL}"
         ) from None
     except Exception as error:  # transformers and huggingface_hub raise many kinds; each means no files
         raise ValueError(missing_files(name, "tokenizer", source, error)) from None
+
+
+def check_transformers(model: str) -> None:
+    """ValueError, one line, where the package is not installed that Hugging Face's text towers and tokenizers
+    need."""
+    if find_spec("transformers") is None:
+        raise ValueError(
+            f"{model}: its text tower or its tokenizer is one of Hugging Face, and transformers is not"
+            f" installed: {INSTALL}"
+        )
 
 
 def missing_files(name: str, what: str, source: str, error: Exception) -> str:
