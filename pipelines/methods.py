@@ -26,7 +26,9 @@ CLI.add_argument(
 )
 CLI.add_argument("--frames", type=int, default=12, help="frames of the video (default: 12)")
 CLI.add_argument(
-    "--models", action="store_true", help="list every model of open_clip with what can tune it, and why not"
+    "--models",
+    action="store_true",
+    help="list every model of open_clip: which methods can tune it, and why not",
 )
 CLI.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

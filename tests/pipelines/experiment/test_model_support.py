@@ -6,40 +6,79 @@ import pytest
 from packaging.requirements import Requirement
 from support import ROOT
 
-from pipelines.experiment.model_support import ALL, model_support
+from pipelines.experiment.model_support import (
+    OTHER_OPTIONS,
+    WORKS,
+    as_text,
+    model_support,
+    model_supports,
+)
+from vopcore.methods import METHODS
+
+# It merges tokens inside the blocks of open_clip's own vision transformers.
+NEEDS_HALVES = "tempme"
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "words", "tokenizer"),
+    ("model", "parameters", "size", "words", "tokenizer", "other_options"),
     [
-        ("PE-Core-T-16-384", 384, 32, "CLIP"),
-        ("ViT-B-16-SigLIP", 224, 64, "timm/ViT-B-16-SigLIP"),
-        ("EVA02-B-16", 224, 77, "CLIP"),
-        ("MobileCLIP2-B", 224, 77, "CLIP"),
-        ("ViT-L-14-CLIPA", 224, 32, "bert-base-uncased"),
-        ("ViTamin-S", 224, 77, "CLIP"),
-        ("coca_ViT-B-32", 224, 76, "CLIP"),
+        ("ViT-B-32-quickgelu", 151_277_313, 224, 77, "CLIP", set()),
+        ("PE-Core-T-16-384", None, 384, 32, "CLIP", set()),
+        ("ViT-B-16-SigLIP", None, 224, 64, "timm/ViT-B-16-SigLIP", set()),
+        ("EVA02-B-16", None, 224, 77, "CLIP", set()),
+        ("MobileCLIP2-B", None, 224, 77, "CLIP", set()),
+        ("ViT-L-14-CLIPA", None, 224, 32, "bert-base-uncased", set()),
+        ("ViTamin-S", None, 224, 77, "CLIP", set()),
+        ("coca_ViT-B-32", None, 224, 76, "CLIP", set()),
+        # A text of 16 tokens has no room for CoOp's 16 prompts.
+        ("ViT-SO400M-14-SigLIP", None, 224, 16, "timm/ViT-B-16-SigLIP", {"coop"}),
     ],
 )
-def test_models_with_blocks_take_nearly_every_method(model, size, words, tokenizer):
+def test_models_with_blocks_take_every_method(model, parameters, size, words, tokenizer, other_options):
     row = model_support(model)
     assert (row.size, row.words, row.tokenizer) == (size, words, tokenizer)
-    assert row.methods.startswith(f"{ALL} but ")
-    assert "tempme" in row.methods
-
-
-def test_vision_transformers_of_open_clip_that_read_a_class_token_take_every_method():
-    row = model_support("ViT-B-32-quickgelu")
-    assert (row.size, row.words, row.tokenizer, row.methods) == (224, 77, "CLIP", ALL)
+    assert parameters in (None, row.parameters)
+    assert list(row.marks) == list(METHODS)
+    for method, mark in row.marks.items():
+        if method in other_options:
+            assert mark == OTHER_OPTIONS
+            assert row.reasons[method].startswith("prompts: 16 must be at most 14")
+        elif method != NEEDS_HALVES:
+            assert mark == WORKS
+            assert method not in row.reasons
 
 
 def test_towers_without_blocks_say_what_works():
     row = model_support("RN50")
     assert row.parameters == 102_007_137
-    assert row.methods.startswith(
+    works = {method for method, mark in row.marks.items() if mark == WORKS}
+    assert {"zero_shot", "full", "bias", "proj", "coop"} <= works
+    assert not {"vop", "vpt", "cross_modal_adapter"} & works
+    assert not row.takes_all
+    assert row.reasons["vop"].startswith(
         "its vision tower, a ModifiedResNet, has no blocks that a method can reach;"
     )
-    assert "zero_shot, full, bias, proj" in row.methods
+    assert "zero_shot, full, bias, proj" in row.reasons["vop"]
+
+
+def test_the_table_has_a_mark_for_each_method_and_the_reasons_below():
+    rows = model_supports(["ViT-B-32", "RN50"])
+    text = as_text(rows)
+    lines = text.splitlines()
+    for row in rows:
+        (line,) = [line for line in lines if line.startswith(f"{row.model} ")]
+        assert "".join(row.marks.values()) in line.split()
+        assert f"{row.parameters:,}" in line.split()
+    for reason in rows[1].reasons.values():
+        assert text.count(reason) == 1, "a reason stands once, however many models have it"
+    assert lines[-1].startswith("of 2 models every method can tune 1; each method: zero_shot 2, ")
+
+    # Read downwards, the header is the names of the methods.
+    header = lines[: max(len(method) for method in METHODS)]
+    start = header[-1].index("tokenizer") + 38
+    for column, method in enumerate(METHODS):
+        letters = "".join(line[start + column] for line in header)
+        assert letters.strip() == method
 
 
 def test_open_clip_4_has_another_attention_and_is_left_out():
