@@ -25,18 +25,20 @@ def export_webdataset(
     (its first caption) and KEY.json (`video`, `split`, `captions`, and what the shard says of the video). A
     tar is there whole or not at all. Videos without a frame are left out.
     """
-    captions: dict[tuple[str, str], list[str]] = {}
+    captions_of: dict[str, dict[str, list[str]]] = {}
     for row in annotations.select(["split", "video", "caption"]).to_pylist():
-        captions.setdefault((row["split"], row["video"]), []).append(row["caption"])
+        captions_of_split = captions_of.setdefault(row["split"], {})
+        captions_of_split.setdefault(row["video"], []).append(row["caption"])
 
     folder.mkdir(parents=True, exist_ok=True)
     tars = []
-    for split in dict.fromkeys(split for split, _ in captions):
-        videos = [video for of, video in captions if of == split]
-        decoded = [video for video in videos if video in shards.videos and shards.num_frames(video)]
+    for split, captions in captions_of.items():
+        decoded = [video for video in captions if video in shards.videos and shards.num_frames(video)]
         for start in range(0, len(decoded), per_tar):
-            path = folder / f"{split}-{start // per_tar:05}.tar"
-            samples = {video: captions[split, video] for video in decoded[start : start + per_tar]}
+            number = start // per_tar
+            path = folder / f"{split}-{number:05}.tar"
+            videos = decoded[start : start + per_tar]
+            samples = {video: captions[video] for video in videos}
             _write_tar(path, split, start, samples, shards)
             tars.append(path)
     return tars
@@ -45,16 +47,20 @@ def export_webdataset(
 def _write_tar(
     path: Path, split: str, start: int, samples: Mapping[str, Sequence[str]], shards: Shards
 ) -> None:
-    part = path.with_name(f"{path.name}.part")
-    with tarfile.open(part, "w") as archive:
+    partial = path.with_name(f"{path.name}.part")
+    with tarfile.open(partial, "w") as archive:
         for number, (video, captions) in enumerate(samples.items(), start):
-            key = f"{number:09}"  # a video's name may hold dots and slashes, a key may not
-            for place, frame in enumerate(shards.frames(video)):
-                _add(archive, f"{key}.{place:03}.jpg", encode_jpeg(frame, QUALITY))
-            facts = {"split": split, "captions": list(captions), **asdict(shards.videos[video])}
+            # a video's name may hold dots and slashes, a key may not
+            key = f"{number:09}"
+            for frame_number, frame in enumerate(shards.frames(video)):
+                jpeg = encode_jpeg(frame, QUALITY)
+                _add(archive, f"{key}.{frame_number:03}.jpg", jpeg)
+
+            entry = asdict(shards.videos[video])
+            facts = {"split": split, "captions": list(captions), **entry}
             _add(archive, f"{key}.txt", captions[0].encode())
             _add(archive, f"{key}.json", json.dumps(facts).encode())
-    part.replace(path)
+    partial.replace(path)
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

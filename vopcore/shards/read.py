@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import torch
 from pyarrow import fs
 
-from vopcore.shards.index import Entries, read_index
+from vopcore.shards.index import Entries, ShardFile, read_index
 from vopcore.shards.readers import ArrowFiles, FileName
 from vopcore.shards.schema import Entry, Layout
-from vopcore.shards.write import arrow_name
+from vopcore.shards.write import arrow_name, sidecar_name
 from vopcore.storage import ShardCache, Store, file_sha256
 
 
@@ -33,19 +33,30 @@ class Sidecar(NamedTuple):
 
 def sidecars(store: Store) -> list[Sidecar]:
     """The committed shards, by number, read one by one; `Shards` has the same from the index."""
-    names = [name for name in store.names() if name.endswith(".json") and name[:-5].isdigit()]
-    with ThreadPoolExecutor(1 if store.is_local else 32) as pool:  # an object store answers late
+    numbers = []
+    for name in store.names():
+        stem, _, suffix = name.rpartition(".")
+        if suffix == "json" and stem.isdigit():
+            numbers.append(int(stem))
+
+    # an object store answers late, and many requests at once
+    num_threads = 1 if store.is_local else 32
+    names = [sidecar_name(number) for number in numbers]
+    with ThreadPoolExecutor(num_threads) as pool:
         contents = pool.map(store.read, names)
-        return [
-            _sidecar(int(name[:-5]), json.loads(content))
-            for name, content in zip(names, contents, strict=True)
-        ]
+        rows = zip(numbers, contents, strict=True)
+        return [_sidecar(number, json.loads(content)) for number, content in rows]
 
 
 def _sidecar(number: int, content: dict[str, Any]) -> Sidecar:
-    entries = [Entry(**video) for video in content["videos"]]
-    layout = Layout(**content["layout"])
-    return Sidecar(number, content["rows"], content["bytes"], content["sha256"], layout, entries)
+    return Sidecar(
+        number=number,
+        rows=content["rows"],
+        bytes=content["bytes"],
+        sha256=content["sha256"],
+        layout=Layout(**content["layout"]),
+        entries=[Entry(**video) for video in content["videos"]],
+    )
 
 
 class Shards:
@@ -69,7 +80,8 @@ class Shards:
     def decoded(self) -> pa.Array:
         """The ids of all videos that have frames, sorted."""
         table = self._index.table
-        return table.column("video").filter(pc.greater(table.column("num_frames"), 0)).combine_chunks()
+        has_frames = pc.greater(table.column("num_frames"), 0)
+        return table.column("video").filter(has_frames).combine_chunks()
 
     def digest(self, videos: Sequence[str] | pa.Array | None = None) -> str:
         """Sixteen characters that change when one of `videos` (None: all) gives other frames; see
@@ -84,7 +96,7 @@ class Shards:
     def place(self, video: str) -> tuple[str, int]:
         """The SHA-256 of a video's shard and its row there: another one as soon as a pixel differs."""
         position = self._position(video)
-        shard = self._index.shards[self._index.value("shard", position)]
+        shard = self._shard_at(position)
         return shard.sha256, self._index.value("row", position)
 
     def frames(
@@ -96,12 +108,13 @@ class Shards:
         size, 3]. Raises KeyError for a video that is not committed.
         """
         position = self._position(video)
-        shard = self._index.shards[self._index.value("shard", position)]
+        shard = self._shard_at(position)
+        size = shard.layout.size
         if self._index.value("num_frames", position) == 0:
-            return np.zeros((0, shard.layout.size, shard.layout.size, 3), np.uint8)
+            return np.zeros((0, size, size, 3), np.uint8)
 
-        file = FileName(arrow_name(shard.number), shard.sha256)
-        batch = self._files.batch(file, self._index.value("row", position))
+        row = self._index.value("row", position)
+        batch = self._files.batch(_file_of(shard), row)
         return shard.layout.pixels(batch, indices, out)
 
     def prefetch(self, videos: Iterable[str]) -> None:
@@ -110,8 +123,8 @@ class Shards:
             return
         files = []
         for video in videos:
-            shard = self._index.shards[self._index.value("shard", self._position(video))]
-            files.append(FileName(arrow_name(shard.number), shard.sha256))
+            shard = self._shard_at(self._position(video))
+            files.append(_file_of(shard))
         self._files.prefetch(files)
 
     @staticmethod
@@ -125,12 +138,22 @@ class Shards:
             raise KeyError(video)
         return position
 
+    def _shard_at(self, position: int) -> ShardFile:
+        """The shard of a row of the index."""
+        number = self._index.value("shard", position)
+        return self._index.shards[number]
+
     def __getstate__(self) -> dict[str, Any]:
+        # open files and locks do not pickle; the other process opens its own
         return {"_store": self._store, "_cache": self._cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def _file_of(shard: ShardFile) -> FileName:
+    return FileName(arrow_name(shard.number), shard.sha256)
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -141,26 +164,35 @@ def verify(folder: str | Path) -> list[str]:
     faults = []
     for sidecar in sidecars(store):
         name = arrow_name(sidecar.number)
+        place = store.path(name)
         if not store.exists(name):
-            faults.append(f"{store.path(name)}: is missing")
+            faults.append(f"{place}: is missing")
             continue
+
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(store.path(name))
+            path = Path(place)
             if not store.is_local:
                 path = Path(scratch) / name
-                fs.copy_files(store.path(name), str(path), store.filesystem, fs.LocalFileSystem())
-            faults += [f"{store.path(name)}: {fault}" for fault in _faults(path, sidecar)]
+                fs.copy_files(place, str(path), store.filesystem, fs.LocalFileSystem())
+            faults += [f"{place}: {fault}" for fault in _faults(path, sidecar)]
     return faults
 
 
 def _faults(path: Path, sidecar: Sidecar) -> list[str]:
+    """What is wrong with one shard, the cheapest test first."""
     num_bytes = path.stat().st_size
     if num_bytes != sidecar.bytes:
         return [f"has {num_bytes:,} bytes, was written with {sidecar.bytes:,}"]
     if file_sha256(path) != sidecar.sha256:
         return ["its content has changed since it was written (sha256 differs)"]
+
+    videos = []
     with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
-        videos = [reader.get_batch(row)["video"][0].as_py() for row in range(reader.num_record_batches)]
-    if videos != [entry.video for entry in sidecar.entries] or len(videos) != sidecar.rows:
+        for row in range(reader.num_record_batches):
+            batch = reader.get_batch(row)
+            videos.append(batch["video"][0].as_py())
+
+    listed = [entry.video for entry in sidecar.entries]
+    if videos != listed or len(videos) != sidecar.rows:
         return [f"holds {len(videos)} videos, its sidecar lists {sidecar.rows} or others"]
     return []
