@@ -73,10 +73,11 @@ class ShardIndex:
     def position(self, video: str) -> int | None:
         """The row of a video in the table; None if it is not there."""
         videos = self._columns["video"]
-        position = bisect_left(range(len(videos)), video, key=lambda row: videos[row].as_py())
-        if position < len(videos) and videos[position].as_py() == video:
-            return position
-        return None
+        rows = range(len(videos))
+        position = bisect_left(rows, video, key=lambda row: videos[row].as_py())
+        if position == len(videos) or videos[position].as_py() != video:
+            return None
+        return position
 
     def positions(self, videos: pa.Array) -> pa.Array:
         """The rows of many videos, int32; null for those that are not there."""
@@ -88,7 +89,8 @@ class ShardIndex:
 
     def entry(self, position: int) -> Entry:
         """All that is known of one video."""
-        return Entry(**{name: self.value(name, position) for name in ENTRY_NAMES})
+        values = {name: self.value(name, position) for name in ENTRY_NAMES}
+        return Entry(**values)
 
     def with_mtimes(self, positions: pa.Array, mtimes: pa.ChunkedArray) -> "ShardIndex":
         """The index with other times of change of some source files, float64 [N]; the sidecars keep the old
@@ -96,9 +98,12 @@ class ShardIndex:
         """
         column = self._columns["source_mtime"].to_numpy(zero_copy_only=False).copy()
         column[positions.to_numpy()] = mtimes.to_numpy()
-        number = self.table.schema.get_field_index("source_mtime")
+
+        # NumPy has NaN for null, `from_pandas` makes it null again
         values = pa.array(column, pa.float64(), from_pandas=True)
-        table = self.table.set_column(number, self.table.schema.field(number), values)
+        schema = self.table.schema
+        number = schema.get_field_index("source_mtime")
+        table = self.table.set_column(number, schema.field(number), values)
         return ShardIndex(table, self.shards, is_saved=False)
 
     def digest(self, videos: Sequence[str] | pa.Array | None = None) -> str:
@@ -113,12 +118,17 @@ class ShardIndex:
             positions = self.positions(wanted).drop_null()
             in_order = positions.take(pc.array_sort_indices(positions))
             rows = self.table.take(in_order)
+
         digest = hashlib.sha256()
         for name in ("video", "status", "num_frames", "start", "end", "content"):
             digest.update(_bytes_of(rows.column(name)))
+
+        # how many times each video has, and all of them
         times = _one_chunk(rows.column("times"))
-        digest.update(pc.list_value_length(times).to_numpy(zero_copy_only=False).tobytes())
+        num_times = pc.list_value_length(times)
+        digest.update(num_times.to_numpy(zero_copy_only=False).tobytes())
         digest.update(times.flatten().to_numpy().tobytes())
+
         # Shards written before frames were hashed: the file that was decoded has to do.
         unhashed = rows.filter(pc.is_null(rows.column("content")))
         for name in ("video", "source_size", "source_mtime"):
@@ -152,27 +162,35 @@ class Entries(Mapping[str, Entry]):
 def read_index(store: Store, cache: ShardCache | None = None) -> ShardIndex:
     """The index of a shard folder as its sidecars are now; reads those that its index file does not know."""
     stamps = _stamps(store)
+    empty = ShardIndex(SCHEMA.empty_table(), {}, is_saved=False)
     saved = _saved(store, cache or ShardCache())
-    known = {} if saved is None else {number: shard.stamp for number, shard in saved.shards.items()}
-    if saved is not None and known == stamps:
+    if saved is None:
+        saved = empty
+    known = {number: shard.stamp for number, shard in saved.shards.items()}
+    if saved.is_saved and known == stamps:
         return saved
 
     # A sidecar that is gone or another one may bring back a video that was decoded twice: begin anew.
     is_changed = any(stamps.get(number) != stamp for number, stamp in known.items())
-    if saved is None or is_changed:
-        saved = ShardIndex(SCHEMA.empty_table(), {}, is_saved=False)
+    if is_changed:
+        saved = empty
 
     fresh = sorted(stamps.keys() - saved.shards.keys())
     names = [f"{number:06d}.json" for number in fresh]
     tables = [saved.table]
     shards = dict(saved.shards)
-    with ThreadPoolExecutor(4 if store.is_local else 32) as pool:  # an object store answers late
+
+    # an object store answers late, and many requests at once
+    num_threads = 4 if store.is_local else 32
+    with ThreadPoolExecutor(num_threads) as pool:
         contents = pool.map(store.read, names)
         for number, content in zip(fresh, contents, strict=True):
             sidecar = json.loads(content)
             shards[number] = _shard_file(number, sidecar, stamps[number])
             tables.append(_rows(number, sidecar["videos"]))
-    return ShardIndex(_latest(pa.concat_tables(tables)), shards, is_saved=False)
+
+    table = _latest(pa.concat_tables(tables))
+    return ShardIndex(table, shards, is_saved=False)
 
 
 def save_index(store: Store, index: ShardIndex) -> None:
@@ -220,8 +238,11 @@ def _saved(store: Store, cache: ShardCache) -> ShardIndex | None:
         table = pa.ipc.open_file(file).read_all()
         if held is not None:
             held.close()  # what is mapped stays, even if the cache lets go of the file
+
+        # an index of another version
         if table.schema.remove_metadata() != SCHEMA:
             return None
+
         shards = {}
         for fact in json.loads(table.schema.metadata[b"shards"]):
             layout = Layout(**fact.pop("layout"))

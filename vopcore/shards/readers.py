@@ -45,6 +45,7 @@ class ArrowFiles:
     def __init__(self, store: Store, cache: ShardCache, capacity: int | None = None) -> None:
         self._store = store
         self._cache = cache
+        # a quarter of the descriptors: others need some too
         self._capacity = capacity or (LOCAL_READERS if store.is_local else _descriptors() // 4)
         self._free: OrderedDict[FileName, list[OpenFile]] = OrderedDict()
         self._num_free = 0
@@ -67,9 +68,12 @@ class ArrowFiles:
         """Begin to bring files of an object store into the cache, in threads; returns at once."""
         if self._store.is_local:
             return
+
         with self._lock:
+            # made when it is first needed: a local store has no use for it
             if self._prefetchers is None:
                 self._prefetchers = ThreadPoolExecutor(PREFETCH_THREADS, thread_name_prefix="prefetch")
+
             for file in dict.fromkeys(files):
                 if file not in self._free and file not in self._coming:
                     self._coming.add(file)
@@ -93,6 +97,7 @@ class ArrowFiles:
             readers = self._free.get(file)
             if not readers:
                 return None
+
             self._num_free -= 1
             opened = readers.pop()
             if not readers:
@@ -109,6 +114,8 @@ class ArrowFiles:
                 _, readers = self._free.popitem(last=False)
                 self._num_free -= len(readers)
                 surplus += readers
+
+        # closing may wait for a disk, and nobody should wait for that
         for reader in surplus:
             reader.close()
 

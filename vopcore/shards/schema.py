@@ -11,6 +11,7 @@ import simplejpeg
 
 Storage = Literal["raw", "jpeg"]
 PLAIN_PREPROCESSING = ("shortest", "bicubic")  # OpenAI's way to resize, which a folder's name leaves out
+JPEG_BYTES_PER_PIXEL = 0.62  # the most that was measured at quality 95; the least was 0.4
 RAW_BYTES_PER_VIDEO = 5_000_000  # above, JPEG is the default: at 224 pixels that is 33 frames
 
 
@@ -58,31 +59,44 @@ class Layout:
         """A frame is a tensor [size, size, 3] or a JPEG; a video is a list of them, so a short one
         takes less room.
         """
-        raw = self.storage == "raw"
-        frame = pa.fixed_shape_tensor(pa.uint8(), [self.size, self.size, 3]) if raw else pa.binary()
-        return pa.schema([("frames", pa.list_(frame)), *ENTRY_COLUMNS])
+        frame = pa.binary()
+        if self.storage == "raw":
+            frame = pa.fixed_shape_tensor(pa.uint8(), [self.size, self.size, 3])
+        frames = ("frames", pa.list_(frame))
+        return pa.schema([frames, *ENTRY_COLUMNS])
 
     def batch(self, entry: Entry, pixels: np.ndarray | None) -> pa.RecordBatch:
         """One video as a record batch; `pixels` uint8 [F, size, size, 3], None for a failed video."""
-        shape = (self.size, self.size, 3)
-        frames = np.zeros((0, *shape), np.uint8) if pixels is None else np.ascontiguousarray(pixels)
-        assert frames.shape == (entry.num_frames, *shape), (
+        frame_shape = (self.size, self.size, 3)
+        frames = np.zeros((0, *frame_shape), np.uint8)
+        if pixels is not None:
+            frames = np.ascontiguousarray(pixels)
+        assert frames.shape == (entry.num_frames, *frame_shape), (
             f"{entry.video}: {frames.shape}, {entry.num_frames} frames"
         )
+
         schema = self.schema()
-        columns = [pa.array([getattr(entry, name)], schema.field(name).type) for name in schema.names[1:]]
-        return pa.record_batch([self._frames(frames), *columns], schema=schema)
+        columns = [self._frames(frames)]
+        for name in schema.names[1:]:
+            value = getattr(entry, name)
+            columns.append(pa.array([value], schema.field(name).type))
+        return pa.record_batch(columns, schema=schema)
 
     def _frames(self, frames: np.ndarray) -> pa.ListArray:
+        """One list that holds all frames."""
         if self.storage == "jpeg":
-            images = pa.array([encode_jpeg(frame, self.quality) for frame in frames], pa.binary())
+            jpegs = [encode_jpeg(frame, self.quality) for frame in frames]
+            images = pa.array(jpegs, pa.binary())
         else:
-            kind = pa.fixed_shape_tensor(pa.uint8(), frames.shape[1:])
-            flat = pa.FixedSizeListArray.from_arrays(
-                pa.array(frames.reshape(-1)), int(np.prod(frames.shape[1:]))
-            )
+            # Arrow takes the pixels as they lie in memory, without a copy
+            frame_shape = frames.shape[1:]
+            pixels = pa.array(frames.reshape(-1))
+            flat = pa.FixedSizeListArray.from_arrays(pixels, int(np.prod(frame_shape)))
+            kind = pa.fixed_shape_tensor(pa.uint8(), frame_shape)
             images = pa.ExtensionArray.from_storage(kind, flat)
-        return pa.ListArray.from_arrays(pa.array([0, len(frames)], pa.int32()), images)
+
+        offsets = pa.array([0, len(frames)], pa.int32())
+        return pa.ListArray.from_arrays(offsets, images)
 
     def pixels(
         self, batch: pa.RecordBatch, indices: list[int] | None = None, out: np.ndarray | None = None
@@ -93,23 +107,25 @@ class Layout:
         """
         images = batch.column("frames").values
         if self.storage == "raw":
-            frames = images.storage.flatten().to_numpy().reshape(-1, self.size, self.size, 3)
+            flat = images.storage.flatten().to_numpy()
+            frames = flat.reshape(-1, self.size, self.size, 3)
             return pick(frames, indices, out)
 
         wanted = range(len(images)) if indices is None else indices
         if out is None:
             out = np.empty((len(wanted), self.size, self.size, 3), np.uint8)
         for row, index in zip(out, wanted, strict=True):
+            # a view of the file, decoded to where the frame belongs: no copy in between
             data = np.frombuffer(images[index].as_buffer(), np.uint8)
             simplejpeg.decode_jpeg(data, "RGB", buffer=row)
         return out
 
     def bytes_per_frame(self) -> int:
-        """Disk one frame takes; for JPEG a generous estimate (measured 0.4-0.62 bytes a pixel at
-        quality 95).
-        """
-        pixels = self.size * self.size
-        return pixels * 3 if self.storage == "raw" else int(pixels * 0.62)
+        """Disk that one frame takes; for JPEG a generous estimate."""
+        num_pixels = self.size * self.size
+        if self.storage == "raw":
+            return num_pixels * 3
+        return int(num_pixels * JPEG_BYTES_PER_PIXEL)
 
 
 ENTRY_COLUMNS = [
@@ -132,7 +148,8 @@ ENTRY_COLUMNS = [
 
 def default_storage(stored_frames: int, size: int) -> Storage:
     """By the size of one video, not of the data set: adding videos must not change the answer."""
-    return "raw" if stored_frames * size * size * 3 <= RAW_BYTES_PER_VIDEO else "jpeg"
+    raw_bytes = stored_frames * size * size * 3
+    return "raw" if raw_bytes <= RAW_BYTES_PER_VIDEO else "jpeg"
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
@@ -144,6 +161,7 @@ def pick(frames: np.ndarray, indices: list[int] | None, out: np.ndarray | None) 
     """The frames at `indices`, or all; written to `out` if there is one, each with one copy."""
     if out is None:
         return frames if indices is None else frames[indices]
+
     wanted = range(len(frames)) if indices is None else indices
     for row, index in zip(out, wanted, strict=True):
         row[...] = frames[index]
@@ -162,10 +180,15 @@ def folder_name(
     """Names the shards of one way to sample, resize and store; whatever would change a pixel changes the
     name. OpenAI's preprocessing, as of most models, is not named.
     """
+    # raw frames are the same at every quality
     quality = layout.quality if layout.storage == "jpeg" else None
-    preprocessing = [] if (resize, interpolation) == PLAIN_PREPROCESSING else [resize, interpolation]
-    parts = [sampler, stored_frames, layout.size, layout.storage, quality, decoder_version, *preprocessing]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+    preprocessing = []
+    if (resize, interpolation) != PLAIN_PREPROCESSING:
+        preprocessing = [resize, interpolation]
+
+    settings = [sampler, stored_frames, layout.size, layout.storage, quality, decoder_version, *preprocessing]
+    text = json.dumps(settings)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
 
     frames = f"{stored_frames}x{layout.size}"
     return "-".join([sampler, frames, *preprocessing, layout.storage, digest])

@@ -35,8 +35,11 @@ def write_shard(
     with store.writing(arrow_name(number)) as path:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as writer:
             for entry, pixels in videos:
-                writer.write_batch(layout.batch(entry, pixels))
+                batch = layout.batch(entry, pixels)
+                writer.write_batch(batch)
                 entries.append(replace(entry, content=content_hash(pixels)))
+
+        # here the file is complete and still has its temporary name
         sidecar = {
             "rows": len(entries),
             "bytes": path.stat().st_size,
@@ -44,6 +47,8 @@ def write_shard(
             "layout": asdict(layout),
             "videos": [asdict(entry) for entry in entries],
         }
+
+    # the shard counts from here on
     store.write(sidecar_name(number), json.dumps(sidecar).encode())
     return entries
 
@@ -55,4 +60,5 @@ def content_hash(pixels: np.ndarray | None) -> str | None:
     """
     if pixels is None:
         return None
-    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()[:16]
+    content = np.ascontiguousarray(pixels).data
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -50,6 +50,7 @@ def _open_bucket(scheme: str, rest: str) -> tuple[fs.FileSystem, str]:
     """
     location, options = split_options(rest)
     bucket, _, key = location.partition("/")
+
     address = f"{scheme}://{bucket}/{options}"
     filesystem, root = fs.FileSystem.from_uri(address)
     path = root.rstrip("/")

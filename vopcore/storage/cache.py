@@ -9,6 +9,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from vopcore.storage.hashing import file_sha256
 from vopcore.storage.store import Store
 
 log = logging.getLogger(__name__)
+
+PIECE = 2**22  # bytes that are fetched at a time
 
 
 class ShardCache:
@@ -41,27 +44,40 @@ class ShardCache:
         else there is being read, from the store. A copy that is not what was written is fetched anew.
         Raises OSError where the file in the store is not what was written.
         """
+        source = store.path(name)
         if store.is_local:
-            return _mapped(store.path(name)), None
-        held = store.tried(lambda: self._hold(store.filesystem, store.path(name), sha256))
+            return _mapped(source), None
+
+        held = store.tried(lambda: self._hold(store.filesystem, source, sha256))
         if held is None:
-            return store.tried(lambda: store.filesystem.open_input_file(store.path(name))), None
-        return _mapped(held.name.removesuffix(".part")), held
+            remote = store.tried(lambda: store.filesystem.open_input_file(source))
+            return remote, None
+
+        # a file that was just fetched was opened under the name it had until it was whole
+        path = held.name.removesuffix(".part")
+        return _mapped(path), held
 
     def _hold(self, filesystem: fs.FileSystem, source: str, sha256: str) -> BinaryIO | None:
         """The cached file, fetched if need be; locked until it is closed. None if there is no room for it."""
-        path, part = self.folder / f"{sha256}.arrow", self.folder / f"{sha256}.arrow.part"
+        path = self.folder / f"{sha256}.arrow"
+        part = self.folder / f"{sha256}.arrow.part"
         while True:
+            # what there is, and room for what there is not, is one decision for all processes
             with self._alone():
                 cached = _shared(path)
                 coming = None if cached else _exclusive(part)
-                if coming and not self._reserve(coming, filesystem.get_file_info(source).size):
-                    _drop(coming, part)
-                    return None
+                if coming:
+                    num_bytes = filesystem.get_file_info(source).size
+                    if not self._reserve(coming, num_bytes):
+                        _drop(coming, part)
+                        return None
+
+            # fetching takes long, and happens outside of that
             if coming:
                 file = _fetch(coming, part, path, sha256, filesystem, source)
                 self._verified[sha256] = _state(path)
                 return file
+
             if cached is None:  # another process fetches it
                 _wait(part)
             elif self._is_whole(path, sha256):
@@ -102,9 +118,13 @@ class ShardCache:
         for path in files:
             if excess <= 0:
                 break
-            if unused := _exclusive(path):
+
+            # only a file that nobody reads can be locked
+            unused = _exclusive(path)
+            if unused is not None:
                 _drop(unused, path)
                 excess -= sizes[path]
+
         if excess > 0:
             self._say_full(f"resources.cache.gigabytes is {self.limit / 1e9:g}")
         return excess <= 0
@@ -144,14 +164,15 @@ def _fetch(
 ) -> BinaryIO:
     try:
         with filesystem.open_input_stream(source) as stream:
-            while piece := stream.read(2**22):
-                part.write(piece)
+            shutil.copyfileobj(stream, part, PIECE)
         part.flush()
         if file_sha256(partial) != sha256:
             raise OSError(f"{source}: its content has changed since it was written (sha256 differs)")
     except BaseException:
         _drop(part, partial)
         raise
+
+    # the lock is of the file, whatever it is called; from here on others may read it too
     partial.replace(path)
     fcntl.flock(part, fcntl.LOCK_SH)
     return part

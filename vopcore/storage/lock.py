@@ -66,17 +66,20 @@ def writer_lock(
     """
     store = Store(folder)
     lock = _DiskLock(store) if store.is_local else _BucketLock(store)
-    told = None
-    while (other := lock.take()) is not None:
+    told_token = None
+    while True:
+        other = lock.take()
+        if other is None:
+            break
         line = f"{store} is being written by {other}"
         if not wait:
             raise LockedError(
                 f"{line}: wait until it has ended, or choose another folder; that one was killed is noticed"
                 f" after {STALE_AFTER / 60:g} minutes where it ran on another machine"
             )
-        if told != other.token:
+        if told_token != other.token:
             tell(f"waiting: {line}")
-            told = other.token
+            told_token = other.token
         time.sleep(1.0)
 
     try:
@@ -183,6 +186,7 @@ class _BucketLock:
         if other is not None and not self._is_stale(other):
             return other
 
+        # several may see a free folder at once: all write, and the last one to write has it
         writer = _this_process()
         self._put(writer)
         time.sleep(SETTLE)
@@ -197,9 +201,12 @@ class _BucketLock:
             self._put(self._writer)
 
     def release(self) -> None:
+        if self._writer is None:
+            return
         with suppress(OSError):
+            # another writer may have taken over in the meantime
             present = _written_writer(self._store)
-            if present is not None and self._writer is not None and present.token == self._writer.token:
+            if present is not None and present.token == self._writer.token:
                 self._store.delete(LOCK_NAME)
 
     def _put(self, writer: Writer) -> None:
@@ -208,7 +215,9 @@ class _BucketLock:
     def _is_stale(self, other: Writer) -> bool:
         if other.machine == machine_id():
             return not process_lives(other.pid, other.since)
-        info = self._store.tried(lambda: self._store.filesystem.get_file_info(self._store.path(LOCK_NAME)))
+
+        path = self._store.path(LOCK_NAME)
+        info = self._store.tried(lambda: self._store.filesystem.get_file_info(path))
         if info.type != fs.FileType.File:
             return True
         return time.time() - info.mtime_ns / 1e9 > STALE_AFTER

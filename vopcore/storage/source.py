@@ -4,7 +4,6 @@ content.
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -45,15 +44,22 @@ def source_facts(filesystem: fs.FileSystem, path: str | None) -> SourceFacts:
 
 def all_source_facts(filesystem: fs.FileSystem, paths: Sequence[str | None]) -> pa.Table:
     """FACTS of many files, in their order: of a disk in threads, of an object store from its listing."""
+    if not paths:
+        return FACTS.empty_table()
+
     if isinstance(filesystem, fs.LocalFileSystem):
         starts = range(0, len(paths), CHUNK)
         chunks = [paths[start : start + CHUNK] for start in starts]
         with ThreadPoolExecutor(THREADS) as pool:
             tables = list(pool.map(_local_facts_of, chunks))
-        return pa.concat_tables(tables) if tables else FACTS.empty_table()
+        return pa.concat_tables(tables)
 
-    listed = _listing(filesystem, [path for path in paths if path is not None])
-    facts = [listed.get(path, NO_FILE) if path else NO_FILE for path in paths]
+    known_paths = [path for path in paths if path is not None]
+    listed = _listing(filesystem, known_paths)
+    facts = []
+    for path in paths:
+        fact = listed.get(path, NO_FILE) if path else NO_FILE
+        facts.append(fact)
     return _table(facts)
 
 
@@ -65,7 +71,8 @@ def source_sha256(filesystem: fs.FileSystem, path: str) -> str:
 
 def _listing(filesystem: fs.FileSystem, paths: Sequence[str]) -> dict[str, SourceFacts]:
     """One listing of each folder: an object store gives a thousand names for a request."""
-    folders = Counter(path.rpartition("/")[0] for path in paths)
+    # a dict is a set that keeps its order
+    folders = dict.fromkeys(path.rpartition("/")[0] for path in paths)
     listed: dict[str, SourceFacts] = {}
     for folder in folders:
         selector = fs.FileSelector(folder, allow_not_found=True)
@@ -100,4 +107,5 @@ def _facts_of(info: fs.FileInfo) -> SourceFacts:
 def _table(facts: Sequence[SourceFacts]) -> pa.Table:
     sizes = [fact.size for fact in facts]
     mtimes = [fact.mtime for fact in facts]
-    return pa.table([pa.array(sizes, pa.int64()), pa.array(mtimes, pa.float64())], schema=FACTS)
+    columns = [pa.array(sizes, pa.int64()), pa.array(mtimes, pa.float64())]
+    return pa.table(columns, schema=FACTS)

@@ -57,6 +57,7 @@ def sweep(folder: Path, beginning: str = "") -> None:
         files = list(folder.glob(".*.part"))
     except OSError:
         return
+
     for file in files:
         if file.name.startswith(f".{beginning}") and is_abandoned(file):
             file.unlink(missing_ok=True)
@@ -67,8 +68,10 @@ def is_abandoned(path: Path) -> bool:
     match = WRITER.match(path.name)
     try:
         written = path.stat().st_mtime
-    except OSError:
+    except OSError:  # somebody else has deleted it
         return False
+
+    # of a process on another machine only its last write is known
     if match is None or match["machine"] != machine_id():
         return time.time() - written > ABANDONED_AFTER
     return not process_lives(int(match["pid"]), written)
@@ -78,10 +81,13 @@ def process_lives(pid: int, at: float) -> bool:
     """Whether the process that had this number at a time (seconds since 1970) still runs."""
     try:
         process = psutil.Process(pid)
-        return process.create_time() <= at + 1 and process.status() != psutil.STATUS_ZOMBIE
+
+        # one that began later has got the number of one that ended; a second is left for rounding
+        is_same = process.create_time() <= at + 1
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-    except psutil.Error:
+    except psutil.Error:  # it is there, and we may not ask
         return True
 
 
@@ -94,6 +100,7 @@ def machine_id() -> str:
         namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # no Linux
         namespace = ""
+
     return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
