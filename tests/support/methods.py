@@ -26,6 +26,7 @@ OPTIONS = {  # for towers of 3 and 2 layers
     "maple": {"prompts": 2, "depth": 1},
     "lora": {"rank": 2},
     "tempme": {"rank": 2},
+    "mv_adapter": {"words": 12},
 }
 
 

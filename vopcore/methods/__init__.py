@@ -13,6 +13,7 @@ from vopcore.methods.cross_modal import CrossModalAdapter
 from vopcore.methods.dgl import DGL
 from vopcore.methods.lora import LoRA
 from vopcore.methods.maple import MaPLe
+from vopcore.methods.mv_adapter import MVAdapter
 from vopcore.methods.prompt import VPT, CoOp
 from vopcore.methods.prompt_switch import PromptSwitch
 from vopcore.methods.saved import assign, load_tuned, save_tuned
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "tempme": TempMe,
     "prompt_switch": PromptSwitch,
     "dgl": DGL,
+    "mv_adapter": MVAdapter,
 }
 
 __all__ = ["METHODS", "Method", "assign", "load_tuned", "save_tuned", "tune", "tuned"]

@@ -146,6 +146,7 @@ def test_counts_follow_from_widths_and_depths(clip):
 NO_BLOCKS = r"its vision tower, a \w+, has no blocks that a method can reach"
 NEEDS = {
     "dgl": ("reads_class_token",),
+    "mv_adapter": ("reads_class_token",),
     "tempme": ("reads_class_token", "has_halves"),
 }
 WITHOUT = {  # what the vision tower of a family lacks

@@ -14,7 +14,7 @@ from vopcore.retriever import Retriever
 from vopcore.training.loss import contrastive
 from vopcore.training.optim import build
 
-ORDER_AWARE = {"vop_p", "vop_c", "vop_f", "vop_fp", "vop_fc", "tempme", "prompt_switch"}
+ORDER_AWARE = {"vop_p", "vop_c", "vop_f", "vop_fp", "vop_fc", "tempme", "prompt_switch", "mv_adapter"}
 RUNS_ANOTHER_TOWER = {"tempme", "prompt_switch", "dgl"}  # at the start too
 VIT_B_32 = [
     ("zero_shot", {}, 0),
@@ -43,6 +43,7 @@ VIT_B_32 = [
     ("prompt_switch", {}, 12 * 12 * 768),
     ("dgl", {}, 4 * 12 * 768 + 393_728 + 4 * 768),  # without the 393,728 of prompts that nothing sees
     ("dgl", {"space": "transformer"}, 516_096 + 7_087_872 + 1_968_128 + 3_072),
+    ("mv_adapter", {}, 12 * (150_912 + 7_248) + 12 * 118_272 + 8_512),
     ("tempme", {}, 294_912 + 196_608 + (12 + 6 + 3) * 768),
     ("vop_c", {"context": "lstm"}, 36_864 + 49_152 + 4_724_736 + 2_362_368),
     ("partial", {"layers": 12}, 12 * (7_087_872 + 3_152_384)),

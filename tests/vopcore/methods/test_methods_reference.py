@@ -7,6 +7,7 @@ import torch
 from support.dgl_reference import DGLReference
 from support.methods import FRAMES, batch, method, tiny_clip
 from support.methods_reference import Reference
+from support.mv_adapter_reference import MVAdapterReference
 from support.prompt_switch_reference import PromptSwitchReference
 from support.tempme_reference import TempMeReference
 
@@ -18,6 +19,7 @@ REFERENCES = {  # of methods that change how a tower is run
     "tempme": TempMeReference,
     "prompt_switch": PromptSwitchReference,
     "dgl": DGLReference,
+    "mv_adapter": MVAdapterReference,
 }
 REAL = [FRAMES, 2, 1]  # frames of the three videos of a batch
 
