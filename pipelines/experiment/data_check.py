@@ -48,7 +48,7 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
         write_missing(missing, listed)
         missing_list = str(listed)
 
-    report = {
+    report: Report = {
         "dataset": dataset,
         "layout": layout(table),
         "videos": videos.place,

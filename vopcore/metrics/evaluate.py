@@ -131,6 +131,7 @@ def evaluate(
     else:
         by_video = _count_bounded(bounded, truth, by_caption, block, workers)
 
+    # a query is a caption here, found if its video is in the gallery
     t2v = by_caption.ranks()
     num_queries_found = int(t2v.is_found.sum())
     metrics = Metrics(

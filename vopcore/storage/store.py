@@ -79,6 +79,7 @@ class Store:
                 yield path
             return
 
+        # a file that is never written to is an empty one, as on a disk
         with scratch_folder() as folder:
             path = folder / name
             path.touch()
@@ -106,16 +107,18 @@ class Store:
         """Room on the disk; None for an object store."""
         if not self.is_local:
             return None
+
+        # the folder may not be there yet, but some parent of it is
         folder = Path(self.root)
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
     def tried(self, action: Callable[[], T]) -> T:
-        """What `action`, a request to this store, returns; tried several times where it goes over a
-        network.
-        """
-        return action() if self.is_local else with_retries(action, str(self))
+        """What `action`, a request to this store, returns; tried again where it goes over a network."""
+        if self.is_local:
+            return action()
+        return with_retries(action, str(self))
 
 
 @contextmanager
