@@ -15,10 +15,11 @@ from typing import Any, Self
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from ray.train import Checkpoint
 
 from pipelines import track
 from pipelines.experiment.prepare import DecodedData
-from pipelines.tune.worker import WEIGHTS
+from pipelines.tune.worker import WEIGHTS, WorkerResult
 from vopcore.config import MethodRun
 from vopcore.retriever import Precision
 from vopcore.storage import Store
@@ -65,19 +66,19 @@ class ResultFiles:
         """A folder of what MLflow still has to get: gone once it has everything."""
         return self.folder / f"{self.key}.unlogged"
 
-    def write(self, result: RunResult, outcome: Mapping[str, Any]) -> None:
+    def write(self, result: RunResult, measured: WorkerResult, checkpoint: Checkpoint) -> None:
         """Keep what a run found; the numbers come last, when all the rest is there."""
         store = Store(self.folder)
         with store.writing(self.predictions.name) as path:
-            pq.write_table(outcome["predictions"], path)
+            pq.write_table(measured.predictions, path)
 
         shutil.rmtree(self.unlogged, ignore_errors=True)  # of a run that ended just here
         self.unlogged.mkdir()
-        with outcome["checkpoint"].as_directory() as checkpoint:
-            shutil.copy(Path(checkpoint) / WEIGHTS, self.unlogged / WEIGHTS)
-        facts = {"steps": outcome["steps"], "tags": outcome["tags"]}
+        with checkpoint.as_directory() as folder:
+            shutil.copy(Path(folder) / WEIGHTS, self.unlogged / WEIGHTS)
+        facts = {"steps": measured.steps, "tags": measured.tags}
         (self.unlogged / FACTS).write_text(json.dumps(facts))
-        vectors: VideoVectors | None = outcome.get("gallery")
+        vectors = measured.gallery
         if vectors is not None:
             (self.unlogged / NAMES).write_text(json.dumps(vectors.names))
             np.save(self.unlogged / VECTORS, vectors.vectors)

@@ -162,7 +162,7 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
     task = Task(config, run, experiment.data.annotations, experiment.data.shards)
     try:
         with track.watch_machine(experiment.store, run_id):
-            outcome = tune(config, run, task, files.key, experiment.store, run_id)
+            measured, checkpoint = tune(config, run, task, files.key, experiment.store, run_id)
     except RunFailedError as error:
         track.end_run(experiment.store, run_id, "FAILED", {"error": str(error)})
         raise
@@ -171,8 +171,8 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
         raise
 
     # the results first: nothing that follows can lose them
-    result = RunResult(run.name, config.seed, files.key, run_id, outcome["metrics"])
-    files.write(result, outcome)
+    result = RunResult(run.name, config.seed, files.key, run_id, measured.metrics)
+    files.write(result, measured, checkpoint)
     _log(experiment, run, files, result)
     return result
 

@@ -32,9 +32,15 @@ from vopcore.training import prefix_cache as prefix
 from vopcore.training.batches import TrainingBatches
 from vopcore.training.trainer import DivergedError, Step, Tuner, peak_memory
 from vopcore.training.transfer import moved_to
+from vopcore.tuned_model import VideoVectors
 
-STATE, WEIGHTS, SECONDS = "state.pt", "tuned.safetensors", "seconds.txt"
-ASK_EVERY = 16  # steps between two looks of several workers at rank 0's clock
+# The files of a checkpoint.
+STATE = "state.pt"
+WEIGHTS = "tuned.safetensors"
+SECONDS = "seconds.txt"
+
+# Steps between two looks of several workers at rank 0's clock.
+ASK_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -47,26 +53,47 @@ class Task:
     shards: str
 
 
-def work(loop: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class WorkerResult:
+    """What one method has come to: the same on every worker, but for the gallery."""
+
+    steps: int
+    metrics: dict[str, float]
+    """Recall on the test split, that on val under `val/`; counts of parameters; seconds; memory."""
+    tags: dict[str, str]
+    """What the frozen CLIP was, and what computed it."""
+    predictions: pa.Table
+    """PREDICTIONS of the test split."""
+    gallery: VideoVectors | None
+    """The test split's videos, from rank 0 where the config wants a model that can search."""
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """What would fail again on every restart, such as a loss that is NaN."""
+
+    reason: str
+
+
+def work(loop: dict[str, Any]) -> WorkerResult | WorkerFailure:
     """Tune and measure one method together with the other workers.
 
-    Returns `steps`: how many there were; `metrics`: recall on the test split, that on val under `val/`,
-    counts of parameters, seconds; `tags`: what the frozen CLIP was; `predictions` (PREDICTIONS) of the test
-    split; and its videos as `gallery`, from rank 0 where the config wants it. What would fail again on every
-    restart, such as a loss that is NaN, is returned as `error`.
+    loop: a Task as `task`, and as `mailbox` the actor that hears how far the work is.
     """
+    # Ray restarts after an exception: what no restart can help is returned.
     try:
         return Worker(loop["task"], loop["mailbox"]).run()
     except (DivergedError, ValueError) as error:
-        return {"error": str(error)}
+        return WorkerFailure(str(error))
     except torch.OutOfMemoryError as error:
-        return {"error": f"the GPU's memory is too small ({first_sentence(error)}): {memory.WAYS_OUT}"}
+        cause = first_sentence(error)
+        return WorkerFailure(f"the GPU's memory is too small ({cause}): {memory.WAYS_OUT}")
     except MemoryError as error:
-        return {"error": f"the memory is too small: {error}"}
+        return WorkerFailure(f"the memory is too small: {error}")
 
 
 class Worker:
-    """One of the processes of a run; all do the same, each with its part of every batch."""
+    """One of the processes of a run; all do the same, each with its share of every batch."""
 
     def __init__(self, task: Task, mailbox: Any) -> None:  # noqa: ANN401 - a handle of Ray's
         context = ray.train.get_context()
@@ -79,63 +106,103 @@ class Worker:
         self._mailbox = mailbox
         self._began = time.perf_counter()
 
-        torch.set_num_threads(self.config.resources.cpus_per_worker)  # whatever the machine's own setting
-        torch.manual_seed(self.config.seed)  # the method's own initial values
+        # Whatever the machine's own setting is.
+        torch.set_num_threads(self.config.resources.cpus_per_worker)
+
+        # Before `tune`: of the method's initial values.
+        torch.manual_seed(self.config.seed)
         clip = clips.load(self.config.clip.model, self.config.clip.pretrained)
         clip.requires_grad_(False)
-        chosen = precision.resolve(self.settings.precision, self.device)
-        gpu = torch.cuda.get_device_name() if self.device.type == "cuda" else "none"
+
+        resolved = precision.resolve(self.settings.precision, self.device)
+        gpu = "none"
+        if self.device.type == "cuda":
+            gpu = torch.cuda.get_device_name()
         self.tags = {
             "gpu": gpu,
-            "precision": chosen,
+            "precision": resolved,
             "activation": clips.activation(clip),
             "backbone_hash": clips.frozen_hash(clip),
         }
-        self._say(f"computes in {chosen} on {'the CPU' if gpu == 'none' else gpu}")
+        machine = "the CPU" if gpu == "none" else gpu
+        self._say(f"computes in {resolved} on {machine}")
 
+        # On the bare CLIP, before the method is attached to it.
         self.tokenize = clips.tokenizer(clip, self.config.clip.words)
         captions = task.annotations["caption"].unique().to_pylist()
         clips.check_not_blind(clip, self.tokenize, self.tokenize.name, captions)
 
         tune(clip, task.run.method, self.config.video.frames)
-        learn_scale = self.settings.learn_logit_scale
-        towers = precision.apply(chosen)
-        self.retriever = Retriever(clip, task.run.pooling, learn_scale, towers).to(self.device)
+        retriever = Retriever(
+            clip,
+            task.run.pooling,
+            self.settings.learn_logit_scale,
+            precision.apply(resolved),
+        )
+        self.retriever = retriever.to(self.device)
         self.cache = ShardCache(**self.config.resources.cache.model_dump())
         self.shards = Shards(task.shards, self.cache)
         self.captions = training_captions(task.annotations, self.shards)
         self.splits = set(task.annotations["split"].unique().to_pylist())
 
-    def run(self) -> dict[str, Any]:
-        """What `work` returns."""
-        tuned = [p.numel() for p in self.retriever.parameters() if p.requires_grad]
-        total = sum(p.numel() for p in self.retriever.parameters())
-        metrics = {"params/trainable": sum(tuned), "params/total": total}
-        metrics["params/percent"] = 100 * sum(tuned) / total
+    def run(self) -> WorkerResult:
+        """Tune, then measure on the splits that the annotations have."""
+        num_tuned = 0
+        num_parameters = 0
+        for parameter in self.retriever.parameters():
+            num_parameters += parameter.numel()
+            if parameter.requires_grad:
+                num_tuned += parameter.numel()
+
+        metrics: dict[str, float] = {
+            "params/trainable": num_tuned,
+            "params/total": num_parameters,
+            "params/percent": 100 * num_tuned / num_parameters,
+        }
+
         steps = 0
-        if tuned and self.settings.epochs:
+        if num_tuned and self.settings.epochs:
             steps, seconds = self._tune()
             metrics |= seconds
         else:
+            # Nothing to tune, but the run's checkpoint must be there.
             metrics["seconds/tune"] = 0.0
             self._report([])
-        for split in (split for split in ("val", "test") if split in self.splits):
+
+        for split in ("val", "test"):
+            if split not in self.splits:
+                continue
+
             result = self._evaluator(split).measure(
-                self._rows(split), self._bank(), self.config.evaluate, self.config.seed
+                self._rows(split),
+                self._bank(),
+                self.config.evaluate,
+                self.config.seed,
             )
+            prefix_of_split = "" if split == "test" else f"{split}/"
             for name, number in result.numbers.items():
-                metrics[name if split == "test" else f"{split}/{name}"] = number
+                metrics[prefix_of_split + name] = number
+
         metrics["seconds/total"] = time.perf_counter() - self._began
-        metrics["memory/peak_mb"] = peak_memory(self.device) / 2**20  # of its GPU, else of this process
-        done = {"steps": steps, "metrics": metrics, "tags": self.tags, "predictions": result.predictions}
-        wanted = self.rank == 0 and self.config.mlflow.model == "search"
-        return done | ({"gallery": result.videos} if wanted else {})
+
+        # Of its GPU, else of this process.
+        metrics["memory/peak_mb"] = peak_memory(self.device) / 2**20
+
+        is_searched = self.rank == 0 and self.config.mlflow.model == "search"
+        return WorkerResult(
+            steps=steps,
+            metrics=metrics,
+            tags=self.tags,
+            predictions=result.predictions,
+            gallery=result.videos if is_searched else None,
+        )
 
     def _tune(self) -> tuple[int, dict[str, float]]:
         """Train on from the last checkpoint; returns the steps and the seconds, all attempts together."""
         began = time.perf_counter()
         source = self._source()
-        there = time.perf_counter() - began
+        prefix_seconds = time.perf_counter() - began
+
         settings = self.settings
         batches = TrainingBatches(
             source,
@@ -151,45 +218,92 @@ class Worker:
             workers=self.workers,
             pin=self.device.type == "cuda",
         )
+
+        # Before DDP holds the parameters: the estimate runs the bare retriever.
         micro_batch = self._micro_batch(batches)
         model = prepare_model(self.retriever) if self.workers > 1 else self.retriever
-        tuner = Tuner(self.retriever, settings, batches.steps_per_epoch, self.config.seed, model, micro_batch)
-        spent, checkpoint = 0.0, ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                tuner.load(Path(folder) / STATE)
-                spent = float((Path(folder) / SECONDS).read_text())
-            total = settings.epochs * tuner.steps_per_epoch
-            workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
-            self._say(f"going on from step {tuner.steps_done} of {total} with {workers}")
-        spent = self._steps(tuner, batches, spent)
-        seconds = {"seconds/tune": spent} | ({"seconds/prefix": there} if source is not self.shards else {})
+        tuner = Tuner(
+            self.retriever,
+            settings,
+            batches.steps_per_epoch,
+            self.config.seed,
+            model,
+            micro_batch,
+        )
+
+        seconds_before = self._go_on(tuner)
+        tuning_seconds = self._steps(tuner, batches, seconds_before)
+
+        seconds = {"seconds/tune": tuning_seconds}
+        if source is not self.shards:
+            seconds["seconds/prefix"] = prefix_seconds
         return tuner.steps_done, seconds
 
-    def _steps(self, tuner: Tuner, batches: TrainingBatches, spent: float) -> float:
-        """All steps that are left, with a checkpoint and the curves up to it now and then."""
+    def _go_on(self, tuner: Tuner) -> float:
+        """Bring the tuner to the last checkpoint, if any; returns the seconds that led there."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0.0
+
+        with checkpoint.as_directory() as folder:
+            tuner.load(Path(folder) / STATE)
+            seconds = float((Path(folder) / SECONDS).read_text())
+
         total = self.settings.epochs * tuner.steps_per_epoch
-        is_due = CheckpointClock(self.settings.checkpoint_every, tuner.steps_per_epoch, total)
-        watch = self.config.evaluate.each_epoch and "val" in self.splits
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        self._say(f"going on from step {tuner.steps_done} of {total} with {workers}")
+        return seconds
+
+    def _steps(
+        self,
+        tuner: Tuner,
+        batches: TrainingBatches,
+        seconds: float,
+    ) -> float:
+        """All steps that are left, with a checkpoint and the curves up to it now and then.
+
+        Returns `seconds` and those that the steps took.
+        """
+        total = self.settings.epochs * tuner.steps_per_epoch
+        is_due = CheckpointClock(
+            self.settings.checkpoint_every,
+            tuner.steps_per_epoch,
+            total,
+        )
+        watches_val = self.config.evaluate.each_epoch and "val" in self.splits
         curves: list[tuple[int, dict[str, float]]] = []
 
         while tuner.steps_done < total:
-            for step in tuner.epoch(batches):
+            for next_step in tuner.epoch(batches):
                 # A checkpoint holds all steps that the tuner has taken: the numbers of the last one too.
-                due = is_due(tuner.steps_done)
-                steps = [step, *(tuner.flush() if due else ())]
-                for told in steps:
-                    spent += told.wait + told.seconds
-                    self._tell("tune", "steps", told.number, total, f"loss {told.loss:.3f}")
-                    curves.append((told.number, _numbers(told, self.settings.batch_size)))
+                saves = is_due(tuner.steps_done)
+                steps = [next_step]
+                if saves:
+                    steps += tuner.flush()
 
+                for step in steps:
+                    seconds += step.wait + step.seconds
+                    self._tell(
+                        "tune",
+                        "steps",
+                        step.number,
+                        total,
+                        f"loss {step.loss:.3f}",
+                    )
+                    numbers = _numbers(step, self.settings.batch_size)
+                    curves.append((step.number, numbers))
+
+                # The last epoch's come with everything else.
                 last = steps[-1].number
-                if watch and last % tuner.steps_per_epoch == 0 and last < total:
+                ends_epoch = last % tuner.steps_per_epoch == 0
+                if watches_val and ends_epoch and last < total:
                     curves.append((last, self._val_curves()))
-                if due:
-                    self._report(curves, tuner, spent)
+
+                if saves:
+                    self._report(curves, tuner, seconds)
                     curves = []
-        return spent
+
+        return seconds
 
     def _micro_batch(self, batches: TrainingBatches) -> int | None:
         """Videos that hold activations at once: as the settings say, or as many as the GPU has room for."""
@@ -197,47 +311,85 @@ class Worker:
         if self.device.type != "cuda":
             return None if setting == "auto" else setting
 
+        # One real batch tells the shapes of all.
         with closing(batches.epoch(0)) as reading:
             first = next(reading)
         like = moved_to(first, self.retriever.clip, self.device)
         needs = memory.estimate(self.retriever.train(), like)
-        videos = len(first.videos)
-        total = torch.cuda.get_device_properties(self.device).total_memory
-        chosen = setting
-        if setting == "auto":
-            chosen = self._least(needs.micro_batch(videos, int(memory.USABLE * total)) or videos)
-            chosen = None if chosen >= videos else chosen
 
-        peak = needs.bytes(min(chosen or videos, videos)) / 2**30
-        at_once = "" if chosen is None else f", with the activations of {chosen} at a time (micro_batch)"
-        self._say(f"a batch of {videos} needs about {peak:.1f} of {total / 2**30:.1f} GiB{at_once}")
-        return chosen
+        num_videos = len(first.videos)
+        available = torch.cuda.get_device_properties(self.device).total_memory
+        micro_batch = setting
+        if setting == "auto":
+            usable = int(memory.USABLE * available)
+            fitting = needs.micro_batch(num_videos, usable) or num_videos
+
+            # Where all fit everywhere, one pass is enough.
+            least = self._least(fitting)
+            micro_batch = None if least >= num_videos else least
+
+        num_active = min(micro_batch or num_videos, num_videos)
+        peak_gib = needs.bytes(num_active) / 2**30
+        available_gib = available / 2**30
+        at_once = ""
+        if micro_batch is not None:
+            at_once = f", with the activations of {micro_batch} at a time (micro_batch)"
+        self._say(f"a batch of {num_videos} needs about {peak_gib:.1f} of {available_gib:.1f} GiB{at_once}")
+        return micro_batch
 
     def _least(self, number: int) -> int:
         """The least of all workers' numbers: they must do the same."""
         if self.workers == 1:
             return number
+
         least = torch.tensor(number, device=self.device)
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
 
     def _source(self) -> Shards | prefix.Prefix:
-        """Where to read training frames from: the shards, or with `prefix_cache` what the frozen blocks make
-        of them, each worker computing its part of what is missing."""
-        kept = self.settings.prefix_cache
-        folder = below(self.config.storage or self.config.output, "prefix")
-        videos = sorted(self.captions)
-        plan = prefix.plan(self.retriever, self.shards, videos, kept, folder) if kept else None
+        """Where to read training frames from.
+
+        From the shards, or with `prefix_cache` from what the frozen blocks make of them: then each worker
+        computes its share of what is missing.
+        """
+        stored_precision = self.settings.prefix_cache
+        if not stored_precision:
+            return self.shards
+
+        plan = prefix.plan(
+            self.retriever,
+            self.shards,
+            sorted(self.captions),
+            stored_precision,
+            below(self.config.storage or self.config.output, "prefix"),
+        )
         if plan is None:
             return self.shards
+
+        # Rank 0's list is everybody's: the first files may appear while others still look.
         missing = [plan.missing()]
         if self.workers > 1:
             dist.broadcast_object_list(missing, src=0)
+        share = missing[0][self.rank :: self.workers]
 
-        def tell(done: int, total: int) -> None:
-            self._tell("run the frozen blocks", "videos", done, total, "")
+        def tell(num_videos: int, total: int) -> None:
+            self._tell(
+                "run the frozen blocks",
+                "videos",
+                num_videos,
+                total,
+                "",
+            )
 
-        prefix.write(plan, missing[0][self.rank :: self.workers], self.retriever, self.shards, tell)
+        prefix.write(
+            plan,
+            share,
+            self.retriever,
+            self.shards,
+            tell,
+        )
+
+        # Nobody reads before everything is written.
         if self.workers > 1:
             dist.barrier()
         return prefix.Prefix(plan, self.cache)
@@ -248,43 +400,80 @@ class Worker:
         return {f"val/{name}": numbers[name] for name in CURVES}
 
     def _evaluator(self, split: str) -> SplitEvaluator:
+        def tell(embedded: int, total: int) -> None:
+            self._tell(
+                f"embed the {split} split",
+                "videos",
+                embedded,
+                total,
+                "",
+            )
+
         return SplitEvaluator(
             self.retriever,
             self.shards,
             self.tokenize,
             self.config.video.frames,
-            lambda embedded, total: self._tell(f"embed the {split} split", "videos", embedded, total, ""),
+            tell,
         )
 
     def _rows(self, split: str) -> pa.Table:
         """The rows of ANNOTATIONS of a split."""
-        return self.task.annotations.filter(pc.equal(self.task.annotations["split"], split))
+        annotations = self.task.annotations
+        is_of_split = pc.equal(annotations["split"], split)
+        return annotations.filter(is_of_split)
 
     def _bank(self) -> list[str]:
         """All training captions."""
-        return [text for texts in self.captions.values() for text in texts]
+        bank = []
+        for texts in self.captions.values():
+            bank.extend(texts)
+        return bank
 
     def _report(
-        self, curves: list[tuple[int, Mapping[str, float]]], tuner: Tuner | None = None, spent: float = 0.0
+        self,
+        curves: list[tuple[int, Mapping[str, float]]],
+        tuner: Tuner | None = None,
+        seconds: float = 0.0,
     ) -> None:
         """Hand the curves since last time and a checkpoint to Ray Train: every worker; rank 0 saves."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            checkpoint = None
             if self.rank == 0:
-                save_tuned(Path(folder) / WEIGHTS, self.retriever.clip, self.task.run.pooling)
-                (Path(folder) / SECONDS).write_text(str(spent))
+                save_tuned(
+                    folder / WEIGHTS,
+                    self.retriever.clip,
+                    self.task.run.pooling,
+                )
+                (folder / SECONDS).write_text(str(seconds))
                 if tuner is not None:
-                    tuner.save(Path(folder) / STATE)
-            checkpoint = Checkpoint.from_directory(folder) if self.rank == 0 else None
+                    tuner.save(folder / STATE)
+                checkpoint = Checkpoint.from_directory(name)
+
+            # Ray waits here until every worker has reported.
             ray.train.report({"curves": curves}, checkpoint=checkpoint)
 
     def _say(self, line: str) -> None:
         """One line of the log."""
         if self.rank == 0:
-            print(f"{self.task.run.name}: {line}", file=sys.stderr, flush=True)
+            print(
+                f"{self.task.run.name}: {line}",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def _tell(self, what: str, unit: str, done: int, total: int, words: str) -> None:
+    def _tell(
+        self,
+        what: str,
+        unit: str,
+        count: int,
+        total: int,
+        words: str,
+    ) -> None:
+        """How far the work is, for the driver's progress bar."""
         if self.rank == 0:
-            self._mailbox.put.remote(what, unit, done, total, words)
+            self._mailbox.put.remote(what, unit, count, total, words)
 
 
 class CheckpointClock:
@@ -293,22 +482,35 @@ class CheckpointClock:
     every: a number of steps, or a time such as `5min` beside the end of each epoch, or None for each epoch.
     """
 
-    def __init__(self, every: int | str | None, steps_per_epoch: int, total: int) -> None:
-        self._steps = every if isinstance(every, int) else steps_per_epoch
-        self._seconds = interval_seconds(every) if isinstance(every, str) else math.inf
+    def __init__(
+        self,
+        every: int | str | None,
+        steps_per_epoch: int,
+        total: int,
+    ) -> None:
+        self._steps = steps_per_epoch
+        self._seconds = math.inf
+        if isinstance(every, int):
+            self._steps = every
+        elif isinstance(every, str):
+            self._seconds = interval_seconds(every)
+
         self._total = total
         self._last = time.monotonic()
 
     def __call__(self, steps_done: int) -> bool:
         """Whether to save now."""
-        due = steps_done % self._steps == 0 or steps_done == self._total or self._time_is_up(steps_done)
-        if due:
+        is_round = steps_done % self._steps == 0
+        is_last = steps_done == self._total
+        is_due = is_round or is_last or self._time_is_up(steps_done)
+        if is_due:
             self._last = time.monotonic()
-        return due
+        return is_due
 
     def _time_is_up(self, steps_done: int) -> bool:
         if self._seconds == math.inf:
             return False
+
         is_up = time.monotonic() - self._last >= self._seconds
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return is_up
@@ -316,34 +518,43 @@ class CheckpointClock:
         # Clocks differ: rank 0 decides for all, and not after every step, as asking stops the GPUs.
         if steps_done % ASK_EVERY:
             return False
-        device = get_device()
-        answer = torch.tensor(int(is_up), device=device)
+        answer = torch.tensor(int(is_up), device=get_device())
         dist.broadcast(answer, src=0)
         return bool(answer)
 
 
 def first_sentence(error: Exception) -> str:
     """What an error says first."""
-    return str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+    message = str(error)
+    if not message:
+        return type(error).__name__
+
+    sentence = message.split(". ")[0]
+    return sentence.splitlines()[0]
 
 
 def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:
     """The captions of each training video that could be decoded."""
     decoded = {video for video, entry in shards.videos.items() if entry.num_frames}
+    is_training = pc.equal(annotations["split"], "train")
+
     captions: dict[str, list[str]] = {}
-    for row in annotations.filter(pc.equal(annotations["split"], "train")).to_pylist():
-        if row["video"] in decoded:
-            captions.setdefault(row["video"], []).append(row["caption"])
+    for row in annotations.filter(is_training).to_pylist():
+        video = row["video"]
+        if video in decoded:
+            captions.setdefault(video, []).append(row["caption"])
     return captions
 
 
 def _numbers(step: Step, batch_size: int) -> dict[str, float]:
+    """A step by the names that MLflow shows."""
+    total_seconds = step.wait + step.seconds
     return {
         "train/loss": step.loss,
         "train/grad_norm": step.grad_norm,
         "train/lr": step.lr,
         "train/seconds_per_step": step.seconds,
-        "train/wait_share": step.wait / (step.wait + step.seconds),
-        "train/videos_per_second": batch_size / (step.wait + step.seconds),
+        "train/wait_share": step.wait / total_seconds,
+        "train/videos_per_second": batch_size / total_seconds,
         "train/memory_gib": step.memory / 2**30,
     }

@@ -10,7 +10,7 @@ from pipelines import track
 from pipelines.experiment import runs
 from pipelines.experiment.prepare import DecodedData
 from pipelines.experiment.results import ResultFiles, RunResult
-from pipelines.tune.worker import WEIGHTS
+from pipelines.tune.worker import WEIGHTS, WorkerResult
 from vopcore.config import read_config
 from vopcore.datasets import ANNOTATIONS
 from vopcore.tuned_model import VideoVectors
@@ -57,14 +57,14 @@ def finish(experiment, tmp_path) -> tuple[ResultFiles, RunResult]:
     checkpoint.mkdir(exist_ok=True)
     (checkpoint / WEIGHTS).write_bytes(b"weights")
     result = RunResult("vop", 0, files.key, run_id, {"t2v/R1": 50.0})
-    outcome = {
-        "predictions": predicted([1.0, 2.0]),
-        "checkpoint": Checkpoint(checkpoint),
-        "steps": 3,
-        "tags": {"gpu": "none"},
-        "gallery": VideoVectors(["a", "b"], np.ones((2, 4), np.float32)),
-    }
-    files.write(result, outcome)
+    measured = WorkerResult(
+        steps=3,
+        metrics=result.metrics,
+        tags={"gpu": "none"},
+        predictions=predicted([1.0, 2.0]),
+        gallery=VideoVectors(["a", "b"], np.ones((2, 4), np.float32)),
+    )
+    files.write(result, measured, Checkpoint(checkpoint))
     return files, result
 
 

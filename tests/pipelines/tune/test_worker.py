@@ -147,7 +147,7 @@ def test_a_worker_killed_within_an_epoch_goes_on_from_the_step_to_the_weights_of
     assert weights.keys() == wanted.keys()
     for name, value in wanted.items():
         assert torch.equal(weights[name], value), name
-    assert result.return_value["metrics"]["params/trainable"] == sum(p.numel() for p in wanted.values())
+    assert result.return_value.metrics["params/trainable"] == sum(p.numel() for p in wanted.values())
 
 
 @pytest.mark.long
