@@ -215,7 +215,7 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This worker's batches of one epoch from step `start` on, read ahead by threads."""
-        rng = np.random.default_rng([self._seed, epoch])
+        rng = self._rng(epoch)
         batches = spread(self._counts, self._batch_size, rng)
         if self._pairs is not None:
             batches = [self._pairs_of(batch) for batch in batches]
@@ -223,6 +223,10 @@ class TrainingBatches:
         worker_batches = [pairs[self._rows] for pairs in batches[start:]]
         jobs = (partial(self._batch, epoch, pairs) for pairs in self._announced(worker_batches))
         return _ahead(jobs)
+
+    def _rng(self, *numbers: int) -> np.random.Generator:
+        """A generator that depends on the run's seed and these numbers alone."""
+        return np.random.default_rng([self._seed, *numbers])
 
     def _pairs_of(self, batch: list[Pair]) -> list[Pair]:
         """The pairs that were dealt like videos, by their numbers."""
@@ -250,7 +254,7 @@ class TrainingBatches:
         captions = [self._caption(epoch, v, c) for v, c in pairs]
         tokens = self._texts.tokens(captions)
 
-        rngs = [np.random.default_rng([self._seed, epoch, v, c]) for v, c in pairs]
+        rngs = [self._rng(epoch, v, c) for v, c in pairs]
         frames, mask = stack_frames(
             self._shards,
             videos,
@@ -281,7 +285,7 @@ class TrainingBatches:
         crops = []
         for v, c in pairs:
             # The 1 sets these numbers apart from those that choose the frames.
-            rng = np.random.default_rng([self._seed, epoch, v, c, 1])
+            rng = self._rng(epoch, v, c, 1)
             crops.append(draw_crop(rng, size))
         return torch.tensor(crops)
 
@@ -293,7 +297,7 @@ class TrainingBatches:
     ) -> str:
         texts = self._captions[self._videos[v]]
         if self._draw == "one":
-            rng = np.random.default_rng([self._seed, epoch, v])
+            rng = self._rng(epoch, v)
             c = int(rng.integers(len(texts)))
         return texts[c]
 

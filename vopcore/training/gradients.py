@@ -48,8 +48,11 @@ def backward(
     )
 
     # Workers meet in the same order only if all take as many passes, whatever the size of their share.
-    fits = micro_batch is None or (not is_shared() and micro_batch >= len(batch.videos))
-    if fits:
+    is_one_pass = micro_batch is None
+    if not is_one_pass and not is_shared():
+        is_one_pass = micro_batch >= len(batch.videos)
+
+    if is_one_pass:
         text, video = embed(model, batch, [*seed, 0])
         loss = loss_of(text, video)
         loss.backward()
@@ -77,7 +80,11 @@ def _in_two_passes(
     videos = []
     with torch.no_grad():
         for number, micro_batch in enumerate(micro_batches):
-            text, video = embed(retriever, micro_batch, [*seed, number])
+            text, video = embed(
+                retriever,
+                micro_batch,
+                [*seed, number],
+            )
             texts.append(text)
             videos.append(video)
 
@@ -87,7 +94,8 @@ def _in_two_passes(
     # The loss, and its gradients by the features and by the scale, which the towers do not see.
     loss = loss_of(text, video)
     scales = _tuned_scales(retriever)
-    text_gradient, video_gradient, *scale_gradients = torch.autograd.grad(loss, [text, video, *scales])
+    inputs = [text, video, *scales]
+    text_gradient, video_gradient, *scale_gradients = torch.autograd.grad(loss, inputs)
 
     # Second pass: each micro-batch again, to carry the gradients of its features on to the parameters.
     sizes = [len(micro_batch.videos) for micro_batch in micro_batches]

@@ -65,7 +65,8 @@ def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
 
     # Everyone must know how many rows the others send.
-    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    first = tensors[0]
+    count = torch.tensor([len(first)], device=first.device)
     counts = [torch.empty_like(count) for _ in range(distributed.get_world_size())]
     distributed.all_gather(counts, count)
     lengths = [int(count) for count in counts]
@@ -119,7 +120,11 @@ def loss_of(
     def similarity(rows: slice, columns: slice) -> Tensor:
         """Of the texts `rows` and the videos `columns`; -inf where a pair is left out."""
         frame_mask = None if mask is None else mask[columns]
-        cosines = retriever.compare(text[rows], video[columns], frame_mask)
+        cosines = retriever.compare(
+            text[rows],
+            video[columns],
+            frame_mask,
+        )
         if identity is None:
             return cosines
 
@@ -129,17 +134,27 @@ def loss_of(
     # A text meets every frame: blocks are of as many texts as BLOCK pairs allow.
     num_texts = len(text)
     num_frames = video[..., 0].numel()
-    block_rows = max(1, BLOCK // num_frames)
-    blocks = []
-    for start in range(0, num_texts, block_rows):
-        stop = min(start + block_rows, num_texts)
-        blocks.append(slice(start, stop))
+    blocks = _blocks(num_texts, block_rows=max(1, BLOCK // num_frames))
 
     # Little to hold until the gradients are computed: nothing is computed twice.
     is_small = num_texts * num_frames <= BLOCK // 64
 
     compute = LOSSES[name]
-    return compute(similarity, blocks, retriever.clip, is_small)
+    return compute(
+        similarity,
+        blocks,
+        retriever.clip,
+        is_small,
+    )
+
+
+def _blocks(num_rows: int, block_rows: int) -> list[slice]:
+    """All rows in order, in blocks of `block_rows`; the last one may have fewer."""
+    blocks = []
+    for start in range(0, num_rows, block_rows):
+        stop = min(start + block_rows, num_rows)
+        blocks.append(slice(start, stop))
+    return blocks
 
 
 def pair_numbers(videos: list[str], captions: list[str]) -> Tensor:
@@ -166,7 +181,14 @@ def contrastive(
     identity: Tensor | None = None,
 ) -> Tensor:
     """0.5 [CE(S) + CE(S^T)] with S = exp(logit_scale) * similarity; the arguments of `loss_of`."""
-    return loss_of("softmax", text, video, mask, retriever, identity)
+    return loss_of(
+        "softmax",
+        text,
+        video,
+        mask,
+        retriever,
+        identity,
+    )
 
 
 def _is_same_pair(
@@ -278,7 +300,10 @@ def _sigmoid(
     return torch.stack(totals).sum() / num_captions
 
 
-def _recomputed(function: Callable[[slice], Any], rows: slice) -> Any:  # noqa: ANN401 - what it returns
+def _recomputed(
+    function: Callable[[slice], Any],
+    rows: slice,
+) -> Any:  # noqa: ANN401 - what it returns
     """Computed again for the gradients, so that its logits are not held until then."""
     return checkpoint(
         function,
@@ -288,7 +313,9 @@ def _recomputed(function: Callable[[slice], Any], rows: slice) -> Any:  # noqa: 
     )
 
 
-LOSSES: dict[LossName, Callable[[Similarity, list[slice], nn.Module, bool], Tensor]] = {
+LossFunction = Callable[[Similarity, list[slice], nn.Module, bool], Tensor]
+
+LOSSES: dict[LossName, LossFunction] = {
     "softmax": _softmax,
     "sigmoid": _sigmoid,
 }

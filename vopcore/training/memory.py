@@ -80,9 +80,12 @@ def estimate(
     per_video = max(1, (large_peak - small_peak) // (LARGE - SMALL))
     without_videos = small_peak - SMALL * per_video
 
-    parameters = list(retriever.parameters())
-    weights = sum(tensor.nbytes for tensor in (*parameters, *retriever.buffers()))
-    tuned = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+    weights = sum(buffer.nbytes for buffer in retriever.buffers())
+    tuned = 0
+    for parameter in retriever.parameters():
+        weights += parameter.nbytes
+        if parameter.requires_grad:
+            tuned += parameter.nbytes
 
     # Each tuned number has a gradient, and two moments in AdamW.
     gradients_and_moments = 3 * tuned

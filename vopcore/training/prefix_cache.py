@@ -93,7 +93,12 @@ def plan(
         places,
     ]
     name = f"layer{layer}-{precision}-{fingerprint(content)}"
-    return PrefixPlan(below(folder, name), layer, precision, groups)
+    return PrefixPlan(
+        below(folder, name),
+        layer,
+        precision,
+        groups,
+    )
 
 
 def write(
@@ -170,7 +175,10 @@ def _computed(
             yield name, video_states.numpy()
 
 
-def _as_stored(hidden: torch.Tensor, precision: PrefixPrecision) -> torch.Tensor:
+def _as_stored(
+    hidden: torch.Tensor,
+    precision: PrefixPrecision,
+) -> torch.Tensor:
     """float32, or the bits of bfloat16, which neither numpy nor Arrow knows, as uint16."""
     if precision == "bf16":
         return hidden.bfloat16().view(torch.uint16)
@@ -197,7 +205,11 @@ def _batch(video: str, states: np.ndarray) -> pa.RecordBatch:
 class Prefix:
     """Reads what `write` has written, for several threads; stands where Shards do in `TrainingBatches`."""
 
-    def __init__(self, plan: PrefixPlan, cache: ShardCache | None = None) -> None:
+    def __init__(
+        self,
+        plan: PrefixPlan,
+        cache: ShardCache | None = None,
+    ) -> None:
         self._store = Store(plan.folder)
         self._files = ArrowFiles(self._store, cache or ShardCache())
         self._names: dict[int, FileName] = {}
@@ -233,9 +245,11 @@ class Prefix:
             return
 
         # Each file once, in the order in which they are needed.
-        numbers = dict.fromkeys(self._places[video][0] for video in videos)
-        names = [self._name(number) for number in numbers]
-        self._files.prefetch(names)
+        names: dict[int, FileName] = {}
+        for video in videos:
+            number, _ = self._places[video]
+            names[number] = self._name(number)
+        self._files.prefetch(list(names.values()))
 
     @staticmethod
     def tensor(frames: np.ndarray) -> torch.Tensor:

@@ -86,7 +86,8 @@ class StillsTraining:
     def _lr_factor(self, step: int) -> float:
         warmup = max(1, self._steps // 20)
         rising = (step + 1) / warmup
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self._steps))
+        angle = math.pi * step / self._steps
+        cosine = 0.5 * (1 + math.cos(angle))
 
         # Where the two meet the warm-up ends, without a jump.
         return min(rising, cosine)

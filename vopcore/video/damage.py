@@ -38,7 +38,11 @@ class Damage:
     def add(self, position: int, reason: str) -> None:
         """Notes that the packet at `position`, or its picture, is broken."""
         # Addresses and numbers differ each time; without them equal reasons are equal.
-        reason = re.sub(r"0x[0-9a-f]+|-?\d+", "#", reason.strip())
+        reason = re.sub(
+            r"0x[0-9a-f]+|-?\d+",
+            "#",
+            reason.strip(),
+        )
         if reason not in self._reasons:
             if len(self._reasons) == MAX_REASONS:
                 reason = self._reasons[-1]
@@ -75,7 +79,11 @@ class Damage:
         del self._positions[mark:]
         del self._reason_indices[mark:]
 
-    def summary(self, needs: Sequence[tuple[int, int]], whole_file: bool) -> str | None:
+    def summary(
+        self,
+        needs: Sequence[tuple[int, int]],
+        whole_file: bool,
+    ) -> str | None:
         """One line on what may have reached frames, None if nothing may have.
 
         `needs` has, for each frame, the first and last position of the packets that it is decoded from.

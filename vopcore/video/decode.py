@@ -186,6 +186,16 @@ class Frames:
     all_decoded: bool
 
 
+class DecodedStream(NamedTuple):
+    """All frames of a stream, in the order they come out of the decoder."""
+
+    pts: list[int | None]
+    positions: list[int]
+    """The packet with which each frame came."""
+    squares: dict[int, list[np.ndarray]]
+    """Of the wanted frames, by ordinal."""
+
+
 class Reader:
     """Decodes what a selection wants of one source, by plan or by counting."""
 
@@ -218,7 +228,11 @@ class Reader:
         pts = np.asarray(packets.pts)[order]
         times = self._seconds(np.sort(pts))
         last_duration = packets.last_duration * self._time_base
-        windows = self._selection.ordinals(times, last_duration, self._fps)
+        windows = self._selection.ordinals(
+            times,
+            last_duration,
+            self._fps,
+        )
         wanted = _union(windows)
 
         # Of each wanted frame: its packet, the packets that one needs, and the time to know it by.
@@ -272,27 +286,37 @@ class Reader:
         """Decodes everything and counts; twice where there are more or fewer frames than packets."""
         damage = self._source.damage
         before = damage.mark()
-        pts, positions, squares = self._everything(self._guess())
+        everything = self._everything(self._guess())
+        pts = everything.pts
         if not pts:
             raise VideoError(damage.causes() or "no picture in the stream")
 
         times, last_duration = self._counted_times(pts)
         windows = self._nearest(pts)
         if windows is None:
-            windows = self._selection.ordinals(times, last_duration, self._fps)
+            windows = self._selection.ordinals(
+                times,
+                last_duration,
+                self._fps,
+            )
 
         # The guess was wrong: once more, and the same damage is noted only once.
         wanted = _union(windows)
-        if not wanted <= squares.keys():
+        if not wanted <= everything.squares.keys():
             damage.forget_since(before)
-            _, _, squares = self._everything(wanted)
+            everything = self._everything(wanted)
+
+        needs = {}
+        for ordinal in wanted:
+            position = everything.positions[ordinal]
+            needs[ordinal] = self._counted_need(position)
 
         return Frames(
             windows=windows,
             times=times,
             duration=end_of(times, last_duration) or 1 / self._fps,
-            squares=squares,
-            needs={ordinal: self._counted_need(positions[ordinal]) for ordinal in wanted},
+            squares=everything.squares,
+            needs=needs,
             all_decoded=True,
         )
 
@@ -304,16 +328,18 @@ class Reader:
 
         times = np.arange(num_packets) / self._fps
         try:
-            windows = self._selection.ordinals(times, 0.0, self._fps)
+            windows = self._selection.ordinals(
+                times,
+                0.0,
+                self._fps,
+            )
         except VideoError:
             # Windows after an end that is not known yet.
             return set()
         return _union(windows)
 
-    def _everything(
-        self, wanted: set[int]
-    ) -> tuple[list[int | None], list[int], dict[int, list[np.ndarray]]]:
-        """Times and packets of all frames, in the order they come out; and the squares of those wanted."""
+    def _everything(self, wanted: set[int]) -> "DecodedStream":
+        """Decodes the whole stream, and keeps the pictures of the `wanted` ordinals."""
         pts = []
         positions = []
         preprocessor = Preprocessor(self._geometries)
@@ -326,13 +352,17 @@ class Reader:
             pts.append(frame.pts)
             positions.append(position)
 
-        return pts, positions, preprocessor.finish()
+        return DecodedStream(pts, positions, preprocessor.finish())
 
     def _counted_need(self, position: int) -> Run:
         """The packets that a frame which came out with the packet at `position` may be decoded from."""
         held_back = MAX_REORDERED if self._source.decoder.has_b_frames else 0
         own_position = max(position - held_back, 0)
-        first = needed_run(self._source.packets, self._keys, own_position).first
+        first = needed_run(
+            self._source.packets,
+            self._keys,
+            own_position,
+        ).first
         return Run(first, position)
 
     def _nearest(self, pts: list[int | None]) -> list[list[int]] | None:
@@ -352,7 +382,11 @@ class Reader:
         meant_pts = packet_pts[packet_pts >= min(pts)]
         times = self._seconds(meant_pts)
         last_duration = packets.last_duration * self._time_base
-        windows = self._selection.ordinals(times, last_duration, self._fps)
+        windows = self._selection.ordinals(
+            times,
+            last_duration,
+            self._fps,
+        )
 
         decoded_pts = np.asarray(pts)
         wanted = _union(windows)
@@ -389,7 +423,11 @@ class Reader:
     def _seconds(self, pts: np.ndarray) -> np.ndarray:
         return (pts - pts[0]) * self._time_base
 
-    def _pictures(self, plan: list[Run], targets: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _pictures(
+        self,
+        plan: list[Run],
+        targets: set[int],
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
         """The pictures that the runs of packets give, each with the position of the packet it came with.
 
         They are in the order in which they come out of the decoder. Pictures that are neither at `targets`
@@ -491,7 +529,10 @@ class Reader:
         )
 
 
-def _packets_in(plan: list[Run], packets: Iterable[av.Packet]) -> Iterator[tuple[int, av.Packet, Run]]:
+def _packets_in(
+    plan: list[Run],
+    packets: Iterable[av.Packet],
+) -> Iterator[tuple[int, av.Packet, Run]]:
     """The packets of the plan's runs, each with its position and its run; the rest is passed over."""
     remaining_runs = iter(plan)
     run = next(remaining_runs, None)

@@ -230,8 +230,16 @@ def read_region(
 
     resized_rows = top + geometry.size
     resized_columns = left + geometry.size
-    rows = _reach(resized_rows, height / new_height, radius)
-    columns = _reach(resized_columns, width / new_width, radius)
+    rows = _reach(
+        resized_rows,
+        height / new_height,
+        radius,
+    )
+    columns = _reach(
+        resized_columns,
+        width / new_width,
+        radius,
+    )
     return min(rows, height), min(columns, width)
 
 

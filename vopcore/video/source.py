@@ -381,4 +381,6 @@ def _clock_seconds(clock: str | None) -> float | None:
         return None
 
     hours, minutes, seconds = match.groups()
-    return float(hours) * 3600 + float(minutes) * 60 + float(seconds)
+    seconds_of_hours = float(hours) * 3600
+    seconds_of_minutes = float(minutes) * 60
+    return seconds_of_hours + seconds_of_minutes + float(seconds)
