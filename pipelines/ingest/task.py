@@ -27,11 +27,17 @@ from vopcore.shards import Entry, Layout, Moment, write_shard
 from vopcore.storage import SourceFacts, StorageError, Store, file_sha256, local_copy, source_facts
 from vopcore.video import Decoded, Interpolation, Resize, VideoError, decode
 
-VideoResult = tuple[Entry, np.ndarray | None]  # pixels uint8 [F, size, size, 3], None for a failed video
+VideoResult = tuple[Entry, np.ndarray | None]
+"""A video's entry, and pixels uint8 [F, size, size, 3]; None for a failed video."""
 
-WATCHDOG = 1.5  # times the time limit: only a decoder that never returns lives to see it
-MEMORY_LIMIT = 2 * 2**30  # bytes that a child process may take for one video
-MAX_DEATHS = 2  # of whole tasks, with one video in a child process
+# Times the time limit: only a decoder that never returns lives to see it.
+WATCHDOG = 1.5
+
+# Bytes that a child process may take for one video.
+MEMORY_LIMIT = 2 * 2**30
+
+# Of whole tasks, with one video in a child process.
+MAX_DEATHS = 2
 
 NO_FACTS = SourceFacts(None, None)
 
@@ -60,18 +66,22 @@ def decode_shard(
     moments: list[Moment],
     tell: Callable[[int, int], None] = lambda done, failed: None,
 ) -> list[Entry]:
-    """Writes shard `number` and returns its entries; every moment is one of them, whatever happened to it.
-    `tell` hears after each how many are done and how many of them failed.
+    """Writes shard `number` and returns its entries, one for every moment, whatever happened to it.
 
-    Raises DiskFullError, leaving nothing half-written behind.
+    `tell` hears after each how many are done and how many of them failed. Raises DiskFullError, leaving
+    nothing half-written behind.
     """
     store = Store(settings.folder)
     attempt = Attempt(store, number)
     try:
         attempt.begin()
+
+        # Results are made while the shard is written: one video's pixels are in memory at a time.
         with attempt.worker(settings) as worker:
             results = (worker.ingest(moment) for moment in moments)
-            entries = write_shard(store, number, settings.layout, _reported(results, tell))
+            reported = _reported(results, tell)
+            entries = write_shard(store, number, settings.layout, reported)
+
         attempt.end()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -80,11 +90,17 @@ def decode_shard(
     return entries
 
 
-def _reported(results: Iterable[VideoResult], tell: Callable[[int, int], None]) -> Iterator[VideoResult]:
+def _reported(
+    results: Iterable[VideoResult],
+    tell: Callable[[int, int], None],
+) -> Iterator[VideoResult]:
+    """The results as they are; each is told once whoever takes them has it in the shard."""
     num_failed = 0
     for num_done, (entry, pixels) in enumerate(results, 1):
         yield entry, pixels
-        num_failed += entry.status == "failed"
+
+        if entry.status == "failed":
+            num_failed += 1
         tell(num_done, num_failed)
 
 
@@ -102,28 +118,36 @@ class Attempt:
         self._is_repeated = False
 
     def begin(self) -> None:
+        """Put the marker down, or learn from the one that a dead attempt has left."""
         self._is_repeated = self._store.exists(self._marker)
         if self._is_repeated:
+            # An empty marker names nobody yet.
             content = self._store.read(self._marker)
             self._deaths = json.loads(content) if content else {}
             self._store.sweep(self._shard)
+
         self._write()
 
     def end(self) -> None:
+        """Take the marker away: the shard is whole."""
         self._store.delete(self._marker)
 
     def worker(self, settings: IngestSettings) -> "Worker":
         """Where this attempt decodes: in this process, or in a child process after a death."""
         if self._is_repeated:
             return ChildWorker(settings, self)
+
         return LocalWorker(settings)
 
     def is_hopeless(self, video: str) -> bool:
-        return self._deaths.get(video, 0) >= MAX_DEATHS
+        """Whether tasks have died with this video too often to try it again."""
+        num_deaths = self._deaths.get(video, 0)
+        return num_deaths >= MAX_DEATHS
 
     def start_video(self, video: str) -> None:
         """Names the video before it is decoded: if the task dies now, it was with this one."""
-        self._deaths[video] = self._deaths.get(video, 0) + 1
+        num_deaths = self._deaths.get(video, 0)
+        self._deaths[video] = num_deaths + 1
         self._write()
 
     def finish_video(self, video: str) -> None:
@@ -131,7 +155,8 @@ class Attempt:
         del self._deaths[video]
 
     def _write(self) -> None:
-        self._store.write(self._marker, json.dumps(self._deaths).encode())
+        content = json.dumps(self._deaths).encode()
+        self._store.write(self._marker, content)
 
 
 def ingest_video(settings: IngestSettings, moment: Moment) -> VideoResult:
@@ -173,7 +198,11 @@ def ingest_video(settings: IngestSettings, moment: Moment) -> VideoResult:
     return entry, pixels
 
 
-def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) -> tuple[Decoded, str]:
+def _decoded_file(
+    settings: IngestSettings,
+    moment: Moment,
+    facts: SourceFacts,
+) -> tuple[Decoded, str]:
     """The frames, and the SHA-256 of the file."""
     if moment.path is None:
         raise VideoError("no file was found for this video")
@@ -181,6 +210,7 @@ def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) 
         raise VideoError(f"no such file: {moment.path}")
     if facts.size == 0:
         raise VideoError("the file is empty")
+
     with local_copy(settings.filesystem, moment.path) as path:
         decoded = decode(
             path,
@@ -193,8 +223,10 @@ def _decoded_file(settings: IngestSettings, moment: Moment, facts: SourceFacts) 
             end=moment.end,
             time_limit=settings.time_limit,
         )
+
         # Moments of one file are neighbours in a shard, so a long file is read for this once.
-        return decoded, _file_hash(path, facts)
+        source_sha256 = _file_hash(path, facts)
+        return decoded, source_sha256
 
 
 @lru_cache(maxsize=4)
@@ -202,7 +234,11 @@ def _file_hash(path: Path, facts: SourceFacts) -> str:
     return file_sha256(path)
 
 
-def failure(moment: Moment, facts: SourceFacts, reason: str) -> VideoResult:
+def failure(
+    moment: Moment,
+    facts: SourceFacts,
+    reason: str,
+) -> VideoResult:
     """The entry of a video without frames."""
     entry = Entry(
         video=moment.video,
@@ -240,8 +276,14 @@ class LocalWorker:
 
     def ingest(self, moment: Moment) -> VideoResult:
         seconds = WATCHDOG * self._settings.time_limit
+
+        # The traceback is nobody's: what matters is that the process ends.
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - faulthandler wants a descriptor
-            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+            faulthandler.dump_traceback_later(
+                seconds,
+                exit=True,
+                file=nowhere,
+            )
             try:
                 return ingest_video(self._settings, moment)
             finally:
@@ -272,29 +314,43 @@ class ChildWorker:
 
         self._attempt.start_video(moment.video)
         result = self._ask_child(moment)
+
+        # Still alive: it was not this one.
         self._attempt.finish_video(moment.video)
         return result
 
     def _ask_child(self, moment: Moment) -> VideoResult:
         if self._process is None:
             self._process = self._start()
+
         try:
             self._pipe.send(moment)
             answer = self._pipe.recv()
         except (EOFError, ConnectionError):
+            # The pipe breaks when the child dies; the next video gets a new one.
             self._process.join()
             reason = self._cause_of_death(self._process.exitcode)
             self._process = None
-            return failure(moment, source_facts(self._settings.filesystem, moment.path), reason)
+            facts = source_facts(self._settings.filesystem, moment.path)
+            return failure(moment, facts, reason)
+
+        # The machine's trouble travels as an answer: in the child it would end nothing but the child.
         if isinstance(answer, StorageError):
             raise answer
         return answer
 
     def _start(self) -> multiprocessing.process.BaseProcess:
+        # A plain fork would copy the threads' locks of this process, some of them held.
         context = multiprocessing.get_context("forkserver")
         self._pipe, child_end = context.Pipe()
-        process = context.Process(target=_serve, args=(child_end, self._settings), daemon=True)
+        process = context.Process(
+            target=_serve,
+            args=(child_end, self._settings),
+            daemon=True,
+        )
         process.start()
+
+        # The child must be the only one to hold its end: then its death closes the pipe.
         child_end.close()
         return process
 
@@ -303,7 +359,10 @@ class ChildWorker:
             return "the decoder was killed, most likely for want of memory (signal 9)"
         if exit_code is not None and exit_code < 0:
             return f"the decoder crashed (signal {-exit_code})"
-        return f"the decoder hung and was ended after {WATCHDOG * self._settings.time_limit:g} s"
+
+        # The watchdog ends its process with a plain exit code.
+        seconds = WATCHDOG * self._settings.time_limit
+        return f"the decoder hung and was ended after {seconds:g} s"
 
 
 def _serve(pipe: Connection, settings: IngestSettings) -> None:
@@ -315,8 +374,10 @@ def _serve(pipe: Connection, settings: IngestSettings) -> None:
                 moment = pipe.recv()
             except EOFError:
                 return
+
             try:
-                pipe.send(worker.ingest(moment))
+                result = worker.ingest(moment)
+                pipe.send(result)
             except StorageError as error:
                 pipe.send(error)
 
@@ -326,9 +387,15 @@ def _limit_memory() -> None:
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return
+
+    # The first number is the size of the address space, in pages.
     num_pages = int(statm.read_text().split()[0])
-    limit = num_pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_LIMIT
+    num_bytes = num_pages * os.sysconf("SC_PAGE_SIZE")
+    limit = num_bytes + MEMORY_LIMIT
+
+    # A process may not ask for more than the hard limit.
     _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
     if hard_limit != resource.RLIM_INFINITY:
         limit = min(limit, hard_limit)
+
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard_limit))
