@@ -22,7 +22,7 @@ from pipelines import track
 from pipelines.track.model import REQUIREMENTS
 
 # Imported only for a CLIP of theirs, or for weights on a hub.
-ON_DEMAND = {"timm", "transformers", "huggingface_hub"}
+ON_DEMAND = {"timm", "transformers", "huggingface_hub", "lancedb"}
 AWAY = "http://127.0.0.1:9"  # where nobody listens
 USER = """
 import json, sys
