@@ -3,6 +3,7 @@ two parts: through the blocks that nothing tunes, and from there.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -27,7 +28,8 @@ def encode_text(clip: nn.Module, tokens: Tensor) -> Tensor:
 def text_length(clip: nn.Module, tokens: Tensor, multiple: int = 1) -> int:
     """Positions of tokens Int [N, L] that a batch must be read to: its longest text, up to a `multiple`."""
     longest = text_tower(clip).longest(tokens)
-    return min(-(-longest // multiple) * multiple, tokens.shape[1])
+    rounded_up = math.ceil(longest / multiple) * multiple
+    return min(rounded_up, tokens.shape[1])
 
 
 def encode_video(clip: nn.Module, frames: Tensor, mask: Tensor | None) -> Tensor:
@@ -131,6 +133,7 @@ def _encode_from(clip: nn.Module, x: Tensor, frames: int, mask: Tensor | None, l
         tokens = run_blocks(tokens, vision.blocks[-1:], vision.grad_checkpointing)
 
     features = vision.pool(tokens).unflatten(0, (-1, tokens.frames))
-    if tokens.frames < frames:  # each of the frames that a method has merged is given their feature
+    if tokens.frames < frames:
+        # Each of the frames that a method has merged is given their feature.
         features = features.repeat_interleave(frames // tokens.frames, dim=1)
     return features

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from vopcore.clip import Block, Prompts, Tokens, Tower, with_prompts
 
+DIRECTIONS = {"bilstm": 2, "lstm": 1, "transformer": 0}  # in which a kind of context model reads
+
 
 class FramePrompts(nn.Module):
     """Generic prompts, and prompts looked up by the frame's index in its video (VoP^P)."""
@@ -19,12 +21,14 @@ class FramePrompts(nn.Module):
     def __init__(self, tower: Tower, generic: int, specific: int, frames: int) -> None:
         super().__init__()
         self.generic = Prompts(tower, generic)
-        self.table = nn.Parameter(nn.init.normal_(tower.new(frames, specific, tower.width), std=0.02))
+        table = tower.new(frames, specific, tower.width)
+        self.table = nn.Parameter(nn.init.normal_(table, std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B * F, L, D] -> prompts [B * F, generic + specific, D]"""
-        table = self.table.repeat(len(x) // len(self.table), 1, 1)
-        return torch.cat([self.generic(x), table], dim=1)
+        num_videos = len(x) // len(self.table)
+        specific = self.table.repeat(num_videos, 1, 1)
+        return torch.cat([self.generic(x), specific], dim=1)
 
 
 class ContextModel(nn.Module):
@@ -36,41 +40,60 @@ class ContextModel(nn.Module):
 
     def __init__(self, tower: Tower, kind: str, specific: int, frames: int) -> None:
         super().__init__()
-        width, like = tower.width, tower.new(0)
-        self.specific, options = specific, {"dtype": like.dtype, "device": like.device}
         self.kind = kind
-        directions = {"bilstm": 2, "lstm": 1, "transformer": 0}[kind]
-        self.readers = nn.ModuleList(
-            nn.LSTM(width, width, batch_first=True, **options) for _ in range(directions)
-        )
+        self.specific = specific
+        width = tower.width
+        like = tower.new(0)
+        options = {"dtype": like.dtype, "device": like.device}
+
+        directions = DIRECTIONS[kind]
+        self.readers = nn.ModuleList()
+        for _ in range(directions):
+            self.readers.append(nn.LSTM(width, width, batch_first=True, **options))
+
         if kind == "transformer":
-            self.positions = nn.Parameter(nn.init.normal_(tower.new(frames, width), std=0.02))
+            positions = tower.new(frames, width)
+            self.positions = nn.Parameter(nn.init.normal_(positions, std=0.02))
             layer = nn.TransformerEncoderLayer(
-                width, _heads(width), 4 * width, 0.0, "gelu", batch_first=True, norm_first=True, **options
+                d_model=width,
+                nhead=_heads(width),
+                dim_feedforward=4 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+                **options,
             )
-            self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-        self.project = nn.Linear(max(1, directions) * width, specific * width, **options)
+            self.encoder = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
+
+        state_width = max(1, directions) * width
+        self.project = nn.Linear(state_width, specific * width, **options)
 
     def forward(self, cls: Tensor, mask: Tensor | None) -> Tensor:
         """cls [B, F, D], mask Bool [B, F] or None -> prompts [B, F, specific, D]"""
         if self.kind == "transformer":
-            state = self.encoder(cls + self.positions, src_key_padding_mask=None if mask is None else ~mask)
+            padding = None if mask is None else ~mask
+            state = self.encoder(cls + self.positions, src_key_padding_mask=padding)
         else:
             state = self._read(cls, mask)
         return self.project(state).unflatten(-1, (self.specific, -1))
 
     def _read(self, cls: Tensor, mask: Tensor | None) -> Tensor:
-        orders = [forward_order, backward_order][: len(self.readers)]
+        orders = [forward_order(cls, mask)]
+        if len(self.readers) == 2:
+            orders.append(backward_order(cls, mask))
+
         states = []
         for reader, order in zip(self.readers, orders, strict=True):
-            there = order(cls, mask)
-            back = there.argsort(dim=1)
+            ordered = take(cls, order)
             # Autocast on CUDA knows fp16 alone for recurrent layers, whatever its own dtype: fp32 instead.
             # Tensors without values, whose products are only counted, know no autocast.
             exact = nullcontext() if cls.is_meta else torch.autocast(cls.device.type, enabled=False)
             with exact:
-                state, _ = reader(take(cls, there).to(reader.weight_hh_l0.dtype))
-            states.append(take(state, back))
+                state, _ = reader(ordered.to(reader.weight_hh_l0.dtype))
+
+            time_order = order.argsort(dim=1)
+            states.append(take(state, time_order))
         return torch.cat(states, dim=-1)
 
 
@@ -86,14 +109,19 @@ def backward_order(cls: Tensor, mask: Tensor | None) -> Tensor:
     num_frames = cls.shape[1]
     if mask is None:
         return forward_order(cls, None).flip(1)
+
     step = torch.arange(num_frames, device=cls.device)
-    reverse = (mask.sum(dim=1, keepdim=True) - 1 - step) % num_frames
+    last = mask.sum(dim=1, keepdim=True) - 1
+    reverse = (last - step) % num_frames
     return forward_order(cls, mask).gather(1, reverse)
 
 
 def take(x: Tensor, order: Tensor) -> Tensor:
     """Rows of x [B, F, D] in the order [B, F]."""
-    return x.gather(1, order.unsqueeze(-1).expand_as(x) if x.shape[-1] else order.unsqueeze(-1))
+    rows = order.unsqueeze(-1)
+    if x.shape[-1]:
+        rows = rows.expand_as(x)
+    return x.gather(1, rows)
 
 
 def _heads(width: int) -> int:
