@@ -240,7 +240,7 @@ class ArrowMoments:
                 numbers[segment.number][place] = len(self.videos)
                 self.videos.append(entry)
                 self._places.append((segment, place))
-                means.append(segment.means[place].values.to_numpy(zero_copy_only=False))
+                means.append(_as_numpy(segment.means[place].values))
         stacked = np.stack(means) if means else np.zeros((0, self._dimension), np.float16)
         self.means = torch.from_numpy(stacked.astype(np.float32))
 
@@ -403,7 +403,7 @@ class ArrowMoments:
     def window_frames(self, row: int) -> Tensor:
         segment, local = self._locate(row)
         first = segment.first_frame[segment.local_video[local]]
-        rows = first + np.asarray(segment.moments["frames"][local].values)
+        rows = first + _as_numpy(segment.moments["frames"][local].values)
         return torch.from_numpy(segment.features[rows].astype(np.float32))
 
     def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
@@ -528,13 +528,19 @@ def _matrix(table: pa.Table, column: str) -> np.ndarray:
     if len(table) == 0:
         return np.zeros((0, dimension), np.float16)
     chunk = table[column].combine_chunks() if table[column].num_chunks > 1 else table[column].chunk(0)
-    return chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, dimension)
+    return _as_numpy(chunk.flatten()).reshape(-1, dimension)
 
 
 def _numbers(table: pa.Table, column: str) -> np.ndarray:
-    return table[column].to_numpy()
+    return _as_numpy(table[column].combine_chunks())
 
 
 def _offsets(counts: pa.ChunkedArray) -> np.ndarray:
     """Where each video's rows begin, and where the last one's end: int64 [V + 1]."""
-    return np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(_as_numpy(counts.combine_chunks()))]).astype(np.int64)
+
+
+def _as_numpy(values: pa.Array) -> np.ndarray:
+    """The numbers of an Arrow array without nulls, not copied."""
+    # Arrow's own `to_numpy` imports pandas: half a second of a cold start.
+    return np.from_dlpack(values)
