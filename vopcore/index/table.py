@@ -542,5 +542,5 @@ def _offsets(counts: pa.ChunkedArray) -> np.ndarray:
 
 def _as_numpy(values: pa.Array) -> np.ndarray:
     """The numbers of an Arrow array without nulls, not copied."""
-    # Arrow's own `to_numpy` imports pandas: half a second of a cold start.
+    # Arrow's own `to_numpy` imports pandas, which a cold start has to wait for.
     return np.from_dlpack(values)
