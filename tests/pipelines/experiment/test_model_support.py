@@ -15,26 +15,29 @@ from pipelines.experiment.model_support import (
 )
 from vopcore.methods import METHODS
 
-# It merges tokens inside the blocks of open_clip's own vision transformers.
-NEEDS_HALVES = "tempme"
+# TempMe merges tokens inside the blocks of open_clip's own transformers; the others read a class token.
+NEEDS_HALVES = {"tempme"}
+NEEDS_CLASS_TOKEN = {"tempme", "dgl", "mv_adapter"}
 
 
 @pytest.mark.parametrize(
-    ("model", "parameters", "size", "words", "tokenizer", "other_options"),
+    ("model", "parameters", "size", "words", "tokenizer", "refused", "other_options"),
     [
-        ("ViT-B-32-quickgelu", 151_277_313, 224, 77, "CLIP", set()),
-        ("PE-Core-T-16-384", None, 384, 32, "CLIP", set()),
-        ("ViT-B-16-SigLIP", None, 224, 64, "timm/ViT-B-16-SigLIP", set()),
-        ("EVA02-B-16", None, 224, 77, "CLIP", set()),
-        ("MobileCLIP2-B", None, 224, 77, "CLIP", set()),
-        ("ViT-L-14-CLIPA", None, 224, 32, "bert-base-uncased", set()),
-        ("ViTamin-S", None, 224, 77, "CLIP", set()),
-        ("coca_ViT-B-32", None, 224, 76, "CLIP", set()),
+        ("ViT-B-32-quickgelu", 151_277_313, 224, 77, "CLIP", set(), set()),
+        ("PE-Core-T-16-384", None, 384, 32, "CLIP", NEEDS_CLASS_TOKEN, set()),
+        ("ViT-B-16-SigLIP", None, 224, 64, "timm/ViT-B-16-SigLIP", NEEDS_CLASS_TOKEN, set()),
+        ("EVA02-B-16", None, 224, 77, "CLIP", NEEDS_HALVES, set()),
+        ("MobileCLIP2-B", None, 224, 77, "CLIP", NEEDS_HALVES, set()),
+        ("ViT-L-14-CLIPA", None, 224, 32, "bert-base-uncased", NEEDS_CLASS_TOKEN, set()),
+        ("ViTamin-S", None, 224, 77, "CLIP", NEEDS_CLASS_TOKEN, set()),
+        ("coca_ViT-B-32", None, 224, 76, "CLIP", NEEDS_CLASS_TOKEN, set()),
         # A text of 16 tokens has no room for CoOp's 16 prompts.
-        ("ViT-SO400M-14-SigLIP", None, 224, 16, "timm/ViT-B-16-SigLIP", {"coop"}),
+        ("ViT-SO400M-14-SigLIP", None, 224, 16, "timm/ViT-B-16-SigLIP", NEEDS_CLASS_TOKEN, {"coop"}),
     ],
 )
-def test_models_with_blocks_take_every_method(model, parameters, size, words, tokenizer, other_options):
+def test_models_with_blocks_take_every_method_but_those_that_need_more(
+    model, parameters, size, words, tokenizer, refused, other_options
+):
     row = model_support(model)
     assert (row.size, row.words, row.tokenizer) == (size, words, tokenizer)
     assert parameters in (None, row.parameters)
@@ -43,7 +46,10 @@ def test_models_with_blocks_take_every_method(model, parameters, size, words, to
         if method in other_options:
             assert mark == OTHER_OPTIONS
             assert row.reasons[method].startswith("prompts: 16 must be at most 14")
-        elif method != NEEDS_HALVES:
+        elif method in refused:
+            assert mark == "-"
+            assert method in row.reasons
+        else:
             assert mark == WORKS
             assert method not in row.reasons
 
