@@ -107,6 +107,7 @@ def environment(folder: Path, endpoint: str) -> dict[str, str]:
     return os.environ | own | {"PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.long
 def test_a_run_goes_to_a_hub_and_comes_back_in_another_process(world, tmp_path):
     (tmp_path / "hub").mkdir()
     with local_hub(tmp_path / "hub") as endpoint:

@@ -137,6 +137,7 @@ def test_one_of_two_workers_killed_within_an_epoch_changes_no_bit_of_the_weights
         torch.testing.assert_close(wanted[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_worker_killed_within_an_epoch_goes_on_from_the_step_to_the_weights_of_the_plain_loop(
     own_ray, task, tmp_path
 ):

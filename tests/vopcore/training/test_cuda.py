@@ -30,6 +30,7 @@ def test_every_method_scores_on_a_gpu(runtime):
     assert fake_cuda.run("support.fake_cuda.scores", runtime=runtime) == []
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 def test_every_method_trains_on_a_gpu_and_goes_on_after_a_stop(runtime):
     cases = []
@@ -51,6 +52,7 @@ def test_a_step_waits_for_the_gpu_once_fresh_and_resumed(runtime):
         assert answer["syncs_per_step"] <= MOST_SYNCS, (case, answer["syncs"])
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 def test_the_memory_of_a_step_is_known_before_it(runtime):
     cases = [{"name": name, **BASE} for name in ("vop", "full")]
