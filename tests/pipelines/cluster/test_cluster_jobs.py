@@ -63,8 +63,9 @@ def said(done: subprocess.CompletedProcess) -> list[str]:
 def undisturbed(cluster, checkout, clips, tmp_path_factory):
     """A job whose checkout differs from the cluster's: it comes along with --working-dir."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    script = checkout / "pipelines/run.py"
+    script = checkout / "pipelines/experiment/prepare.py"
     before = script.read_text()
+    assert "decoded now, in" in before
     script.write_text(before.replace("decoded now, in", "decoded by a changed checkout, in"))
     (checkout / "outputs/own.yaml").write_text("junk")
     entry = ["python", "pipelines/run.py", str(config(folder, clips, epochs=12))]
