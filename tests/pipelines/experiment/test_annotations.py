@@ -2,21 +2,11 @@
 
 import json
 
-import pyarrow as pa
 import pytest
+from support.experiment import table
 
 from pipelines.experiment.annotations import annotations, hold_out
-from vopcore.config import ConfigError, read_config
-from vopcore.datasets import ANNOTATIONS
-
-TINY = "clip: {model: conf/tiny_clip.json, pretrained: null, words: 16}\nvideo: {frames: 2, size: 32}\n"
-
-
-def table(*rows):
-    return pa.Table.from_pylist(
-        [dict(zip(("split", "video", "caption"), row, strict=True)) for row in rows], schema=ANNOTATIONS
-    )
-
+from vopcore.config import ConfigError
 
 TRAIN = [("train", f"v{i:02}", f"caption {c}") for i in range(20) for c in range(2)]
 
@@ -37,16 +27,6 @@ def test_the_held_out_share_is_whole_videos_the_same_each_time_and_nothing_of_te
 def test_a_data_set_with_a_val_split_holds_nothing_out():
     with pytest.raises(ConfigError, match=r"data.holdout: the data set has a val split"):
         hold_out(table(*TRAIN, ("val", "a", "x")), 0.1)
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(
-        f"name: mine\noutput: {tmp_path}/out\ndata: {{dataset: folder, root: {tmp_path}}}\n"
-        f"{TINY}methods: {{vop: {{}}}}\n"
-    )
-    return lambda *overrides: read_config(path, overrides)
 
 
 def test_a_batch_larger_than_the_training_split_is_refused_before_decoding(config, tmp_path):

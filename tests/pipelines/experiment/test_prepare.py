@@ -1,29 +1,10 @@
 """Before any work: what an output folder remembers."""
 
-import pyarrow as pa
 import pytest
+from support.experiment import table
 
 from pipelines.experiment import prepare
-from vopcore.config import ConfigError, read_config
-from vopcore.datasets import ANNOTATIONS
-
-TINY = "clip: {model: conf/tiny_clip.json, pretrained: null, words: 16}\nvideo: {frames: 2, size: 32}\n"
-
-
-def table(*rows):
-    return pa.Table.from_pylist(
-        [dict(zip(("split", "video", "caption"), row, strict=True)) for row in rows], schema=ANNOTATIONS
-    )
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(
-        f"name: mine\noutput: {tmp_path}/out\ndata: {{dataset: folder, root: {tmp_path}}}\n"
-        f"{TINY}methods: {{vop: {{}}}}\n"
-    )
-    return lambda *overrides: read_config(path, overrides)
+from vopcore.config import ConfigError
 
 
 def test_an_output_folder_takes_other_methods_and_seeds_of_its_benchmark_and_nothing_else(config, tmp_path):
