@@ -66,6 +66,7 @@ INDEX = pa.schema(
         ("store_away", pa.string()),
     ]
 )
+OPENAI = {"size": 224, "resize": "shortest", "interpolation": "bicubic"}  # how its CLIP sees a picture
 COMPARERS = 16  # threads that read files whose time has changed
 REMOTE_CLOCK = 1.0  # seconds: an object store tells an object's time in two ways
 
@@ -146,17 +147,15 @@ def _ingest(annotations: pa.Table, root: str, video: Video, videos: str | None) 
 
 def ingest_settings(root: str, video: Video, videos: str | None = None) -> IngestSettings:
     """What the tasks of an ingest into `root` need to know; `videos` as in `ingest`."""
+    video = _without_auto(video)
     storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
     layout = Layout(video.size, storage, video.quality)
-    # `read_config` has asked the model; settings made without one are OpenAI's.
-    resize = "shortest" if video.resize == "auto" else video.resize
-    interpolation = "bicubic" if video.interpolation == "auto" else video.interpolation
     name = folder_name(
         sampler=video.sampler,
         stored_frames=video.kept,
         layout=layout,
-        resize=resize,
-        interpolation=interpolation,
+        resize=video.resize,
+        interpolation=video.interpolation,
         decoder_version=DECODER_VERSION,
     )
     filesystem, _ = open_uri(videos or "/")
@@ -166,10 +165,16 @@ def ingest_settings(root: str, video: Video, videos: str | None = None) -> Inges
         sampler=video.sampler,
         stored_frames=video.kept,
         time_limit=video.time_limit,
-        resize=resize,
-        interpolation=interpolation,
+        resize=video.resize,
+        interpolation=video.interpolation,
         filesystem=filesystem,
     )
+
+
+def _without_auto(video: Video) -> Video:
+    """`read_config` has asked the model; settings that were made without one are OpenAI's."""
+    chosen = {key: value for key, value in OPENAI.items() if getattr(video, key) == "auto"}
+    return video.model_copy(update=chosen)
 
 
 def check_room(store: Store, layout: Layout, num_frames: int) -> None:

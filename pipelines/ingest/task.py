@@ -25,7 +25,7 @@ from pyarrow import fs
 
 from vopcore.shards import Entry, Layout, Moment, write_shard
 from vopcore.storage import SourceFacts, StorageError, Store, file_sha256, local_copy, source_facts
-from vopcore.video import Decoded, Interpolation, Resize, VideoError, decode
+from vopcore.video import Decoded, Interpolation, Resize, VideoError, check_ordinary, decode
 
 VideoResult = tuple[Entry, np.ndarray | None]
 """A video's entry, and pixels uint8 [F, size, size, 3]; None for a failed video."""
@@ -207,6 +207,7 @@ def _decoded_file(
     if moment.path is None:
         raise VideoError("no file was found for this video")
     if facts.size is None:
+        _check_there(settings.filesystem, moment.path)
         raise VideoError(f"no such file: {moment.path}")
     if facts.size == 0:
         raise VideoError("the file is empty")
@@ -227,6 +228,12 @@ def _decoded_file(
         # Moments of one file are neighbours in a shard, so a long file is read for this once.
         source_sha256 = _file_hash(path, facts)
         return decoded, source_sha256
+
+
+def _check_there(filesystem: fs.FileSystem, path: str) -> None:
+    """What has no facts may still be there: a pipe, a device, a folder. Raises VideoError, which names it."""
+    if isinstance(filesystem, fs.LocalFileSystem) and Path(path).exists():
+        check_ordinary(path)
 
 
 @lru_cache(maxsize=4)

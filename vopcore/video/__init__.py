@@ -5,7 +5,7 @@
 from vopcore.video.decode import DECODER_VERSION, Decoded, decode, decode_moments
 from vopcore.video.preprocess import Interpolation, Resize
 from vopcore.video.sample import SAMPLERS, choose
-from vopcore.video.source import TIME_LIMIT, VideoError, probe
+from vopcore.video.source import TIME_LIMIT, VideoError, check_ordinary, probe
 from vopcore.video.stack import stack
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Interpolation",
     "Resize",
     "VideoError",
+    "check_ordinary",
     "choose",
     "decode",
     "decode_moments",

@@ -112,7 +112,7 @@ class Source:
         """A fresh container and decoder, standing at the file's first byte."""
         name: str | BinaryIO
         if isinstance(self._file, str | Path):
-            _check_ordinary(self._file)
+            check_ordinary(self._file)
 
             # With this before it a colon in the name is no protocol.
             name = f"file:{self._file}"
@@ -318,8 +318,8 @@ def reason(error: av.FFmpegError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _check_ordinary(file: str | Path) -> None:
-    """Refuses what is not an ordinary file before it is opened.
+def check_ordinary(file: str | Path) -> None:
+    """Refuses what is not an ordinary file before it is opened. Raises VideoError.
 
     Opening a pipe or a device can wait for ever.
     """

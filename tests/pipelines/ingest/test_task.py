@@ -17,6 +17,7 @@ from support.video import write_video
 from pipelines.ingest.driver import ingest_settings
 from pipelines.ingest.task import IngestSettings, decode_shard
 from vopcore.config import read_config
+from vopcore.config.sections import Video
 from vopcore.shards import Layout, Moment, Shards, sidecars
 from vopcore.storage import StorageError, Store
 
@@ -82,7 +83,7 @@ def test_videos_that_crash_or_hang_the_decoder_or_want_too_much_memory_fail_alon
         "the decoder hung and was ended after 4.5 s",
         "decoding it needs more memory than there is",
         None,
-        f"no such file: {pipe}",
+        "not a video file but a named pipe",
     ]
     assert [len(shards.frames(path)) for path in paths] == [4, 0, 0, 0, 4, 0]
 
@@ -131,6 +132,14 @@ def test_an_entry_says_which_bytes_were_decoded(tmp_path):
     (entry,) = decode_shard(settings, 0, [Moment("a", str(path), None, None)])
     assert entry.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Shards(settings.folder).videos["a"] == entry
+
+
+def test_frames_of_settings_that_asked_no_model_are_openais(tmp_path):
+    settings = ingest_settings(str(tmp_path), Video())
+    assert settings.layout == Layout(224, "raw", 95)
+    assert (settings.resize, settings.interpolation) == ("shortest", "bicubic")
+    named = Video(size=224, resize="shortest", interpolation="bicubic")
+    assert ingest_settings(str(tmp_path), named) == settings, "and they go into the same folder"
 
 
 @pytest.mark.parametrize(
