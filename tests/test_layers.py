@@ -12,7 +12,7 @@ ONLY_IN = {  # library: the only places that import it
     "mlflow": ["pipelines/track"],
     "open_clip": ["vopcore/clip"],
     "av": ["vopcore/video", "vopcore/datasets/shapes.py"],
-    "simplejpeg": ["vopcore/shards", "vopcore/index"],
+    "simplejpeg": ["vopcore/shards", "vopcore/video/thumbnail.py"],
     "lancedb": ["vopcore/index/lance.py"],
     "omegaconf": ["vopcore/config"],
     "pydantic": ["vopcore/config", "pipelines/serving", "pipelines/reproduction/card.py"],

@@ -85,6 +85,7 @@ def _decode_stretch(
         time_limit=settings.time_limit,
         resize=settings.resize,
         interpolation=settings.interpolation,
+        thumbnails=True,
     )
     problems += [moment.error or moment.status for moment in decoded if moment.status != "ok"]
     for first in range(0, len(spans), PIECE):
@@ -95,18 +96,25 @@ def share_frames(spans: list[Span], decoded: list[Decoded]) -> WindowFrames:
     """The windows with each frame once: overlapping windows see the same ones."""
     rows_by_time: dict[float, int] = {}
     pixels = []
+    thumbnails = []
     frames = []
     for moment in decoded:
         (squares,) = moment.squares.values()
         chosen = []
-        for time, square in zip(moment.times, squares, strict=True):
+        for time, square, thumbnail in zip(moment.times, squares, moment.thumbnails, strict=True):
             if time not in rows_by_time:
                 rows_by_time[time] = len(pixels)
                 pixels.append(square)
+                thumbnails.append(thumbnail)
             chosen.append(rows_by_time[time])
         frames.append(chosen)
-    times = np.array(list(rows_by_time), np.float64)
-    return WindowFrames(spans=spans, pixels=np.stack(pixels), times=times, frames=frames)
+    return WindowFrames(
+        spans=spans,
+        pixels=np.stack(pixels),
+        thumbnails=thumbnails,
+        times=np.array(list(rows_by_time), np.float64),
+        frames=frames,
+    )
 
 
 class DecodingChild:

@@ -228,9 +228,9 @@ def _add_api(app: FastAPI, catalogue: Catalogue, queue: SearchQueue) -> None:
         return video_response(_known(index).index, video, request.headers.get("range"))
 
     @app.get("/thumbnail/{index}/{video:path}", response_class=Response)
-    def thumbnail(index: str, video: str, start: float = 0.0) -> Response:
-        """The picture of the window of a video that begins at `start`, JPEG."""
-        return thumbnail_response(_known(index).index, video, start)
+    def thumbnail(index: str, video: str, time: float = 0.0) -> Response:
+        """A small picture of a video, the nearest to `time` (seconds) of those in the index, JPEG."""
+        return thumbnail_response(_known(index).index, video, time)
 
     def _known(name: str) -> ServedIndex:
         try:

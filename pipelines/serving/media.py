@@ -100,10 +100,10 @@ def _blocks(filesystem: fs.FileSystem, path: str, first: int, last: int) -> Iter
             yield block
 
 
-def thumbnail_response(index: Index, video: str, start: float) -> Response:
-    """The picture of a window. Raises HTTPException 404."""
+def thumbnail_response(index: Index, video: str, time: float) -> Response:
+    """The picture nearest to a time. Raises HTTPException 404."""
     try:
-        picture = index.thumbnail(video, start)
+        picture = index.thumbnail(video, time)
     except KeyError:
         raise HTTPException(404, "no such video in this index") from None
     return Response(picture, media_type="image/jpeg", headers={"cache-control": "private, max-age=60"})

@@ -40,9 +40,10 @@ def make_index(folder: Path, videos: Path, model: Path) -> Path:
     rows = []
     for path in sorted(videos.rglob("*.mp4")):
         spans = WindowRule(2, 1).windows(6.0)
-        decoded = decode_moments(path, spans, count=settings.frames, size=settings.size)
+        decoded = decode_moments(path, spans, count=settings.frames, size=settings.size, thumbnails=True)
         pixels = np.concatenate([moment.pixels for moment in decoded])
         times = np.concatenate([moment.times for moment in decoded])
+        thumbnails = [thumbnail for moment in decoded for thumbnail in moment.thumbnails]
         frames = [list(range(settings.frames * i, settings.frames * (i + 1))) for i in range(len(spans))]
         facts_of_file = path.stat()
         entry = IndexedVideo(
@@ -51,7 +52,7 @@ def make_index(folder: Path, videos: Path, model: Path) -> Path:
             mtime=facts_of_file.st_mtime,
             duration=6.0,
         )
-        rows.append((entry, encoder.rows(WindowFrames(spans, pixels, times, frames))))
+        rows.append((entry, encoder.rows(WindowFrames(spans, pixels, thumbnails, times, frames))))
     open_index(str(folder)).table.add(rows)
     return folder
 

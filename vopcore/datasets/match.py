@@ -21,6 +21,7 @@ from vopcore.storage import display, is_uri, open_uri, with_retries
 SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp",
     ".3g2", ".3gpp", ".mts", ".m2ts", ".ts", ".qt", ".asf", ".divx", ".ogv", ".vob",
+    ".gif",
 )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -30,19 +29,19 @@ TEXT_FILE = "text.safetensors"
 BATCH = 32  # windows, or 4 times as many frames that are seen alone, encoded at once
 TEXTS = 64  # captions encoded at once
 MAX_LETTERS = 2000  # of a query: many times what a text tower reads; the tokenizer is slow on endless words
-THUMBNAIL_QUALITY = 80
 
 
 @dataclass(frozen=True)
 class WindowFrames:
     """Windows of one video and the frames they are made of, each frame once.
 
-    spans: W windows in order of time. pixels: uint8 [U, S, S, 3]; times: float [U], seconds. frames: for each
-    window the rows of `pixels` that it sees.
+    spans: W windows in order of time. pixels: uint8 [U, S, S, 3]; thumbnails: U JPEGs; times: float [U],
+    seconds. frames: for each window the rows of `pixels` that it sees.
     """
 
     spans: Sequence[Span]
     pixels: np.ndarray
+    thumbnails: Sequence[bytes]
     times: np.ndarray
     frames: Sequence[Sequence[int]]
 
@@ -85,7 +84,7 @@ class WindowEncoder:
             likeness = F.normalize(features[rows], dim=-1) @ vector
             row = rows[int(likeness.argmax())]
             best.append(times[row])
-            thumbnails.append(encode_thumbnail(windows.pixels[pixel_rows[row]]))
+            thumbnails.append(windows.thumbnails[pixel_rows[row]])
         return MomentRows(
             spans=list(windows.spans),
             best=np.array(best, np.float32),
@@ -229,11 +228,6 @@ def shorten(text: str) -> str:
     """The beginning of an endless text; single words are cut too."""
     words = text[:MAX_LETTERS].split()
     return " ".join(word[:100] for word in words)
-
-
-def encode_thumbnail(pixels: np.ndarray) -> bytes:
-    """uint8 [S, S, 3] -> JPEG."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=THUMBNAIL_QUALITY)
 
 
 def _sees_frames_alone(clip: nn.Module) -> bool:

@@ -160,10 +160,10 @@ class Index:
         with self._lock:
             return self.table.vector(self.table.window_at(self.number(video), start))
 
-    def thumbnail(self, video: str, start: float) -> bytes:
-        """The JPEG of the window that begins at `start` or last before it. Raises KeyError."""
+    def thumbnail(self, video: str, time: float) -> bytes:
+        """The JPEG that shows what is nearest to `time`; each window has one. Raises KeyError."""
         with self._lock:
-            return self.table.thumbnail(self.table.window_at(self.number(video), start))
+            return self.table.thumbnail(self.table.picture_at(self.number(video), time))
 
     def number(self, video: str) -> int:
         """A video's place in `table.videos`. Raises KeyError for one that is not indexed."""

@@ -194,6 +194,12 @@ class LanceMoments:
                 window = row
         return int(window["row"])
 
+    def picture_at(self, video: int, time: float) -> int:
+        name = _quoted([self.videos[video].video])
+        rows = self._where(f"video = {name}", ["row", "start", "best"])
+        rows.sort(key=lambda row: (abs(row["best"] - time), row["start"]))
+        return int(rows[0]["row"])
+
     def vector(self, row: int) -> Tensor:
         return torch.tensor(np.array(self._one(f"row = {row}", ["vector"])["vector"], np.float32))
 

@@ -148,6 +148,9 @@ class MomentTable(Protocol):
     def window_at(self, video: int, start: float) -> int:
         """The row of the window of a video that begins at `start` or last before it."""
 
+    def picture_at(self, video: int, time: float) -> int:
+        """The row of the window of a video whose thumbnail shows what is nearest to `time`."""
+
     def vector(self, row: int) -> Tensor:
         """float32 [D], the unit vector of a window."""
 
@@ -175,6 +178,7 @@ class Segment:
         self.features = _matrix(frames, "features")
         self.starts = _numbers(moments, "start")
         self.ends = _numbers(moments, "end")
+        self.best = _numbers(moments, "best")
         self.times = _numbers(frames, "time")
         self.local_video = np.repeat(np.arange(len(self.entries)), np.diff(self.first_moment))
 
@@ -416,6 +420,12 @@ class ArrowMoments:
         first, stop = segment.first_moment[place], segment.first_moment[place + 1]
         before = np.searchsorted(segment.starts[first:stop], start + 1e-3, side="right")
         return int(self._first_rows[segment.number] + first + max(before - 1, 0))
+
+    def picture_at(self, video: int, time: float) -> int:
+        segment, place = self._places[video]
+        first, stop = segment.first_moment[place], segment.first_moment[place + 1]
+        nearest = np.abs(segment.best[first:stop] - time).argmin()
+        return int(self._first_rows[segment.number] + first + nearest)
 
     def vector(self, row: int) -> Tensor:
         segment, local = self._locate(row)

@@ -20,6 +20,7 @@ from vopcore.video.plan import Run, end_of, merge, needed_run, span
 from vopcore.video.preprocess import Geometry, Interpolation, Preprocessor, Resize
 from vopcore.video.sample import SAMPLERS
 from vopcore.video.source import TIME_LIMIT, Source, VideoError, check_shape, reason
+from vopcore.video.thumbnail import ThumbnailMaker
 
 # Rises when the same file would give other pixels.
 DECODER_VERSION = 2
@@ -40,12 +41,13 @@ class Decoded:
     """Sampled frames of one video, or of one moment of it.
 
     `squares` has, for each size asked for, one uint8 [size, size, 3] RGB picture per frame; moments that
-    share frames share these arrays. `times` are seconds after the video's first frame. `status` is "ok" or
-    "damaged" (`error` says how). `width`, `height` are those of the stored pictures, before rotation;
-    `duration` (seconds) is the whole video's.
+    share frames share these arrays. `thumbnails`: of each frame a JPEG, where they were asked for. `times`
+    are seconds after the video's first frame. `status` is "ok" or "damaged" (`error` says how). `width`,
+    `height` are those of the stored pictures, before rotation; `duration` (seconds) is the whole video's.
     """
 
     squares: dict[int, list[np.ndarray]]
+    thumbnails: list[bytes]
     times: list[float]
     status: str
     error: str | None
@@ -107,9 +109,10 @@ def decode_moments(
     sampler: str = "uniform",
     resize: Resize = "shortest",
     interpolation: Interpolation = "bicubic",
+    thumbnails: bool = False,
     time_limit: float | None = TIME_LIMIT,
 ) -> list[Decoded]:
-    """What `decode` gives for each window (start, end), in one pass.
+    """What `decode` gives for each window (start, end), in one pass; with `thumbnails` those too.
 
     Every frame is decoded and resized once, however many windows want it. All frames are held in memory at
     once, 150 kB each at 224 pixels. Raises VideoError as `decode` does, also where a single window begins
@@ -124,7 +127,7 @@ def decode_moments(
     try:
         with decoder_log() as log, Source(file, time_limit, log) as source:
             source.scan()
-            reader = Reader(source, selection, geometries)
+            reader = Reader(source, selection, geometries, thumbnails)
 
             # Counting decodes everything: only where packets do not tell enough.
             frames = reader.planned() or reader.counted()
@@ -179,11 +182,19 @@ class Frames:
     times: np.ndarray
     """Seconds, of all frames, wanted or not."""
     duration: float
-    squares: dict[int, list[np.ndarray]]
-    """Of each frame one picture per geometry."""
+    pictures: "Pictures"
     needs: dict[int, Run]
     """The packets that a frame is decoded from."""
     all_decoded: bool
+
+
+class Pictures(NamedTuple):
+    """What is kept of the wanted frames, by ordinal."""
+
+    squares: dict[int, list[np.ndarray]]
+    """Of each frame one picture per geometry."""
+    thumbnails: dict[int, bytes]
+    """Empty where none were asked for."""
 
 
 class DecodedStream(NamedTuple):
@@ -192,8 +203,7 @@ class DecodedStream(NamedTuple):
     pts: list[int | None]
     positions: list[int]
     """The packet with which each frame came."""
-    squares: dict[int, list[np.ndarray]]
-    """Of the wanted frames, by ordinal."""
+    pictures: Pictures
 
 
 class Reader:
@@ -204,10 +214,12 @@ class Reader:
         source: Source,
         selection: Selection,
         geometries: list[Geometry],
+        thumbnails: bool,
     ) -> None:
         self._source = source
         self._selection = selection
         self._geometries = geometries
+        self._wants_thumbnails = thumbnails
 
         stream = source.stream
         self._fps = float(stream.guessed_rate or stream.average_rate or DEFAULT_FPS)
@@ -246,15 +258,15 @@ class Reader:
             ordinal_at[int(pts[ordinal])] = ordinal
 
         before = self._source.damage.mark()
-        preprocessor = Preprocessor(self._geometries)
+        keeper = Keeper(self._geometries, self._wants_thumbnails)
         plan = merge(list(needs.values()))
         for _, frame in self._pictures(plan, targets):
             ordinal = ordinal_at.get(frame.pts)
             if ordinal is not None:
-                preprocessor.add(ordinal, frame)
-        squares = preprocessor.finish()
+                keeper.add(ordinal, frame)
+        pictures = keeper.finish()
 
-        if len(squares) < len(wanted):
+        if len(pictures.squares) < len(wanted):
             # Everything is decoded again, and its damage noted again.
             self._source.damage.forget_since(before)
             return None
@@ -263,7 +275,7 @@ class Reader:
             windows=windows,
             times=times,
             duration=end_of(times, last_duration),
-            squares=squares,
+            pictures=pictures,
             needs=needs,
             all_decoded=False,
         )
@@ -302,7 +314,7 @@ class Reader:
 
         # The guess was wrong: once more, and the same damage is noted only once.
         wanted = _union(windows)
-        if not wanted <= everything.squares.keys():
+        if not wanted <= everything.pictures.squares.keys():
             damage.forget_since(before)
             everything = self._everything(wanted)
 
@@ -315,7 +327,7 @@ class Reader:
             windows=windows,
             times=times,
             duration=end_of(times, last_duration) or 1 / self._fps,
-            squares=everything.squares,
+            pictures=everything.pictures,
             needs=needs,
             all_decoded=True,
         )
@@ -342,17 +354,17 @@ class Reader:
         """Decodes the whole stream, and keeps the pictures of the `wanted` ordinals."""
         pts = []
         positions = []
-        preprocessor = Preprocessor(self._geometries)
+        keeper = Keeper(self._geometries, self._wants_thumbnails)
         whole = Run(0, len(self._source.packets) - 1)
 
         for position, frame in self._pictures([whole], set()):
             ordinal = len(pts)
             if ordinal in wanted:
-                preprocessor.add(ordinal, frame)
+                keeper.add(ordinal, frame)
             pts.append(frame.pts)
             positions.append(position)
 
-        return DecodedStream(pts, positions, preprocessor.finish())
+        return DecodedStream(pts, positions, keeper.finish())
 
     def _counted_need(self, position: int) -> Run:
         """The packets that a frame which came out with the packet at `position` may be decoded from."""
@@ -510,14 +522,19 @@ class Reader:
         needs = [frames.needs[ordinal] for ordinal in ordinals]
         error = source.damage.summary(needs, frames.all_decoded)
 
+        pictures = frames.pictures
         squares = {}
         for index, geometry in enumerate(self._geometries):
-            squares[geometry.size] = [frames.squares[ordinal][index] for ordinal in ordinals]
+            squares[geometry.size] = [pictures.squares[ordinal][index] for ordinal in ordinals]
+        thumbnails = []
+        if self._wants_thumbnails:
+            thumbnails = [pictures.thumbnails[ordinal] for ordinal in ordinals]
 
         # Microseconds are finer than any time base that matters.
         times = [round(float(frames.times[ordinal]), 6) for ordinal in ordinals]
         return Decoded(
             squares=squares,
+            thumbnails=thumbnails,
             times=times,
             status="ok" if error is None else "damaged",
             error=error,
@@ -527,6 +544,23 @@ class Reader:
             duration=round(frames.duration, 6),
             codec=source.decoder.codec.canonical_name,
         )
+
+
+class Keeper:
+    """Makes of each wanted picture, as it comes out of the decoder, what is kept of it."""
+
+    def __init__(self, geometries: list[Geometry], thumbnails: bool) -> None:
+        self._preprocessor = Preprocessor(geometries)
+        self._maker = ThumbnailMaker() if thumbnails else None
+        self._thumbnails: dict[int, bytes] = {}
+
+    def add(self, ordinal: int, frame: av.VideoFrame) -> None:
+        self._preprocessor.add(ordinal, frame)
+        if self._maker is not None:
+            self._thumbnails[ordinal] = self._maker.make(frame)
+
+    def finish(self) -> Pictures:
+        return Pictures(self._preprocessor.finish(), self._thumbnails)
 
 
 def _packets_in(

@@ -45,7 +45,7 @@ async function request(path, body) {
 function card(index, answer) {
   const when = `${clock(answer.start)} – ${clock(answer.end)}`;
   const picture = element("img", {
-    src: `${address("thumbnail", index, answer.video)}?start=${answer.best}`, alt: "", loading: "lazy",
+    src: `${address("thumbnail", index, answer.video)}?time=${answer.best}`, alt: "", loading: "lazy",
   });
   const play = element("button", { className: "play", type: "button" }, picture, element("span", {}, when));
   play.setAttribute("aria-label", `Play ${answer.video} from ${clock(answer.start)}`);

@@ -132,7 +132,7 @@ def test_a_video_is_served_whole_and_in_parts(client, world, name):
     tail = client.get(address, headers={"range": "bytes=-5"})
     assert tail.content == content[-5:]
     assert client.get(address, headers={"range": f"bytes={len(content)}-"}).status_code == 416
-    picture = client.get(f"/thumbnail/vop/{quote(name)}", params={"start": 2.2})
+    picture = client.get(f"/thumbnail/vop/{quote(name)}", params={"time": 2.2})
     assert picture.content[:3] == b"\xff\xd8\xff"
 
 

@@ -139,6 +139,9 @@ def test_what_belongs_to_a_window_is_found_again(tmp_path, opened):
     assert table.window_at(number, 6.5) == row
     windows = stored["b"]
     assert table.thumbnail(row) == windows.thumbnails[1]
+    for time in (0.0, 5.0, 7.0, 100.0):
+        shown = int(np.abs(windows.best - time).argmin())
+        assert table.thumbnail(table.picture_at(number, time)) == windows.thumbnails[shown]
     np.testing.assert_array_equal(table.vector(row).numpy(), windows.vectors[1].astype(np.float32))
     np.testing.assert_array_equal(
         table.window_frames(row).numpy(), windows.features[windows.frames[1]].astype(np.float32)
