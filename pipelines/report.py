@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipelines.reports.published import SOURCES
 from pipelines.reports.ranking import Predictions, Ranking, rank
 from pipelines.reports.summary import LeftOut, MethodResult, summarize
 from pipelines.reports.text import file_name
+from pipelines.reports.transfer import Tested, matrix_rows, transfers
 from vopcore.metrics import names
 
 CLI = argparse.ArgumentParser(
@@ -132,13 +134,22 @@ class Sources:
             seed_tables.append(table)
         return seed_tables
 
-    def _predictions_of(self, run: track.TrackedRun) -> pa.Table:
+    def transferred(self, result: MethodResult, config: str) -> list[pa.Table]:
+        """PREDICTIONS of another config's test split, of each seed that has them still."""
+        seed_tables = []
+        for run in result.runs:
+            with suppress(track.StoreError):
+                table = self._predictions_of(run, f"{track.TRANSFERS}/{config}.parquet")
+                seed_tables.append(table)
+        return seed_tables
+
+    def _predictions_of(self, run: track.TrackedRun, artifact: str = track.PREDICTIONS) -> pa.Table:
         """The columns that are compared; raises StoreError where the file is gone."""
         with tempfile.TemporaryDirectory() as folder:
             file = track.fetch(
                 self.stores[run.id],
                 run.id,
-                track.PREDICTIONS,
+                artifact,
                 Path(folder),
             )
             return pq.read_table(file, columns=["caption", "video", "rank"])
@@ -175,6 +186,10 @@ def report(stores: Sequence[track.RunStore], out: Path) -> list[Path]:
         sections.insert(0, across)
     elif across.plots:
         sections.append(across)
+
+    elsewhere = _elsewhere(results, sources)
+    if elsewhere.tables:
+        sections.append(elsewhere)
 
     page = _page(experiments, sections, results, left_out)
     return _write(out, page, sections, results)
@@ -240,6 +255,77 @@ def _across(
         return ReportSection("Against full fine-tuning", [], gain_plots)
     overview = tables.overview(results, rankings)
     return ReportSection("All datasets", [overview], gain_plots)
+
+
+def _elsewhere(results: Sequence[MethodResult], sources: Sources) -> ReportSection:
+    """What each method finds of other configs' test splits, less the frozen CLIP; empty where none was
+    searched.
+    """
+    tested = []
+    for result in results:
+        is_frozen = result.method == "zero_shot"
+        frozen = _frozen_beside(result, results)
+        for config in _searched_too(result):
+            recall = result.value(names.transfer(config, names.T2V_R1))
+            tables_of_frozen = []
+            if frozen is not None and not is_frozen:
+                tables_of_frozen = sources.transferred(frozen, config)
+            tested.append(
+                Tested(
+                    result.label,
+                    result.dataset,
+                    config,
+                    recall or 0.0,
+                    sources.transferred(result, config),
+                    tables_of_frozen,
+                )
+            )
+    if not tested:
+        return ReportSection("Tested on other data", [], [])
+
+    rows = transfers(tested)
+    header, *lines = matrix_rows(rows)
+    table = tables.TextTable("Tuned on, tested on", header, lines)
+    compared = [row for row in rows if row.change is not None]
+    if not compared:
+        return ReportSection("Tested on other data", [table], [])
+
+    shown = [f"{row.method}: {row.tuned_on} on {row.tested_on}" for row in compared]
+    intervals = [(row.change, row.low, row.high) for row in compared]
+    plot = ReportPlot(
+        "transfer",
+        "Text to video R@1 on data that nothing was tuned on, less the frozen CLIP's, with its 95% interval.",
+        plots.change_with_intervals(shown, intervals),
+        seen="; ".join(f"{name} {row.words}" for name, row in zip(shown, compared, strict=True)) + ".",
+    )
+    return ReportSection("Tested on other data", [table], [], first_plot=plot)
+
+
+def _searched_too(result: MethodResult) -> list[str]:
+    """The configs whose test splits were searched too."""
+    configs: dict[str, None] = {}
+    for run in result.runs:
+        tested = [names.tested_on(metric) for metric in run.metrics]
+        configs.update(dict.fromkeys(name for name in tested if name))
+    return list(configs)
+
+
+def _frozen_beside(result: MethodResult, results: Sequence[MethodResult]) -> MethodResult | None:
+    """The frozen CLIP on the same data, with as many frames; that of the same pooling first."""
+    same = [other for other in results if other.method == "zero_shot" and _sees_the_same(other, result)]
+    pooling = result.runs[0].params.get("method.pooling")
+    same.sort(key=lambda other: other.runs[0].params.get("method.pooling") != pooling)
+    return same[0] if same else None
+
+
+def _sees_the_same(one: MethodResult, other: MethodResult) -> bool:
+    """Whether two rows differ in the method alone; the runs of a row have the same data and frames."""
+    one_run = one.runs[0]
+    other_run = other.runs[0]
+    if one_run.tags.get("data_hash") != other_run.tags.get("data_hash"):
+        return False
+    keys = ("video.frames", "video.sampler", "clip.model", "clip.pretrained")
+    return all(one_run.params.get(key) == other_run.params.get(key) for key in keys)
 
 
 def _dataset(

@@ -31,6 +31,18 @@ def read_annotations(data: Data) -> pa.Table:
     return hold_out(read(root, videos), data.holdout)
 
 
+def test_rows(config: RunConfig) -> pa.Table:
+    """The test split of another config, to be searched too; refuses one that has no caption or no file."""
+    rows = read_annotations(config.data)
+    rows = rows.filter(pc.equal(rows["split"], "test"))
+    if rows.num_rows == 0:
+        raise ConfigError(f"evaluate.also: {config.name}: {config.data.root} has no caption of a test split")
+    if pc.all(pc.is_null(rows["path"])).as_py():
+        place = config.data.videos or config.data.root
+        raise ConfigError(f"evaluate.also: {config.name}: no video of its test split is in {place}")
+    return rows
+
+
 def hold_out(table: pa.Table, share: float) -> pa.Table:
     """Call a fixed `share` of the training videos `val`. Refuses a data set that has a val split, and a
     share that is less than one video.

@@ -7,9 +7,9 @@ does work twice. So they are listed here, in one place, and each has a test.
     The method and its options, pooling, the training settings that this method reads (none for one that is
     not trained, but the precision), seed, label (`run=`), frames per video, the frozen CLIP (its name, or
     the content of its files), what is measured, the number of workers, the annotations (`data_hash`), and
-    per video which decode was used (`decode_hash`). Not in it: where files lie, how often a checkpoint is
-    written, threads per worker (they move sums in the last bit), and the version of the code, which only a
-    benchmark compares.
+    per video which decode was used (`decode_hash`); of another config's test split that is searched too its
+    name and the same two. Not in it: where files lie, how often a checkpoint is written, threads per worker
+    (they move sums in the last bit), and the version of the code, which only a benchmark compares.
 
 **Data** (`data_hash`).
     Split, video, caption, start and end of every row; not the paths, so data may be moved.
@@ -62,7 +62,7 @@ does work twice. So they are listed here, in one place, and each has a test.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,18 @@ from vopcore.shards import PLAIN_PREPROCESSING, Shards
 UNTRAINED = "zero_shot"  # the one method that has nothing to train
 
 
-def run_key(config: RunConfig, run: MethodRun, data: str, shards: str, decode: str) -> str:
+def run_key(
+    config: RunConfig,
+    run: MethodRun,
+    data: str,
+    shards: str,
+    decode: str,
+    others: Sequence[tuple[str, str, str]] = (),
+) -> str:
     """`METHOD-sSEED[-LABEL]-HASH`, the name of a run: the same key continues it or shows it again.
 
-    data: `data_hash`; shards: the folder of shards; decode: `decode_hash`.
+    data: `data_hash`; shards: the folder of shards; decode: `decode_hash`; others: name, `data_hash` and
+    `decode_hash` of each config in `evaluate.also`.
     """
     content = {
         "method": asdict(run.method),
@@ -90,12 +98,14 @@ def run_key(config: RunConfig, run: MethodRun, data: str, shards: str, decode: s
         "label": config.run,
         "frames": config.video.frames,
         "clip": backbone(config.clip),
-        "evaluate": config.evaluate.model_dump(exclude={"each_epoch"}),
+        "evaluate": config.evaluate.model_dump(exclude={"each_epoch", "also"}),
         "workers": (config.resources.workers, config.resources.max_workers),
         "shards": Path(shards.partition("?")[0]).name,  # without the options of a URI
         "data": data,
         "decode": decode,
     }
+    if others:
+        content["also"] = list(others)
     # the label is there for people; what tells two labels apart is in the hash
     label = re.sub(r"[^\w.+=-]", "_", config.run)
     middle = f"-{label}" if label else ""

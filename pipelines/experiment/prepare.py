@@ -7,7 +7,7 @@ decoded(preparation)   all videos in shards, and what may be tuned on them; want
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,13 @@ from pipelines.cluster import machines
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.command.secrets import without_secrets
 from pipelines.experiment import quickstart
-from pipelines.experiment.annotations import annotations, usable
+from pipelines.experiment.annotations import annotations, test_rows, usable
 from pipelines.experiment.identity import data_hash, decode_hash, shared_settings
 from pipelines.ingest.driver import ingest
+from pipelines.tune.worker import OtherSplit
 from vopcore import clip as clips
-from vopcore.config import ConfigError, MethodRun, RunConfig
+from vopcore.config import ConfigEntry, ConfigError, MethodRun, RunConfig, read_others
+from vopcore.config.sections import Data
 from vopcore.methods import tune
 from vopcore.shards import Shards, verify
 from vopcore.storage import Store, below, writer_lock
@@ -36,11 +38,21 @@ BENCHMARK = "benchmark.json"  # in `output`: what its runs share
 
 
 @dataclass(frozen=True)
+class OtherTest:
+    """The test split of a config in `evaluate.also`. entry: what is said of it there."""
+
+    entry: ConfigEntry
+    config: RunConfig
+    annotations: pa.Table
+
+
+@dataclass(frozen=True)
 class Preparation:
     """A config that can be run. config: with the weights of the small CLIP, where it has one."""
 
     config: RunConfig
     annotations: pa.Table
+    others: Sequence[OtherTest] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class DecodedData:
     """What there is to tune on.
 
     annotations: the rows to tune and measure with; shards: their folder, a path or URI; the hashes of both
-    read every row, so they are taken once.
+    read every row, so they are taken once. others: the test splits of other configs, decoded as this one's.
     """
 
     config: RunConfig
@@ -56,6 +68,7 @@ class DecodedData:
     shards: str
     data_hash: str
     decode_hash: str
+    others: Sequence[OtherSplit] = ()
 
 
 class DamagedShardsError(CommandFailedError):
@@ -66,6 +79,7 @@ def check(config: RunConfig) -> None:
     """Refuse, before anything is written, what the config alone tells. Raises ConfigError."""
     check_model(config)
     machines.check_places(config)
+    read_others(config)
     check_output(config)
 
 
@@ -92,15 +106,25 @@ def prepared(config: RunConfig) -> Preparation:
     """Make or read what must be there before anything is decoded, and claim the output folder."""
     quickstart.render_videos(config)
     table = annotations(config)
+    others = _other_tests(config)
     claim_output(config, table)
     check_store(config)
-    return Preparation(quickstart.with_small_clip(config), table)
+    return Preparation(quickstart.with_small_clip(config), table, others)
+
+
+def _other_tests(config: RunConfig) -> list[OtherTest]:
+    """The test splits that `evaluate.also` names. Raises ConfigError where one cannot be searched."""
+    tests = []
+    for entry, other in zip(config.evaluate.also, read_others(config), strict=True):
+        quickstart.render_videos(other)
+        tests.append(OtherTest(entry, other, test_rows(other)))
+    return tests
 
 
 def decoded(preparation: Preparation) -> DecodedData:
     """Decode what is not in the shards yet, and verify them where the config says so."""
     config = preparation.config
-    folder = _decode(config, preparation.annotations)
+    folder = _decode(config, preparation.annotations, config.data, "shards")
     if "verify" in config.stages:
         _verify(folder)
 
@@ -111,7 +135,20 @@ def decoded(preparation: Preparation) -> DecodedData:
         table = usable(config, table, with_frames)
 
     videos = table["video"].unique().to_pylist()
-    return DecodedData(config, table, folder, data_hash(table), decode_hash(shards, videos))
+    others = [_decoded_other(config, other) for other in preparation.others]
+    return DecodedData(config, table, folder, data_hash(table), decode_hash(shards, videos), others)
+
+
+def _decoded_other(config: RunConfig, other: OtherTest) -> OtherSplit:
+    """Another config's test split, with the frames of `config`: all it is compared with sees as many."""
+    name = other.config.name
+    print(f"{name}, to be searched too:")
+    # in a folder of its own, as two data sets may have a video of the same name
+    folder = _decode(config, other.annotations, other.config.data, f"also/{name}")
+
+    videos = other.annotations["video"].unique().to_pylist()
+    hashes = (data_hash(other.annotations), decode_hash(Shards(folder), videos))
+    return OtherSplit(name, other.entry, other.annotations, folder, *hashes)
 
 
 def check_model(config: RunConfig) -> None:
@@ -223,13 +260,13 @@ def _short(section: object) -> str:
     return json.dumps(section).replace('"', "")[:150]
 
 
-def _decode(config: RunConfig, annotations: pa.Table) -> str:
-    """Decode what is not in the shards yet; returns their folder."""
+def _decode(config: RunConfig, annotations: pa.Table, data: Data, home: str) -> str:
+    """Decode what is not in the shards of the folder `home` yet; returns their folder."""
     ingested = ingest(
         annotations,
-        below(config.storage or config.output, "shards"),
+        below(config.storage or config.output, home),
         config.video,
-        videos=config.data.videos,
+        videos=data.videos,
     )
     counts = f"{ingested.ok:,} ok, {ingested.damaged} damaged, {ingested.failed} failed"
     if ingested.missing:

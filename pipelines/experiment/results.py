@@ -61,6 +61,10 @@ class ResultFiles:
         """PREDICTIONS of the test split."""
         return self.folder / f"{self.key}.parquet"
 
+    def transfer(self, name: str) -> Path:
+        """PREDICTIONS of the test split of the config `name`, which was searched too."""
+        return self.folder / f"{self.key}.{name}.parquet"
+
     @property
     def unlogged(self) -> Path:
         """A folder of what MLflow still has to get: gone once it has everything."""
@@ -71,12 +75,19 @@ class ResultFiles:
         store = Store(self.folder)
         with store.writing(self.predictions.name) as path:
             pq.write_table(measured.predictions, path)
+        for name, table in measured.transfers.items():
+            with store.writing(self.transfer(name).name) as path:
+                pq.write_table(table, path)
 
         shutil.rmtree(self.unlogged, ignore_errors=True)  # of a run that ended just here
         self.unlogged.mkdir()
         with checkpoint.as_directory() as folder:
             shutil.copy(Path(folder) / WEIGHTS, self.unlogged / WEIGHTS)
-        facts = {"steps": measured.steps, "tags": measured.tags}
+        facts = {
+            "steps": measured.steps,
+            "tags": measured.tags,
+            "transfers": list(measured.transfers),
+        }
         (self.unlogged / FACTS).write_text(json.dumps(facts))
         vectors = measured.gallery
         if vectors is not None:
@@ -103,6 +114,10 @@ def log_result(
         artifact = Path(folder) / track.PREDICTIONS
         shutil.copy(files.predictions, artifact)
         track.log_files(store, run_id, [artifact])
+        for name in facts.get("transfers", ()):
+            copy = Path(folder) / f"{name}.parquet"
+            shutil.copy(files.transfer(name), copy)
+            track.log_files(store, run_id, [copy], track.TRANSFERS)
     track.log_files(store, run_id, [files.unlogged / WEIGHTS], "tuned")
     track.end_run(store, run_id, tags=facts["tags"])
 

@@ -24,6 +24,7 @@ from pipelines.experiment.results import (
 from pipelines.tune.driver import RunFailedError, tune
 from pipelines.tune.worker import Task
 from vopcore.config import MethodRun, RunConfig
+from vopcore.metrics import names
 
 COLUMNS = ("method", "trainable", "% of total", "t2v R@1", "v2t R@1", "seconds")
 
@@ -134,7 +135,8 @@ def run_method(experiment: Experiment, run: MethodRun) -> RunResult:
 def result_files(experiment: Experiment, run: MethodRun) -> ResultFiles:
     """Where the results of a run with one learning rate are, once it is finished."""
     data = experiment.data
-    key = run_key(data.config, run, data.data_hash, data.shards, data.decode_hash)
+    others = [(other.name, other.data_hash, other.decode_hash) for other in data.others]
+    key = run_key(data.config, run, data.data_hash, data.shards, data.decode_hash, others)
     return ResultFiles(Path(data.config.output) / "results", key)
 
 
@@ -159,7 +161,8 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
         return result
 
     run_id = _start_run(experiment, run, files.key)
-    task = Task(config, run, experiment.data.annotations, experiment.data.shards)
+    data = experiment.data
+    task = Task(config, run, data.annotations, data.shards, data.others)
     try:
         with track.watch_machine(experiment.store, run_id):
             measured, checkpoint = tune(config, run, task, files.key, experiment.store, run_id)
@@ -250,10 +253,16 @@ def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:
 
 
 def table(results: Sequence[RunResult]) -> str:
-    """The comparison, a line per method."""
-    rows = [COLUMNS]
+    """The comparison, a line per method.
+
+    kept: percent of stills whose caption the quickstart's CLIP still finds; one column for each other config
+    whose test split was searched too.
+    """
+    more_columns = _more_columns(results)
+    rows = [(*COLUMNS, *more_columns)]
     for result in results:
         metrics = result.metrics
+        more = [f"{metrics[name]:.1f}" if name in metrics else "" for name in more_columns.values()]
         rows.append(
             (
                 result.method,
@@ -262,6 +271,7 @@ def table(results: Sequence[RunResult]) -> str:
                 f"{metrics['t2v/R1']:.1f}",
                 f"{metrics['v2t/R1']:.1f}",
                 f"{metrics['seconds/tune']:.0f}",
+                *more,
             )
         )
 
@@ -271,6 +281,21 @@ def table(results: Sequence[RunResult]) -> str:
         aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *aligned]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _more_columns(results: Sequence[RunResult]) -> dict[str, str]:
+    """What only some configs measure: the metric of each column."""
+    measured: dict[str, None] = {}
+    for result in results:
+        measured.update(dict.fromkeys(result.metrics))
+
+    columns = {}
+    for metric in measured:
+        if metric == names.UPSTREAM_R1:
+            columns["kept"] = metric
+        elif names.tested_on(metric):
+            columns[f"{names.tested_on(metric)} t2v R@1"] = metric
+    return columns
 
 
 def report_command(experiments: Sequence[str], uri: str) -> str:

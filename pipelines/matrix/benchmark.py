@@ -18,8 +18,10 @@ from pipelines.matrix.groups import CellGroup, check, grouped
 from pipelines.matrix.regressions import RowChange, compare_rounds
 from pipelines.matrix.rounds import Round, RoundRecord
 from pipelines.matrix.scheduler import Outcome, needs, run_cells
+from pipelines.matrix.transfers import transfer_matrix
 from pipelines.reports.changes import ShownChange, changes_page
 from pipelines.reports.tables import TextTable
+from pipelines.reports.transfer import matrix_rows
 from vopcore.config import Cell, Matrix, cells
 from vopcore.metrics import names
 from vopcore.storage import Store
@@ -45,8 +47,9 @@ def run_benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
         earlier = [one for one in rounds.history(output) if one["id"] != round_.id]
         changes = compare_rounds(output, record, earlier, matrix.false_alarms, matrix.seed_std)
 
-        print(_summary(record, changes))
-        files = _write_comparison(output, matrix, record, changes)
+        transfer_rows = _transfer_rows(output, matrix, record)
+        print(_summary(record, changes, transfer_rows))
+        files = _write_comparison(output, matrix, record, changes, transfer_rows)
         _log_round(store, round_, files, source, changes)
         _deliver(groups, store)
         _print_where_to_look(groups, store)
@@ -85,9 +88,18 @@ def _line(outcome: Outcome) -> str:
     return f"{state} {outcome.cell.name}: t2v R@1 {recall:.1f}"
 
 
-def _summary(record: RoundRecord, changes: Sequence[RowChange]) -> str:
-    """What is printed at the end: the cells, and what has changed."""
-    blocks = [tables.aligned(tables.cell_rows(record)), tables.summary(record), _heading(changes)]
+def _transfer_rows(output: Path, matrix: Matrix, record: RoundRecord) -> tables.Lines:
+    """Tuned on x tested on, where other configs' test splits were searched; else nothing."""
+    found = transfer_matrix(output, record, matrix.seed_std)
+    return matrix_rows(found) if found else []
+
+
+def _summary(record: RoundRecord, changes: Sequence[RowChange], transfer_rows: tables.Lines) -> str:
+    """What is printed at the end: the cells, how they do elsewhere, and what has changed."""
+    blocks = [tables.aligned(tables.cell_rows(record)), tables.summary(record)]
+    if transfer_rows:
+        blocks.append(tables.aligned(transfer_rows))
+    blocks.append(_heading(changes))
     if any(row.baseline for row in changes):
         blocks.append(tables.aligned(tables.change_rows(changes)))
     return "\n" + "\n\n".join(blocks)
@@ -101,7 +113,11 @@ def _heading(changes: Sequence[RowChange]) -> str:
 
 
 def _write_comparison(
-    output: Path, matrix: Matrix, record: RoundRecord, changes: Sequence[RowChange]
+    output: Path,
+    matrix: Matrix,
+    record: RoundRecord,
+    changes: Sequence[RowChange],
+    transfer_rows: tables.Lines,
 ) -> list[Path]:
     """The same as comparison.md, comparison.json and comparison.html; returns the files."""
     ended_at = record["ended"][:16].replace("T", " ")
@@ -115,16 +131,23 @@ def _write_comparison(
         " queries and seeds, Holm's correction over rows.",
         f"## Cells\n\n{tables.markdown(tables.cell_rows(record))}",
     ]
+    if transfer_rows:
+        page.append(f"## Tuned on, tested on\n\n{tables.markdown(transfer_rows)}")
     rows = {"round": record["id"], "rows": [asdict(row) for row in changes]}
 
     store = Store(output)
     store.write("comparison.md", ("\n\n".join(page) + "\n").encode())
     store.write("comparison.json", json.dumps(rows, indent=1).encode())
-    store.write("comparison.html", _comparison_page(matrix, record, changes).encode())
+    store.write("comparison.html", _comparison_page(matrix, record, changes, transfer_rows).encode())
     return [output / f"comparison.{ending}" for ending in ("md", "json", "html")]
 
 
-def _comparison_page(matrix: Matrix, record: RoundRecord, changes: Sequence[RowChange]) -> str:
+def _comparison_page(
+    matrix: Matrix,
+    record: RoundRecord,
+    changes: Sequence[RowChange],
+    transfer_rows: tables.Lines,
+) -> str:
     ended_at = record["ended"][:16].replace("T", " ")
     shown = [
         ShownChange(row.row, row.word, row.baseline, row.change.change, row.change.low, row.change.high)
@@ -133,12 +156,16 @@ def _comparison_page(matrix: Matrix, record: RoundRecord, changes: Sequence[RowC
     ]
     change_header, *change_rows = tables.change_rows(changes)
     cell_header, *cell_rows = tables.cell_rows(record)
+    shown_tables = [TextTable("Cells", cell_header, cell_rows)]
+    if transfer_rows:
+        transfer_header, *lines = transfer_rows
+        shown_tables.append(TextTable("Tuned on, tested on", transfer_header, lines))
     return changes_page(
         f"{matrix.name}, round {record['id']}",
         f"{ended_at} UTC, code {record['code_version']}. {tables.summary(record)}.",
         shown,
         TextTable("What has changed", change_header, change_rows),
-        TextTable("Cells", cell_header, cell_rows),
+        shown_tables,
         matrix.false_alarms,
     )
 

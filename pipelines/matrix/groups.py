@@ -54,7 +54,13 @@ def _group(cells: Sequence[Cell]) -> CellGroup:
         for run in cell.config.methods:
             runs[fingerprint(run.model_dump())] = run
 
-    config = first.config.model_copy(update={"methods": tuple(runs.values())})
+    # each other config once, in the order of first sight; of two cells one may search what the other does not
+    also = []
+    for cell in cells:
+        also += [entry for entry in cell.config.evaluate.also if entry not in also]
+
+    evaluate = first.config.evaluate.model_copy(update={"also": tuple(also)})
+    config = first.config.model_copy(update={"methods": tuple(runs.values()), "evaluate": evaluate})
     name = f"{config.name} ({Path(config.output).name})"
     return CellGroup(name, config, first.file, cells)
 

@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.experiment.results import ResultFiles
 from pipelines.matrix.scheduler import Outcome
 from vopcore.config import Cell, ConfigError, fingerprint
+from vopcore.metrics import names
 from vopcore.storage import Store
 
 RoundRecord = dict[str, Any]  # what a round found, as its file in history/ says it
@@ -80,17 +82,27 @@ def history(output: Path) -> list[RoundRecord]:
 
 
 def _cell_record(output: Path, cell: Cell, outcome: Outcome) -> CellRecord:
-    record = {"row": cell.row, "seed": cell.seed, "data_hash": outcome.data_hash}
+    record = {
+        "row": cell.row,
+        "seed": cell.seed,
+        "data_hash": outcome.data_hash,
+        "tuned_on": cell.tuned_on,
+        "method": " ".join(run.name for run in cell.config.methods),
+        "variant": cell.variant,
+    }
     result = outcome.result
     if result is None:
         return record | {"state": "failed", "reason": outcome.failure}
 
-    folder = Path(outcome.cell.config.output).relative_to(output)
+    results = Path(outcome.cell.config.output).relative_to(output) / "results"
+    files = ResultFiles(results, result.key)
+    tested = [names.tested_on(metric) for metric in result.metrics]
     return record | {
         "state": "before" if outcome.shown_again else "finished",
         "key": result.key,
         "run_id": result.run_id,
-        "predictions": f"{folder}/results/{result.key}.parquet",
+        "predictions": str(files.predictions),
+        "transfers": {name: str(files.transfer(name)) for name in tested if name},
         "metrics": dict(result.metrics),
     }
 

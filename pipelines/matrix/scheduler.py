@@ -215,7 +215,8 @@ class Driver:
 def _of_cell(experiment: Experiment, cell: Cell) -> tuple[Experiment, MethodRun]:
     """The experiment of the group with a cell's own seed and method, on the same frozen weights."""
     config = cell.config.model_copy(update={"clip": experiment.config.clip})
-    data = replace(experiment.data, config=config)
+    others = [other for other in experiment.data.others if other.entry in config.evaluate.also]
+    data = replace(experiment.data, config=config, others=others)
     return replace(experiment, data=data), config.methods[0]
 
 

@@ -30,7 +30,7 @@ def changes_page(
     written: str,
     changes: Sequence[ShownChange],
     change_table: TextTable,
-    cell_table: TextTable,
+    more_tables: Sequence[TextTable],
     false_alarms: float,
 ) -> str:
     """HTML: the verdict, a picture of the changes, and the tables that the terminal shows."""
@@ -50,7 +50,7 @@ def changes_page(
         sentences=sentences,
         plot=plot,
         changes=replace(change_table, marks=marks),
-        cells=cell_table,
+        more_tables=more_tables,
         false_alarms=f"{false_alarms:.0%}",
     )
 

@@ -34,11 +34,13 @@ from pipelines.track.write import (
     watch_machine,
 )
 
-PREDICTIONS = "predictions.parquet"  # a run's artifact, see vopcore/predictions.py
+PREDICTIONS = "predictions.parquet"  # a run's artifact, see vopcore/metrics/predictions.py
+TRANSFERS = "transfer"  # a run's folder of the same for other configs' test splits, NAME.parquet
 
 __all__ = [
     "ADDRESS",
     "PREDICTIONS",
+    "TRANSFERS",
     "RunStore",
     "ServerAwayError",
     "StoreError",

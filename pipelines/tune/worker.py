@@ -4,9 +4,9 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from ray.train.torch import get_device, prepare_model
 
 from pipelines.tune.evaluate import SplitEvaluator
 from vopcore import clip as clips
-from vopcore.config import MethodRun, RunConfig
+from vopcore.config import ConfigEntry, Evaluate, MethodRun, RunConfig
 from vopcore.config.sections import interval_seconds
+from vopcore.datasets import shapes
 from vopcore.methods import save_tuned, tune
+from vopcore.metrics import names
 from vopcore.metrics.names import CURVES
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
@@ -30,6 +32,7 @@ from vopcore.storage import ShardCache, below
 from vopcore.training import memory, precision
 from vopcore.training import prefix_cache as prefix
 from vopcore.training.batches import TrainingBatches
+from vopcore.training.pretrain import stills_recall
 from vopcore.training.trainer import DivergedError, Step, Tuner, peak_memory
 from vopcore.training.transfer import moved_to
 from vopcore.tuned_model import VideoVectors
@@ -51,6 +54,22 @@ class Task:
     run: MethodRun
     annotations: pa.Table
     shards: str
+    others: Sequence["OtherSplit"] = ()
+
+
+@dataclass(frozen=True)
+class OtherSplit:
+    """The test split of another config, as `evaluate.also` says in `entry`.
+
+    annotations: its rows; shards: the folder of its frames; the hashes: what they contain.
+    """
+
+    name: str
+    entry: ConfigEntry
+    annotations: pa.Table
+    shards: str
+    data_hash: str
+    decode_hash: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +83,8 @@ class WorkerResult:
     """What the frozen CLIP was, and what computed it."""
     predictions: pa.Table
     """PREDICTIONS of the test split."""
+    transfers: Mapping[str, pa.Table] = field(default_factory=dict)
+    """PREDICTIONS of other configs' test splits, by their names."""
     gallery: VideoVectors | None
     """The test split's videos, from rank 0 where the config wants a model that can search."""
 
@@ -183,6 +204,21 @@ class Worker:
             for name, number in result.numbers.items():
                 metrics[prefix_of_split + name] = number
 
+        transfers = {}
+        for other in self.task.others:
+            transferred = self._evaluator(other.name, other.shards).measure(
+                other.annotations,
+                bank=[],
+                options=Evaluate(),
+                seed=self.config.seed,
+            )
+            transfers[other.name] = transferred.predictions
+            for name, number in transferred.numbers.items():
+                metrics[names.transfer(other.name, name)] = number
+
+        if self.config.shapes is not None:
+            metrics |= self._recall_of_stills()
+
         metrics["seconds/total"] = time.perf_counter() - self._began
 
         # Of its GPU, else of this process.
@@ -194,6 +230,7 @@ class Worker:
             metrics=metrics,
             tags=self.tags,
             predictions=result.predictions,
+            transfers=transfers,
             gallery=result.videos if is_searched else None,
         )
 
@@ -399,7 +436,26 @@ class Worker:
         numbers = self._evaluator("val").recall(self._rows("val"))
         return {f"val/{name}": numbers[name] for name in CURVES}
 
-    def _evaluator(self, split: str) -> SplitEvaluator:
+    def _recall_of_stills(self) -> dict[str, float]:
+        """What the quickstart's CLIP, tuned, still knows of the stills that it was pretrained on."""
+        size = self.config.video.size
+        recall = stills_recall(
+            self.retriever,
+            lambda rng, count: shapes.stills(rng, count, size),
+            shapes.still_captions(),
+            self.tokenize,
+            frames=self.config.video.frames,
+            seed=self.config.shapes.seed,
+        )
+        return {
+            names.UPSTREAM_R1: recall.percent,
+            names.low(names.UPSTREAM_R1): recall.low,
+            names.high(names.UPSTREAM_R1): recall.high,
+        }
+
+    def _evaluator(self, split: str, shards: str | None = None) -> SplitEvaluator:
+        """shards: of another config's split."""
+
         def tell(embedded: int, total: int) -> None:
             self._tell(
                 f"embed the {split} split",
@@ -411,7 +467,7 @@ class Worker:
 
         return SplitEvaluator(
             self.retriever,
-            self.shards,
+            self.shards if shards is None else Shards(shards, self.cache),
             self.tokenize,
             self.config.video.frames,
             tell,

@@ -122,6 +122,22 @@ def test_the_best_row_and_those_tied_with_it_are_marked(tmp_path):
 HOSTILE = "=cmd|'/c calc'!A1 $x_1$ <b>&\"team/own"
 
 
+def test_what_is_found_of_other_data_is_drawn_less_what_the_frozen_clip_finds(tmp_path):
+    store = make_store(tmp_path)
+    add_run(store, "zero_shot", transfers={"msvd": predicted([1, 1, 9, 9])})
+    add_run(store, "vop", transfers={"msvd": predicted([1, 1, 1, 9])})
+    add_run(store, "full", transfers={"msvd": predicted([9, 9, 9, 1])})
+    assert report.main(["msrvtt_9k", "--uri", store.uri, "--out", str(tmp_path / "out")]) == 0
+
+    text = (tmp_path / "out/report.md").read_text()
+    table = text.split("### Tuned on, tested on")[1]
+    assert re.search(r"^\| zero_shot \| msrvtt_9k \| 50\.0 \|$", table, re.M)
+    assert re.search(r"^\| vop \| msrvtt_9k \| \+25\.0 \(-\d+\.\d to \+\d+\.\d\) \|$", table, re.M)
+    assert re.search(r"^\| full \| msrvtt_9k \| -25\.0 \(", table, re.M)
+    assert (tmp_path / "out/plots/transfer.svg").is_file()
+    assert "vop: msrvtt_9k on msvd +25.0" in dumped(tmp_path / "out/report.html")
+
+
 def test_a_name_from_anywhere_harms_no_file_no_plot_and_no_spreadsheet(tmp_path):
     store = make_store(tmp_path, HOSTILE)
     add_run(store, "vop", dataset="folder", params={"name": HOSTILE, "train.lr": "0.1"}, tags={"gpu": "$"})

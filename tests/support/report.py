@@ -36,10 +36,13 @@ def add_run(
     dataset: str = "msrvtt_9k",
     status: str = "FINISHED",
     predictions: pa.Table | None = None,
+    transfers: dict[str, pa.Table] | None = None,
     params: dict[str, str] | None = None,
     tags: dict[str, str] | None = None,
 ) -> str:
-    """A run as `run.py` leaves it; `recall` None: nothing was measured."""
+    """A run as `run.py` leaves it; `recall` None: nothing was measured. transfers: PREDICTIONS of other test
+    splits.
+    """
     key = f"{method}-s{seed}-{len(params or {})}{dataset}"
     own = {"dataset": dataset, "method": method, "seed": str(seed), "backbone": "ViT-B-32"} | (tags or {})
     run_id = track.start_run(store, key, f"{method} seed {seed}", {"seed": seed, **(params or {})}, own)
@@ -51,6 +54,9 @@ def add_run(
             "t2v/R5": recall + 20,
         }
         numbers |= {"v2t/R1": recall + 1, "t2v/MdR": 2.0, "params/trainable": trainable, "seconds/tune": 90.0}
+        for name, table in (transfers or {}).items():
+            ranks = table["rank"].to_numpy()
+            numbers[f"transfer/{name}/t2v/R1"] = 100 * float((ranks == 1).mean())
         track.log_results(store, run_id, numbers)
         track.log_curves(store, run_id, [(step, {"train/loss": 5.0 - step}) for step in range(3)])
     if predictions is not None:
@@ -58,6 +64,11 @@ def add_run(
             file = Path(folder) / track.PREDICTIONS
             pq.write_table(predictions, file)
             track.log_files(store, run_id, [file])
+    for name, table in (transfers or {}).items():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.parquet"
+            pq.write_table(table, file)
+            track.log_files(store, run_id, [file], track.TRANSFERS)
     if status == "RUNNING":
         return run_id
     track.end_run(store, run_id, status, {"error": "out of memory"} if status == "FAILED" else None)

@@ -2,12 +2,13 @@
 
 from vopcore.config.identity import backbone, fingerprint
 from vopcore.config.matrix import Cell, Matrix, cells, read_matrix
-from vopcore.config.read import ConfigError, read_config
-from vopcore.config.sections import Evaluate, MethodRun, RunConfig, Shapes, Train
+from vopcore.config.read import ConfigError, read_config, read_others
+from vopcore.config.sections import ConfigEntry, Evaluate, MethodRun, RunConfig, Shapes, Train
 from vopcore.config.settings import settings, settings_text
 
 __all__ = [
     "Cell",
+    "ConfigEntry",
     "ConfigError",
     "Evaluate",
     "Matrix",
@@ -20,6 +21,7 @@ __all__ = [
     "fingerprint",
     "read_config",
     "read_matrix",
+    "read_others",
     "settings",
     "settings_text",
 ]

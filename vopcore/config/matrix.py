@@ -1,7 +1,7 @@
 """A benchmark's YAML: tables of configs x methods x variants x seeds, read into cells before any work."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,23 @@ from pydantic import Field, ValidationError
 
 from vopcore.config.identity import fingerprint
 from vopcore.config.messages import first_mistake, unknown
-from vopcore.config.read import ConfigError, load, mapping, read_config
-from vopcore.config.sections import Finite, Folder, MLflow, Name, Positive, RunConfig, Section, Share
+from vopcore.config.read import ConfigError, dotlist, flat, load, mapping, read_config
+from vopcore.config.sections import (
+    ConfigEntry,
+    Finite,
+    Folder,
+    MLflow,
+    Name,
+    Positive,
+    RunConfig,
+    Section,
+    Share,
+)
 
 # keys that the benchmark decides for each cell: a `set` must not touch them
 RESERVED = ("name", "output", "seed", "run", "stages", "compare", "method.name", "mlflow")
 
 Settings = dict[str, Any]  # over a config's own; keys may be nested or dotted
-
-
-class ConfigEntry(Section):
-    """A config of the matrix: its file and what is set over it."""
-
-    file: str
-    """A YAML file as `pipelines/run.py` reads it."""
-    set: Settings = Field(default_factory=dict)
-    """Settings over those of the file."""
 
 
 class MatrixTable(Section):
@@ -75,6 +76,8 @@ class Cell:
     file: str
     config: RunConfig  # with this cell's method alone
     identity: str  # two cells with the same settings, in two tables, are one run
+    tuned_on: str = ""  # the config's name in the matrix
+    variant: str = ""
 
     @property
     def name(self) -> str:
@@ -114,16 +117,40 @@ def _cells_of(matrix: Matrix, title: str, table: MatrixTable, config: str) -> li
     listed = []
     variants = table.variants or {"": {}}
     for variant, settings in variants.items():
-        shared = [*_dotlist(matrix.set), *_dotlist(matrix.configs[config].set), *_dotlist(settings)]
+        shared = matrix.set | matrix.configs[config].set | settings
+        shared = _with_own_configs(matrix, config, shared)
         for method in _methods(matrix, table, title, config):
             row = " ".join(word for word in (f"{title}: {config}", method, variant) if word)
             for seed in table.seeds or matrix.seeds:
-                overrides = [*shared, f"method.name={method}", f"seed={seed}"]
-                listed.append(_cell(matrix, row, config, seed, overrides))
+                overrides = [*dotlist(shared), f"method.name={method}", f"seed={seed}"]
+                listed.append(_cell(matrix, row, config, seed, variant, overrides))
     return listed
 
 
-def _cell(matrix: Matrix, row: str, name: str, seed: int, overrides: list[str]) -> Cell:
+def _with_own_configs(matrix: Matrix, config: str, settings: Settings) -> Settings:
+    """In `evaluate.also`, a name of the matrix means that config, with all that is set over it here.
+
+    A config is not tested on itself twice, so one list may be set for all of them.
+    """
+    named = settings.get("evaluate.also")
+    if not isinstance(named, list):
+        return settings
+
+    others = []
+    for name in named:
+        is_own = isinstance(name, str) and name in matrix.configs
+        if not is_own:
+            others.append(name)
+            continue
+        if name == config:
+            continue
+        entry = matrix.configs[name]
+        over = {key: value for key, value in (matrix.set | entry.set).items() if key != "evaluate.also"}
+        others.append({"file": entry.file, "set": over | {"name": name}})
+    return settings | {"evaluate.also": others}
+
+
+def _cell(matrix: Matrix, row: str, name: str, seed: int, variant: str, overrides: list[str]) -> Cell:
     file = matrix.configs[name].file
     places = [
         f"output={json.dumps(f'{matrix.output}/{name}')}",
@@ -133,7 +160,8 @@ def _cell(matrix: Matrix, row: str, name: str, seed: int, overrides: list[str]) 
         config = read_config(file, [*overrides, *places])
     except ConfigError as error:
         raise ConfigError(f"{row}: {error}") from None
-    return Cell(row, seed, file, config, fingerprint(config.model_dump(exclude={"mlflow"})))
+    identity = fingerprint(config.model_dump(exclude={"mlflow"}))
+    return Cell(row, seed, file, config, identity, tuned_on=name, variant=variant)
 
 
 def _methods(matrix: Matrix, table: MatrixTable, title: str, config: str) -> Sequence[str]:
@@ -143,7 +171,8 @@ def _methods(matrix: Matrix, table: MatrixTable, title: str, config: str) -> Seq
 
     entry = matrix.configs[config]
     try:
-        run_config = read_config(entry.file, [*_dotlist(matrix.set), *_dotlist(entry.set)])
+        settings = _with_own_configs(matrix, config, matrix.set | entry.set)
+        run_config = read_config(entry.file, dotlist(settings))
     except ConfigError as error:
         raise ConfigError(f"{title}: {config}: {error}") from None
     return [run.name for run in run_config.methods]
@@ -207,26 +236,12 @@ def _section(kind: type[Section], raw: object, key: str) -> Any:  # noqa: ANN401
 
 def _settings(raw: object, key: str) -> Settings:
     """Flat, and without what the benchmark decides itself."""
-    flat = dict(_flat(mapping(raw, key)))
-    for name in flat:
+    settings = flat(mapping(raw, key))
+    for name in settings:
         for reserved in RESERVED:
             if name == reserved or name.startswith(f"{reserved}."):
                 raise ConfigError(f"{key}.{name}: the benchmark decides this itself; leave it out")
-    return flat
-
-
-def _flat(settings: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            pairs += _flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((f"{prefix}{name}", value))
-    return pairs
-
-
-def _dotlist(settings: Settings) -> list[str]:
-    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    return settings
 
 
 def _naming_file(path: str | Path, error: ConfigError) -> str:

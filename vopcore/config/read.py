@@ -1,6 +1,7 @@
 """Reads a YAML file and its `key=value` overrides into a RunConfig, or says in one line what is wrong."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,83 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     raw = load(Path(path), overrides, RunConfig)
     try:
-        return _typed(raw)
+        return _typed(_with_other_files(raw, Path(path)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_mistake(error, RunConfig)}") from None
+
+
+def read_others(config: RunConfig) -> list[RunConfig]:
+    """The configs of `evaluate.also`, in their order.
+
+    Raises:
+        ConfigError: what is wrong with one of them, or two of the same name.
+    """
+    others = []
+    names = {config.name}
+    for entry in config.evaluate.also:
+        try:
+            other = read_config(entry.file, dotlist(entry.set))
+        except ConfigError as error:
+            raise ConfigError(f"evaluate.also: {error}") from None
+
+        # its numbers go by its name
+        if other.name in names:
+            raise ConfigError(
+                f"evaluate.also: {entry.file}: another config is named {other.name} too; write"
+                f" {{file: {entry.file}, set: {{name: another}}}}"
+            )
+        names.add(other.name)
+        others.append(other)
+    return others
+
+
+def _with_other_files(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`evaluate.also` of the config at `path`, with each entry's file in full. Raises ConfigError."""
+    evaluate = raw.get("evaluate")
+    also = evaluate.get("also") if isinstance(evaluate, dict) else None
+    if not also:
+        return raw
+
+    entries = []
+    for entry in also if isinstance(also, list) else [also]:
+        named = entry if isinstance(entry, dict) else {"file": entry}
+        if not isinstance(named.get("file"), str):
+            raise ConfigError(f"evaluate.also: must be names or files of configs, got {entry!r}")
+        entries.append(named | {"file": str(_other_file(named["file"], path))})
+    return raw | {"evaluate": evaluate | {"also": entries}}
+
+
+def _other_file(name: str, path: Path) -> Path:
+    """A name is a file beside `path`."""
+    file = Path(name).expanduser()
+    is_name = file.suffix != ".yaml" and "/" not in name
+    if is_name:
+        file = path.parent / f"{name}.yaml"
+    if file.is_file():
+        return file.absolute()
+
+    if is_name:
+        beside = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        raise ConfigError(unknown("evaluate.also", name, beside, "config"))
+    raise ConfigError(f"evaluate.also: no such file: {file}")
+
+
+def flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    pairs = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            pairs |= flat(value, f"{prefix}{name}.")
+        else:
+            pairs[f"{prefix}{name}"] = value
+    return pairs
+
+
+def dotlist(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as `key=value`, for `read_config`."""
+    return [f"{name}={json.dumps(value)}" for name, value in flat(settings).items()]
 
 
 def load(path: Path, overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:

@@ -268,6 +268,15 @@ class MethodRun(Section):
     """Training settings of this method, over those of `train`."""
 
 
+class ConfigEntry(Section):
+    """Another config: its file and what is set over it."""
+
+    file: str
+    """A YAML file as `pipelines/run.py` reads it."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings over those of the file; keys may be nested or dotted."""
+
+
 class Evaluate(Section):
     """What is measured beside the plain numbers; each stands under a name of its own: `dsl/t2v/R1`."""
 
@@ -280,6 +289,10 @@ class Evaluate(Section):
     moments: bool = False
     """Whether sentences with a start and an end are searched for inside their videos: moment/R1_0.5,
     moment/mIoU (ActivityNet Captions, DiDeMo)."""
+    also: tuple[ConfigEntry, ...] = ()
+    """Other configs whose test splits are searched too, with this config's frames: a name beside this file
+    (msvd), a file, or {file: didemo, set: {data.root: /data/didemo}}; their numbers are transfer/NAME/t2v/R1.
+    """
 
 
 class Cache(Section):

@@ -64,7 +64,8 @@ def _settings_of(section: type[BaseModel], prefix: str) -> list[Setting]:
             listed.append(Setting("methods", "settings by method", REQUIRED, field.description or ""))
             continue
         inner = section_of(field.annotation)
-        if inner is None:
+        is_list = typing.get_origin(field.annotation) is tuple
+        if inner is None or is_list:
             listed.append(_setting(prefix + name, field))
         else:
             listed += _settings_of(inner, f"{prefix}{name}.")
@@ -95,4 +96,6 @@ def _type_name(annotation: Any) -> str:  # noqa: ANN401 - typing's own objects
         return " or ".join(str(argument) for argument in arguments)
     if origin is tuple:
         return f"list of: {_type_name(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "settings"
     return " or ".join(_type_name(argument) for argument in arguments)

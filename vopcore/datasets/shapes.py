@@ -138,6 +138,16 @@ def stills(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray,
     return np.stack(images[:count]), captions[:count]
 
 
+def still_captions() -> list[str]:
+    """Every caption that `stills` can give, once each."""
+    captions = []
+    for colour in COLOURS:
+        captions += [f"{ball(colour)} on the {place}" for place in ("left", "right")]
+    for one, other in itertools.permutations(COLOURS, 2):
+        captions.append(f"{ball(one)} left of {ball(other)}")
+    return captions
+
+
 def video_frames(rng: np.random.Generator, first: str, second: str, side: int = SIDE) -> np.ndarray:
     """The pictures of one video, uint8 [T, side, side, 3]: the ball `first` drifting about the middle, then
     `second`, 1.6 to 2.4 s.

@@ -1,7 +1,8 @@
 """The names that measured numbers go by, in MLflow, in tables and on pages; each is written here alone.
 
 A name is `direction/number`: `t2v/R1`. Numbers after a rescaling or as a published script counts them have
-that in front: `dsl/t2v/R1`, `clip4clip/v2t/MdR`; those of the val split `val/`.
+that in front: `dsl/t2v/R1`, `clip4clip/v2t/MdR`; those of the val split `val/`, those of another config's
+test split `transfer/NAME/`.
 """
 
 T2V = "t2v"  # a query per caption, ranked among videos
@@ -28,6 +29,8 @@ PEAK_MEMORY = "memory/peak_mb"  # ... and MiB
 LOSS = "train/loss"  # of a step
 THROUGHPUT = "train/videos_per_second"
 
+UPSTREAM_R1 = "upstream/R1"  # of the stills that the quickstart's CLIP was pretrained on
+
 RSUM = "Rsum"  # t2v/Rsum + v2t/Rsum
 QUERIES_FOUND = "queries/found"
 QUERIES_EXPECTED = "queries/expected"
@@ -42,6 +45,19 @@ MOMENT_QUERIES = "moment/queries"
 def of(direction: str, number: str) -> str:
     """`t2v/R1` of `t2v` and `R1`."""
     return f"{direction}/{number}"
+
+
+def transfer(config: str, number: str) -> str:
+    """`transfer/msvd/t2v/R1` of `msvd`, a config whose test split was searched too, and `t2v/R1`."""
+    return f"transfer/{config}/{number}"
+
+
+def tested_on(name: str) -> str:
+    """`msvd` of `transfer/msvd/t2v/R1`; empty for any other number."""
+    beginning, end = "transfer/", f"/{T2V_R1}"
+    if name.startswith(beginning) and name.endswith(end):
+        return name.removeprefix(beginning).removesuffix(end)
+    return ""
 
 
 def recall(top: int) -> str:

@@ -6,6 +6,7 @@ included, runs where nothing can be downloaded.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,69 @@ import numpy as np
 import torch
 from torch import nn
 
+from vopcore.metrics.bootstrap import interval
 from vopcore.retriever import Retriever
 from vopcore.training.loss import contrastive
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, list[str]]]
 """(rng, N) -> stills uint8 [N, S, S, 3], N captions"""
+
+# In the place of a step: no training has so many.
+UNSEEN = 2**31
+
+
+STILLS = 512  # that a tuned CLIP is asked about
+STILLS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class StillsRecall:
+    """Of how many stills, in percent, the nearest caption is their own. low, high: 95% interval."""
+
+    percent: float
+    low: float
+    high: float
+
+
+@torch.no_grad()
+def stills_recall(
+    retriever: Retriever,
+    draw: Draw,
+    captions: list[str],
+    tokenize: Callable[[list[str]], torch.Tensor],
+    *,
+    frames: int,
+    seed: int,
+    count: int = STILLS,
+) -> StillsRecall:
+    """What `retriever` knows of stills: each is compared with all `captions` there can be.
+
+    The stills are none of the pretraining's and the same for the same seed. One is shown as a video of
+    `frames` equal frames, which is what methods that want so many can see.
+    """
+    rng = np.random.default_rng([seed, UNSEEN])
+    images, own_captions = draw(rng, count)
+    device = retriever.mean.device
+
+    was_training = retriever.training
+    retriever.eval()
+    text = retriever.text(tokenize(captions).to(device))
+
+    hits = []
+    for start in range(0, count, STILLS_AT_ONCE):
+        chunk = slice(start, start + STILLS_AT_ONCE)
+        pixels = torch.from_numpy(images[chunk]).permute(0, 3, 1, 2)
+        videos = pixels[:, None].repeat(1, frames, 1, 1, 1)
+        features = retriever.video(videos.to(device))
+
+        nearest = retriever.similarity(text, features).argmax(dim=0)
+        for number, own in zip(nearest.tolist(), own_captions[chunk], strict=True):
+            hits.append(float(captions[number] == own))
+    retriever.train(was_training)
+
+    found = torch.tensor(hits, dtype=torch.float64)
+    low, high = interval(found, torch.arange(count), seed)
+    return StillsRecall(100 * float(found.mean()), low, high)
 
 
 class StillsTraining:

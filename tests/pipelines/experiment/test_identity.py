@@ -27,9 +27,10 @@ def key(tmp_path):
         "video: {frames: 2, size: 32}\nmethods: {vop: {}, zero_shot: {}}\n"
     )
 
-    def of(*overrides: str, method: str = "vop", data: str = "d", decode: str = "x") -> str:
+    def of(*overrides: str, method: str = "vop", data: str = "d", decode: str = "x", others=()) -> str:
         config = read_config(path, [f"method.name={method}", *overrides])
-        return run_key(config, config.methods[0], data, "/shards/uniform-2x32-raw-abc", decode)
+        shards = "/shards/uniform-2x32-raw-abc"
+        return run_key(config, config.methods[0], data, shards, decode, others)
 
     return of
 
@@ -64,6 +65,14 @@ def test_where_a_run_is_kept_and_how_it_is_watched_does_not(key, override):
 def test_other_annotations_and_videos_that_were_decoded_anew_make_another_run(key):
     assert key(data="other") != key()
     assert key(decode="other") != key()
+
+
+def test_another_test_split_is_told_by_its_content_and_not_by_where_its_config_lies(key):
+    other = key(others=[("msvd", "d", "x")])
+    assert other != key()
+    assert key("evaluate.also=[mine]", others=[("msvd", "d", "x")]) == other
+    for changed in (("didemo", "d", "x"), ("msvd", "e", "x"), ("msvd", "d", "y")):
+        assert key(others=[changed]) != other
 
 
 def test_seeds_and_labels_stay_apart_whatever_is_in_the_label(key):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support.report import predicted
 
@@ -62,6 +63,7 @@ def finish(experiment, tmp_path) -> tuple[ResultFiles, RunResult]:
         metrics=result.metrics,
         tags={"gpu": "none"},
         predictions=predicted([1.0, 2.0]),
+        transfers={"msvd": predicted([3.0, 1.0])},
         gallery=VideoVectors(["a", "b"], np.ones((2, 4), np.float32)),
     )
     files.write(result, measured, Checkpoint(checkpoint))
@@ -97,4 +99,6 @@ def test_what_is_not_logged_yet_is_logged_by_the_same_command_and_then_gone(expe
     assert not runs.result_files(again, run).unlogged.exists()
     assert runs.finished(again, run) == result
     artifacts = experiment.store.client.list_artifacts(result.run_id)
-    assert {artifact.path for artifact in artifacts} >= {"predictions.parquet", "tuned"}
+    assert {artifact.path for artifact in artifacts} >= {"predictions.parquet", "tuned", "transfer"}
+    transferred = track.fetch(experiment.store, result.run_id, "transfer/msvd.parquet", tmp_path)
+    assert pq.read_table(transferred)["rank"].to_pylist() == [3.0, 1.0]

@@ -10,7 +10,7 @@ from support import ROOT
 
 from pipelines import benchmark as cli
 from pipelines.matrix.groups import grouped
-from vopcore.config import ConfigError, cells, read_config, read_matrix
+from vopcore.config import ConfigError, cells, read_config, read_matrix, read_others
 from vopcore.storage import writer_lock
 
 METHODS = ["zero_shot", "vop", "vop_p", "full"]
@@ -100,6 +100,22 @@ def test_null_leaves_a_config_or_a_table_out(tmp_path):
         "methods: shapes vop_p",
     }
     assert len(cells(read_matrix(path, ["tables.methods=null"]))) == 1
+
+
+def test_a_config_of_the_matrix_is_tested_with_what_the_matrix_sets_over_it(tmp_path):
+    configs = {
+        "shapes": {"file": "conf/quickstart.yaml"},
+        "large": {"file": "conf/quickstart.yaml", "set": {"shapes.seed": 5}},
+    }
+    over = {"evaluate.also": ["shapes", "large"], "shapes": {"videos": 50}}
+    table = {"t": {"methods": ["vop"]}}
+    found = cells(read_matrix(written(tmp_path, configs=configs, tables=table, set=over)))
+
+    by_config = {cell.tuned_on: read_others(cell.config)[0] for cell in found}
+    assert {name: other.name for name, other in by_config.items()} == {"shapes": "large", "large": "shapes"}
+    assert by_config["shapes"].shapes.seed == 5
+    assert by_config["shapes"].shapes.videos == 50
+    assert all(len(cell.config.evaluate.also) == 1 for cell in found)
 
 
 def test_without_methods_a_table_compares_what_its_config_does(tmp_path):

@@ -135,6 +135,9 @@ def test_what_a_round_found_is_on_disk_with_its_failures(tmp_path):
         "row": "t: a vop",
         "seed": 0,
         "data_hash": "",
+        "tuned_on": "",
+        "method": "",
+        "variant": "",
         "state": "failed",
         "reason": "out of memory",
     }

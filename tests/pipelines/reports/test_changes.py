@@ -27,7 +27,7 @@ def test_the_verdict_says_first_what_is_worse_and_by_how_much():
 def test_the_page_says_it_shows_it_and_marks_the_rows(tmp_path):
     table = TextTable("What has changed", ["row", "now"], [[change.row, "40.0"] for change in CHANGES])
     page = tmp_path / "comparison.html"
-    page.write_text(changes_page("quick, round 2", "today", CHANGES, table, table, 0.01))
+    page.write_text(changes_page("quick, round 2", "today", CHANGES, table, [table], 0.01))
     shown = dumped(page)
     body = shown.split("<body>")[1]
     assert body.index("(-3.1 points) is worse") < body.index("<img") < body.index("<table")
@@ -41,6 +41,6 @@ def test_the_page_says_it_shows_it_and_marks_the_rows(tmp_path):
 
 def test_a_first_round_has_a_page_without_a_picture(tmp_path):
     table = TextTable("What has changed", ["row", "now"], [["main: msvd vop", "40.0"]])
-    page = changes_page("quick, round 1", "today", [], table, table, 0.01)
+    page = changes_page("quick, round 1", "today", [], table, [table], 0.01)
     assert "There is no earlier round to compare with." in page
     assert "<img" not in page

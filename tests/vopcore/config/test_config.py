@@ -1,11 +1,12 @@
 """A config is read whole and typed, or refused in one line: the file, the key and what would be right."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from vopcore.config import ConfigError, backbone, fingerprint, read_config
+from vopcore.config import ConfigError, backbone, fingerprint, read_config, read_others
 from vopcore.methods import METHODS
 
 GOOD = """
@@ -64,6 +65,26 @@ def test_paths_do_not_depend_on_the_folder_a_worker_runs_in(good, monkeypatch, t
     assert config.storage == "s3://bucket/x"
 
 
+def test_another_config_is_found_by_its_name_beside_the_file_and_read_with_what_is_set_over_it(good):
+    other = good.with_name("theirs.yaml")
+    other.write_text(good.read_text().replace("name: mine", "name: theirs"))
+    folder = json.dumps(str(good.parent / ".."))
+    config = read_config(good, [f"evaluate.also=[theirs, {{file: {other}, set: {{name: x, seed: 3}}}}]"])
+    assert [one.name for one in read_others(config)] == ["theirs", "x"]
+    assert [one.seed for one in read_others(config)] == [0, 3]
+
+    (nested,) = read_others(
+        read_config(good, [f"evaluate.also=[{{file: theirs, set: {{data: {{root: {folder}}}}}}}]"])
+    )
+    assert nested.data.root.endswith("..")
+    for also, said in (
+        ("mine", "another config is named mine too"),
+        ("{file: theirs, set: {nam: x}}", "theirs.yaml: nam: unknown key; did you mean 'name'?"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            read_others(read_config(good, [f"evaluate.also=[{also}]"]))
+
+
 def test_environment_variables_can_be_named(good, monkeypatch):
     monkeypatch.setenv("MY_URI", "http://127.0.0.1:5000")
     assert read_config(good, ["mlflow.uri=${oc.env:MY_URI}"]).mlflow.uri == "http://127.0.0.1:5000"
@@ -93,6 +114,10 @@ def test_environment_variables_can_be_named(good, monkeypatch):
         (["clip.model=conf/none.json"], ["clip.model", "no such file"]),
         (["resources.workers=3"], ["train.batch_size", "32", "resources.workers = 3"]),
         (["train=5"], ["train", "expected settings"]),
+        (["evaluate.also=[nine]"], ["evaluate.also: unknown config 'nine'; did you mean 'mine'?"]),
+        (["evaluate.also=[no/such.yaml]"], ["evaluate.also: no such file: no/such.yaml"]),
+        (["evaluate.also=7"], ["evaluate.also: must be names or files of configs, got 7"]),
+        (["evaluate.also=[{file: mine, sit: {}}]"], ["evaluate.also.0.sit", "did you mean 'set'?"]),
         (["oops"], ["'oops'", "key=value"]),
         (["name=null"], ["name: must be a text"]),
         (["name=team/own"], ["name: 'team/own' cannot be part of a file's name"]),
