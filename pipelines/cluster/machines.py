@@ -1,6 +1,7 @@
 """The cluster a run is on: has it what the config asks for, can it grow, and do all machines see one disk."""
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -15,12 +16,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vopcore.config import ConfigError, RunConfig
 from vopcore.config.sections import Resources
+from vopcore.storage import StorageError, is_uri, probe
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = "working_dir_files"  # where Ray unpacks what --working-dir brought, until it needs the room
 AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # on the head
 WAIT = 30.0  # minutes for machines that the cluster's config has, but that do not run yet
 LOOK_EVERY = 2.0  # seconds between looks at the cluster
+WRITTEN = "storage"  # the key of the place that every machine writes to
 SAY_EVERY = 60.0  # seconds between lines while waiting
 
 Machines = Sequence[Mapping[str, float]]  # the resources of each: {"CPU": 16.0, "GPU": 1.0}
@@ -177,31 +180,28 @@ def _missing(resources: Resources, cluster: Machines) -> str:
 
 
 def check_shared(config: RunConfig) -> None:
-    """Refuse paths that some machine of the cluster does not have: code, videos, model, shards."""
-    # One machine has what its driver has.
+    """Refuse what some machine of the cluster cannot use: code, videos, model, shards.
+
+    Each machine is asked, the driver's own too: a path is looked for, a folder in a store is asked for, and
+    where shards go a file is written, read and deleted. Raises ConfigError.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    paths = _local_paths(config)
+    stores = _stores(config)
+    if len(nodes) < 2 and not stores:  # one machine has what its driver has
         return
 
     # All machines are asked before the first answer is waited for.
-    paths = _local_paths(config)
-    answers = {}
-    for node in nodes:
+    answers = [_ask_for(paths, stores, node["NodeID"]) for node in nodes]
+    for node, answer in zip(nodes, answers, strict=True):
         host = node["NodeManagerHostname"]
-        answers[host] = _ask_for(paths, node["NodeID"])
-
-    for host, answer in answers.items():
-        for key in _unseen_by(host, answer):
-            raise ConfigError(
-                f"{key}: {paths[key]} is not on {host}; give a disk that all machines share, or s3://, gs://"
-            )
+        for key, problem in _problems_of(host, answer).items():
+            raise ConfigError(f"{key}: {problem}")
 
 
 def _local_paths(config: RunConfig) -> dict[str, str]:
     """What the config names on this machine's disks, by its key."""
-    places = {
-        "storage": config.storage or config.output,
-        "data.videos": config.data.videos or config.data.root,
+    places = _places(config) | {
         "clip.model": config.clip.model,
         "clip.pretrained": config.clip.pretrained or "",
     }
@@ -214,8 +214,20 @@ def _local_paths(config: RunConfig) -> dict[str, str]:
     return paths
 
 
-def _unseen_by(host: str, answer: ray.ObjectRef) -> list[str]:
-    """The keys of paths that the machine does not have. Raises ConfigError where it has no code."""
+def _stores(config: RunConfig) -> dict[str, str]:
+    """The folders in object stores that the config names, by its key."""
+    return {key: place for key, place in _places(config).items() if is_uri(place)}
+
+
+def _places(config: RunConfig) -> dict[str, str]:
+    return {
+        WRITTEN: config.storage or config.output,
+        "data.videos": config.data.videos or config.data.root,
+    }
+
+
+def _problems_of(host: str, answer: ray.ObjectRef) -> dict[str, str]:
+    """By the key, what the machine cannot use and why. Raises ConfigError where it has no code."""
     try:
         return ray.get(answer)
     except ray.exceptions.RayTaskError:
@@ -225,14 +237,26 @@ def _unseen_by(host: str, answer: ray.ObjectRef) -> list[str]:
         ) from None
     except ray.exceptions.RayError:
         # It went away, and what it saw does not matter any more.
-        return []
+        return {}
 
 
-def _ask_for(paths: dict[str, str], node: str) -> ray.ObjectRef:
+def _ask_for(paths: dict[str, str], stores: dict[str, str], node: str) -> ray.ObjectRef:
     on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-    return _unseen.options(scheduling_strategy=on_node).remote(paths)
+    return _problems.options(scheduling_strategy=on_node).remote(paths, stores)
 
 
 @ray.remote(num_cpus=0)
-def _unseen(paths: dict[str, str]) -> list[str]:
-    return [key for key, path in paths.items() if not Path(path).exists()]
+def _problems(paths: dict[str, str], stores: dict[str, str]) -> dict[str, str]:
+    """By its key, what this machine cannot use and why, in one line."""
+    found = {}
+    for key, path in paths.items():
+        if not Path(path).exists():
+            host = socket.gethostname()
+            found[key] = f"{path} is not on {host}; give a disk that all machines share, or s3://, gs://"
+
+    for key, place in stores.items():
+        try:
+            probe(place, write=key == WRITTEN)
+        except StorageError as error:
+            found[key] = str(error)
+    return found

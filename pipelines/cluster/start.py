@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
+import ray._private.worker
 from ray._private import ray_constants
 
 from vopcore.config import ConfigError, RunConfig
@@ -39,6 +40,9 @@ def join_ray(min_cpus: int) -> None:
     """`start_ray` for work that holds `min_cpus` at once; a Ray of our own has at least so many."""
     if ray.is_initialized():
         return
+
+    # Ray prints a page for each process that dies, at any time, also after the last line of a command.
+    ray._private.worker._worker_logs_enabled = False
 
     # Nothing leaves the machines unasked, and workers find this checkout.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -26,8 +26,8 @@ def exit_code_of(command: Callable[[], int]) -> int:
     """Run `command` to its exit code; whatever it raises becomes its last line.
 
     ValueError (ConfigError, DatasetError, ...) is a mistake in the config or the data, CommandFailedError a
-    failure that explains itself, a full disk is named as such. Anything else is a mistake of ours and comes
-    with its stack. Nothing that it prints holds a password.
+    failure that explains itself; a full disk, a store, a machine or a process that is gone are named as such.
+    Anything else is a mistake of ours and comes with its stack. Nothing that it prints holds a password.
     """
     with closed_output_survived():
         return hides_secrets(_exit_code_of)(command)
@@ -38,15 +38,35 @@ def _exit_code_of(command: Callable[[], int]) -> int:
         return command()
     except KeyboardInterrupt:
         return ended(INTERRUPTED, "the same command goes on from here", "interrupted")
-    except CommandFailedError as error:
-        return ended(error.exit_code, error)
-    except ValueError as error:
-        return ended(REFUSED, error)
     except Exception as error:
-        if full_disk := full_disk_of(error):
-            return ended(FAILED, full_disk)
-        traceback.print_exc()
-        return ended(FAILED, f"{type(error).__name__}: {error}")
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    cause = _unwrapped(error)
+    if isinstance(cause, CommandFailedError):
+        return ended(cause.exit_code, cause)
+    if isinstance(cause, ValueError):
+        return ended(REFUSED, cause)
+    if full_disk := full_disk_of(cause) or full_disk_of(error):
+        return ended(FAILED, full_disk)
+
+    # Here, as it imports Ray, which most commands do without.
+    from pipelines.cluster.failures import is_of_machines, reason_of
+
+    if not is_of_machines(error):
+        traceback.print_exception(error)
+    return ended(FAILED, reason_of(error))
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """What was raised, without what Ray wraps around it."""
+    # Only a command that works with Ray can have an error of Ray's; the others need not import it.
+    if "ray" not in sys.modules:
+        return error
+    from pipelines.cluster.failures import cause_of
+
+    return cause_of(error)
 
 
 def ended(code: int, reason: object, what: str = "error") -> int:

@@ -24,6 +24,7 @@ import ray
 import ray.data
 from pyarrow import fs
 
+from pipelines.cluster.failures import reason_of
 from pipelines.cluster.machines import num_cpus
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.ingest.progress import Teller, followed
@@ -323,19 +324,8 @@ def _plain_errors() -> Iterator[None]:
         yield
     except StorageError as error:
         raise IngestFailedError(str(error)) from error
-    except ray.exceptions.OutOfMemoryError as error:
-        raise IngestFailedError(
-            "a machine ran out of memory, and Ray ended the task that decoded there: fewer CPUs per machine"
-            " (ray start --num-cpus) or more memory help; finished shards are kept"
-        ) from error
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        while isinstance(cause.__cause__, Exception):
-            cause = cause.__cause__
-        raise IngestFailedError(f"a task of the ingest failed: {type(cause).__name__}: {cause}") from error
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())
-        raise IngestFailedError(f"Ray could not go on: {reason}; finished shards are kept") from error
+        raise IngestFailedError(f"ingest: {reason_of(error)}; finished shards are kept") from error
 
 
 @contextmanager

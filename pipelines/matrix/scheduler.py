@@ -18,6 +18,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.failures import reason_of
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.experiment import prepare, runs
 from pipelines.experiment.results import RunResult
@@ -137,8 +138,7 @@ class Scheduler:
             answer = ray.get(task)
             self._idle.append(ended.driver)
         except ray.exceptions.RayError as error:  # its process is gone
-            first_line = str(error).strip().splitlines()[0]
-            answer = Failure(f"{type(error).__name__}: {first_line}")
+            answer = Failure(reason_of(error))
 
         if isinstance(ended.work, CellGroup):
             yield from self._enqueue(ended.work, task, answer)
@@ -233,8 +233,7 @@ def _output_to(log: Path) -> Iterator[list[Failure]]:
             failures.append(Failure(" ".join(first_lines)))
         except Exception as error:  # one cell's, whatever it is, must not end the others
             traceback.print_exc()
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-            failures.append(Failure(f"{first_line} ({log} says more)"))
+            failures.append(Failure(f"{reason_of(error)} ({log} says more)"))
 
 
 def _outcome(cell: Cell, data_hash: str, answer: RunResult | Failure) -> Outcome:

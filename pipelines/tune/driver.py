@@ -11,13 +11,14 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipelines import track
+from pipelines.cluster.failures import reason_of
 from pipelines.cluster.machines import say_what_is_missing
 from pipelines.cluster.network import OverRaysNetwork
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.command.progress import remote_bars
 from pipelines.tune.worker import Task, WorkerFailure, WorkerResult, work
 from vopcore.config import MethodRun, RunConfig
-from vopcore.storage import below
+from vopcore.storage import Store, below
 
 # Seconds until a worker whose peers are gone gives up.
 TIMEOUT = 300
@@ -45,6 +46,9 @@ def tune(
     if resources.max_workers:
         num_workers = (resources.workers, resources.max_workers)
 
+    # Apart, not as one address: Ray would decode `%20` in it and end it at a `#`.
+    runs = Store(below(config.storage or config.output, "runs"))
+
     def trainer(mailbox: ray.actor.ActorHandle) -> TorchTrainer:
         """Goes on from the last checkpoint under this key."""
         return TorchTrainer(
@@ -61,7 +65,8 @@ def tune(
             ),
             run_config=ray.train.RunConfig(
                 name=key,
-                storage_path=below(config.storage or config.output, "runs"),
+                storage_path=runs.root,
+                storage_filesystem=runs.filesystem,
                 # `_fit` counts failures: not all of them are the code's.
                 failure_config=FailureConfig(max_failures=0),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -105,7 +110,7 @@ def _fit(
             # Ray's answer to Ctrl-C, with code 0.
             raise KeyboardInterrupt from None
         except TrainingFailedError as error:
-            reason = _last_line(error)
+            reason = reason_of(error)
             if machines - _machines():
                 print(f"{name}: a machine is gone; going on from the last checkpoint", file=sys.stderr)
                 continue
@@ -119,15 +124,6 @@ def _fit(
 def _machines() -> set[str]:
     """The nodes that are alive now."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def _last_line(error: TrainingFailedError) -> str:
-    """What the first worker that failed said last."""
-    # Not every error of Ray Train is one of workers.
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    first = next(iter(failures.values()))
-    lines = str(first).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
 
 
 class Curves(ray.train.UserCallback):

@@ -52,10 +52,25 @@ def with_retries(action: Callable[[], T], place: str) -> T:
         raise unusable(place, error) from error
 
 
+def asked(action: Callable[[], T], place: str) -> T:
+    """`with_retries` where a refusal concerns the whole store, not one file: that is a StorageError too."""
+    try:
+        return with_retries(action, place)
+    except OSError as error:
+        if is_refused(error):
+            raise unusable(place, error) from error
+        raise
+
+
 def is_lasting(error: OSError) -> bool:
     """Whether the same request would fail again."""
-    if isinstance(error, LASTING) or error.errno is not None:
-        return True
+    return isinstance(error, LASTING) or error.errno is not None or is_refused(error)
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether a store has said no: wrong credentials, no right to it, no such bucket."""
+    if isinstance(error, StorageError):
+        return False
     message = str(error).upper()
     return any(word in message for word in LASTING_WORDS)
 

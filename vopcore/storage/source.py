@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from vopcore.storage.hashing import file_sha256
-from vopcore.storage.retry import with_retries
+from vopcore.storage.retry import asked
 from vopcore.storage.store import local_copy
 
 THREADS = 32  # a network disk answers after a millisecond, whatever else it is asked
@@ -38,7 +38,7 @@ def source_facts(filesystem: fs.FileSystem, path: str | None) -> SourceFacts:
         return NO_FILE
     if isinstance(filesystem, fs.LocalFileSystem):
         return _local_facts(path)
-    info = with_retries(lambda: filesystem.get_file_info(path), f"the bucket of {path}")
+    info = asked(lambda: filesystem.get_file_info(path), f"the bucket of {path}")
     return _facts_of(info)
 
 
@@ -76,9 +76,7 @@ def _listing(filesystem: fs.FileSystem, paths: Sequence[str]) -> dict[str, Sourc
     listed: dict[str, SourceFacts] = {}
     for folder in folders:
         selector = fs.FileSelector(folder, allow_not_found=True)
-        infos = with_retries(
-            lambda selector=selector: filesystem.get_file_info(selector), f"the bucket of {folder}"
-        )
+        infos = asked(lambda selector=selector: filesystem.get_file_info(selector), f"the bucket of {folder}")
         for info in infos:
             listed[info.path] = _facts_of(info)
     return listed

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pyarrow import fs
 
 from vopcore.storage.address import below, display, open_uri
-from vopcore.storage.retry import with_retries
+from vopcore.storage.retry import asked, with_retries
 from vopcore.storage.whole import scratch_folder, sweep, written_whole
 
 T = TypeVar("T")
@@ -115,10 +115,13 @@ class Store:
         return shutil.disk_usage(folder).free
 
     def tried(self, action: Callable[[], T]) -> T:
-        """What `action`, a request to this store, returns; tried again where it goes over a network."""
+        """What `action`, a request to this store, returns; tried again where it goes over a network.
+
+        Raises StorageError where a store does not let this machine in, or goes on failing.
+        """
         if self.is_local:
             return action()
-        return with_retries(action, str(self))
+        return asked(action, str(self))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ everything in an object store and on an MLflow server.
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ from support.cluster import (
 from support.ingest import committed_videos
 
 pytestmark = pytest.mark.cluster
+
+RUNS = "bucket/runs#1 50%20/small"  # a name that an address parsed as a whole would cut
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +146,36 @@ def listed(store: pyarrow.fs.S3FileSystem, folder: str) -> list[pyarrow.fs.FileI
     return store.get_file_info(pyarrow.fs.FileSelector(folder))
 
 
-def test_everything_in_buckets_gives_the_numbers_of_a_local_run(
-    s3, nodes, clips, undisturbed, mlflow_server, tmp_path
-):
+def bucket_of(clips) -> pyarrow.fs.S3FileSystem:
+    """A bucket with the clips, and room for shards."""
     store, _ = pyarrow.fs.FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")
     store.create_dir("bucket")
     pyarrow.fs.copy_files(str(clips), "bucket/clips", destination_filesystem=store)
+    return store
+
+
+def test_a_node_that_cannot_reach_the_bucket_is_named_before_any_work(s3, nodes, clips, tmp_path):
+    bucket_of(clips)
+    nodes.add()
+    nodes.add(env_vars={"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"})
+    places = [f"data.root={clips}", "data.videos=s3://bucket/clips", "storage=s3://bucket/shards"]
+    run = start(config(tmp_path, clips), *places, RAY_ADDRESS=nodes.address)
+    assert run.wait(240) == 2, read_log(tmp_path)
+    last = read_log(tmp_path).splitlines()[-1]
+    host = socket.gethostname()
+    assert last.startswith(f"error (exit code 2): storage: {host} cannot use s3://bucket/shards: "), last
+    assert "onnect" in last  # AWS's own words for a port where nobody listens
+    assert not (tmp_path / "out/results").exists()
+
+
+def test_everything_in_buckets_gives_the_numbers_of_a_local_run(
+    s3, nodes, clips, undisturbed, mlflow_server, tmp_path
+):
+    store = bucket_of(clips)
     labels = tmp_path / "labels"  # only the annotations are on a disk
     labels.mkdir()
     shutil.copy(clips / "captions.jsonl", labels)
-    places = [f"data.root={labels}", "data.videos=s3://bucket/clips", "storage=s3://bucket/runs/small"]
+    places = [f"data.root={labels}", "data.videos=s3://bucket/clips", f"storage=s3://{RUNS}"]
     places += [f"mlflow.uri={mlflow_server}", f"resources.cache.folder={tmp_path}/cache"]
     nodes.add()
     nodes.add()
@@ -160,9 +183,9 @@ def test_everything_in_buckets_gives_the_numbers_of_a_local_run(
     assert run.wait(300) == 0, read_log(tmp_path)
 
     assert metrics(tmp_path) == metrics(undisturbed)
-    pyarrow.fs.copy_files("bucket/runs/small/runs", str(tmp_path / "out/runs"), source_filesystem=store)
+    pyarrow.fs.copy_files(f"{RUNS}/runs", str(tmp_path / "out/runs"), source_filesystem=store)
     assert weights(tmp_path) == weights(undisturbed)
-    (shards,) = listed(store, "bucket/runs/small/shards")
+    (shards,) = listed(store, f"{RUNS}/shards")
     videos = [f"videos/{path.name}" for path in (clips / "videos").iterdir()]
     assert committed_videos(f"s3://{shards.path}") == sorted(videos)
     sizes = {f"/{i.path}": i.size for i in listed(store, shards.path) if i.path.endswith(".arrow")}
