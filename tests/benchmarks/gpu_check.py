@@ -1,6 +1,6 @@
 """Does vopcore compute on CUDA what it computes on a CPU, and how fast? At most 9 minutes on a bare machine.
 
-    python tests/benchmarks/gpu_check.py [tiny] [outputs] [training] [speed] [kernels] [loader]
+    python tests/benchmarks/gpu_check.py [tiny] [outputs] [training] [speed] [kernels] [loader] [backbones]
 
 All parts, if none is named. tiny: a small CLIP, also without a GPU. A line per check, `FAIL` where one fails
 (exit code 1); kept in $OUT/gpu_check.txt. Needs torch, numpy, pyarrow, safetensors, open_clip_torch,
@@ -27,7 +27,7 @@ except ImportError:
     for module in ("", ".packet", ".stream", ".video", ".video.reformatter", ".logging", ".error"):
         sys.modules[f"av{module}"] = MagicMock()
 
-from vopcore.clip import blank, share, tokenizer
+from vopcore.clip import blank, share, text_settings, tokenizer, towers
 from vopcore.config import Train
 from vopcore.methods import METHODS, tune
 from vopcore.retriever import Retriever
@@ -45,6 +45,7 @@ SECONDS = 480  # after which no further part is begun
 LINES: list[str] = []
 FEWER = {f"vop_{kind}": {"spatial_layers": 2} for kind in ("f", "fp", "fc")}  # layers, for the small CLIP
 FEWER |= {"maple": {"depth": 3}, "coop": {"prompts": 8}}
+BACKBONES = ("ViT-L-14-quickgelu", "ViT-B-16-SigLIP2", "PE-Core-B-16", "MobileCLIP2-B")
 SPEED_METHODS = ("full", "vop", "vop_fc", "cross_modal_adapter", "proj")
 
 
@@ -62,12 +63,15 @@ def distance(a: Tensor, b: Tensor) -> float:
 class World:
     """The frozen CLIP, on the CPU, and what the checks make of it."""
 
-    def __init__(self, tiny: bool, folder: Path) -> None:
+    def __init__(self, tiny: bool, folder: Path, model: str = "ViT-B-32-quickgelu") -> None:
         self.tiny = tiny
         self.folder = folder
-        self.frames, self.size, self.words = (4, 32, 16) if tiny else (12, 224, 32)
+        self.frames = 4 if tiny else 12
         torch.manual_seed(0)
-        self.clip = blank("conf/tiny_clip.json" if tiny else "ViT-B-32-quickgelu")
+        self.clip = blank("conf/tiny_clip.json" if tiny else model)
+        self.size = towers(self.clip).vision.image_size[0]
+        self.words = min(self.clip.context_length, 16 if tiny else 32)
+        self.vocabulary = text_settings(self.clip)["vocab_size"]
 
     def retriever(
         self, name: str, device: torch.device, pooling: str, setting: str, **options: object
@@ -95,9 +99,10 @@ class World:
     def batch(self, videos: int, short: bool = False) -> Batch:
         """Random frames and words; `short`: the first video has one frame."""
         frames = torch.randint(256, (videos, self.frames, self.size, self.size, 3), dtype=torch.uint8)
-        tokens = torch.randint(1, 49000, (videos, self.words))
-        tokens[:, 0] = 49406
-        tokens[:, 12] = 49407
+        last = self.vocabulary - 1  # where OpenAI's texts end, they have their highest token
+        tokens = torch.randint(1, last - 1, (videos, self.words))
+        tokens[:, 0] = last - 1
+        tokens[:, 12] = last
         tokens[:, 13:] = 0
         mask = torch.ones(videos, self.frames, dtype=torch.bool)
         mask[0, 1:] = not short
@@ -275,7 +280,14 @@ def speed(world: World) -> None:
 
 
 def measure_speed(
-    world: World, name: str, setting: str, size: int, compiled: bool, peak: float, whole: dict
+    world: World,
+    name: str,
+    setting: str,
+    size: int,
+    compiled: bool,
+    peak: float,
+    whole: dict,
+    model: str = "",
 ) -> None:
     """One line."""
     tuner = world.tuner(name, setting, compile=compiled)
@@ -292,7 +304,7 @@ def measure_speed(
     line += (
         f", {used:.1f} GiB (estimated {estimated:.1f}), {100 * share_of_peak:.0f} % of the card's bf16 rate"
     )
-    say(f"speed {name} {setting} batch {size}{' compiled' * compiled}: {line}")
+    say(f"speed {model}{name} {setting} batch {size}{' compiled' * compiled}: {line}")
 
 
 def card_rate() -> float:
@@ -363,12 +375,23 @@ def loader(world: World) -> None:
         say(f"loader {storage}, {threads} threads: {line}, {100 * waited / took:.0f} % of the time waiting")
 
 
+def backbones(world: World) -> None:
+    """Steps on CLIPs that people use today, relative to full fine-tuning of the same."""
+    peak = card_rate()
+    for model in () if world.tiny else BACKBONES:
+        other = World(False, world.folder, model)
+        whole: dict[tuple[str, int, bool], float] = {}
+        for name in ("full", "vop", "cross_modal_adapter"):
+            measure_speed(other, name, "bf16", 32, False, peak, whole, f"{model} ")
+
+
 PARTS = {
     "outputs": outputs,
     "training": training,
     "speed": speed,
     "kernels": kernels,
     "loader": loader,
+    "backbones": backbones,
 }
 
 
