@@ -7,13 +7,14 @@ are not normalised.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vopcore.clip import (
+    CLIP,
     encode_from,
     encode_prefix,
     encode_text,
@@ -40,9 +41,13 @@ class Retriever(nn.Module):
     The frozen CLIP stays in eval mode whatever `train` says; only the modules of the method follow.
     """
 
+    clip: CLIP
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        clip: nn.Module,
+        clip: CLIP,
         pooling: Pooling | None = None,
         learn_scale: bool = False,
         precision: Precision = "fp32",
@@ -144,7 +149,7 @@ class Retriever(nn.Module):
         pixels = torch.empty(frames.shape, dtype=dtype, device=frames.device)
         return torch.addcmul(-self.mean / self.std, frames, 1 / self.std, out=pixels)
 
-    def _autocast(self) -> AbstractContextManager:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self.mean.is_meta:  # counted, not computed
             return nullcontext()
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from vopcore.clip import load, tokenizer
+from vopcore.clip import CLIP, load, tokenizer
 from vopcore.embedder import CAPTIONS_AT_ONCE, Embedder
 from vopcore.methods import load_tuned
 from vopcore.methods.saved import read
@@ -245,13 +245,14 @@ def _load_pyfunc(path: str, model_config: Mapping[str, str] | None = None) -> Tu
     return TunedModel(Path(path), **options)
 
 
-def load_frozen(folder: Path, settings: ModelSettings, pretrained: str | None = None) -> nn.Module:
+def load_frozen(folder: Path, settings: ModelSettings, pretrained: str | None = None) -> CLIP:
     """The frozen CLIP of a saved model; `pretrained`: its weights, where they are at another place.
 
     Draws from torch's global generator. Raises ValueError, one line, where the weights are gone.
     """
     model = _copied_or_named(folder, settings.model)
-    weights = _copied_or_named(folder, pretrained or settings.pretrained)
+    pretrained = pretrained or settings.pretrained
+    weights = _copied_or_named(folder, pretrained) if pretrained else None
     if weights and Path(weights).is_absolute() and not Path(weights).is_file():
         remedy = "load_model(..., model_config={'pretrained': PATH})"
         raise ValueError(f"{weights}: the frozen weights are not there; say where they are: {remedy}")
@@ -260,9 +261,9 @@ def load_frozen(folder: Path, settings: ModelSettings, pretrained: str | None = 
     return load(model, weights)
 
 
-def _copied_or_named(folder: Path, name: str | None) -> str | None:
+def _copied_or_named(folder: Path, name: str) -> str:
     """The file of that name in `folder` if it was copied there, else the name itself."""
-    if name and (folder / name).is_file():
+    if (folder / name).is_file():
         return str(folder / name)
     return name
 

@@ -5,10 +5,9 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vopcore.clip import blank, towers
+from vopcore.clip import CLIP, blank, towers
 from vopcore.methods import METHODS, tune, tuned
 from vopcore.retriever import Retriever
 
@@ -60,7 +59,7 @@ def row(name: str, model: str, frames: int, total: int, plain: int) -> dict[str,
 OURS = ("vopcore.methods", "vopcore.clip.wrap")  # what else is in vopcore.clip holds CLIP's own weights
 
 
-def by_tower(clip: nn.Module) -> dict[str, int]:
+def by_tower(clip: CLIP) -> dict[str, int]:
     """Parameters of `vision`, of `text`, and those `shared` by both (logit_scale among them)."""
     seen: dict[int, set[str]] = {}
     for name, parameter in clip.named_parameters(remove_duplicate=False):
@@ -73,7 +72,7 @@ def by_tower(clip: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
-def by_kind(clip: nn.Module) -> dict[str, int]:
+def by_kind(clip: CLIP) -> dict[str, int]:
     """Parameters by the class of ours that holds them (`frame prompts`), the rest being CLIP's own."""
     counts: Counter[str] = Counter()
     for name, parameter in tuned(clip).items():
@@ -85,7 +84,7 @@ def by_kind(clip: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
-def flops(clip: nn.Module, frames: int) -> int:
+def flops(clip: CLIP, frames: int) -> int:
     """Multiplications and additions of one video, forward. Freezes `clip`."""
     clip.requires_grad_(False)
     height, width = towers(clip).vision.image_size

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from vopcore.clip import blank, empty_copy, model_input, model_names, tokenizer_name
+from vopcore.clip import CLIP, blank, empty_copy, model_input, model_names, tokenizer_name
 from vopcore.methods import METHODS, tune
 
 FRAMES = 12
@@ -77,7 +76,7 @@ def model_support(model: str) -> ModelSupport:
     )
 
 
-def _attempt(clip: nn.Module, model: str, method: str) -> tuple[str, str]:
+def _attempt(clip: CLIP, model: str, method: str) -> tuple[str, str]:
     """The mark of a method on a model, and the reason where it does not just work."""
     options = METHODS[method]()
     try:

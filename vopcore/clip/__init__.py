@@ -14,7 +14,6 @@ from vopcore.clip.encode import (
     text_length,
 )
 from vopcore.clip.frozen import (
-    Tuning,
     empty_copy,
     freeze,
     frozen_hash,
@@ -24,6 +23,7 @@ from vopcore.clip.frozen import (
     stop_dropping,
     thaw,
 )
+from vopcore.clip.interface import CLIP, Tuning
 from vopcore.clip.load import (
     Preprocessing,
     activation,
@@ -36,7 +36,7 @@ from vopcore.clip.load import (
 )
 from vopcore.clip.tokenizer import Tokenizer, text_settings, tokenizer, tokenizer_name
 from vopcore.clip.tokens import Block, Tokens
-from vopcore.clip.towers import CLIP, Tower, feature_parameters, model_name, towers
+from vopcore.clip.towers import Tower, feature_parameters, model_name, towers
 from vopcore.clip.wrap import Prompted, Prompts, with_prompts, wrap
 
 __all__ = [

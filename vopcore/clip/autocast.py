@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SLOPE = 1.702  # quick-GELU(x) = x sigmoid(SLOPE x)
+from vopcore.clip.interface import AutogradContext
 
-Context = torch.autograd.function.FunctionCtx
+SLOPE = 1.702  # quick-GELU(x) = x sigmoid(SLOPE x)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -35,7 +35,9 @@ class FrozenMLP(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, w1: Tensor, scaled_b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    def forward(
+        ctx: AutogradContext, x: Tensor, w1: Tensor, scaled_b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> Tensor:
         """x [..., D], w1 [H, D], scaled_b1 = SLOPE b1 [H], w2 [D, H], b2 [D], of one dtype -> [..., D]"""
         with torch.autocast(x.device.type, enabled=False):
             u = torch.addmm(scaled_b1, x.flatten(0, -2), w1.t(), alpha=SLOPE)
@@ -44,7 +46,7 @@ class FrozenMLP(torch.autograd.Function):
         return y.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         u, w1, w2 = ctx.saved_tensors
         by_hidden = gradient.flatten(0, -2) @ w2
         by_u = torch.ops.aten.silu_backward(by_hidden, u)
@@ -60,7 +62,7 @@ class FrozenProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, query: Tensor, key: Tensor | None, weight: Tensor, bias: Tensor
+        ctx: AutogradContext, query: Tensor, key: Tensor | None, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """query [N, L, D], key [N, K, D] or None for the same as the query, weight [3 D, D], bias [3 D], of
         one dtype -> queries [N, L, D], keys and values [N, K, D]"""
@@ -69,14 +71,15 @@ class FrozenProjection(torch.autograd.Function):
         ctx.joint = key is None
         with torch.autocast(query.device.type, enabled=False):
             if key is None:
-                return F.linear(query, weight, bias).chunk(3, dim=-1)
+                queries, keys, values = F.linear(query, weight, bias).chunk(3, dim=-1)
+                return queries, keys, values
             queries = F.linear(query, weight[:width], bias[:width])
             keys, values = F.linear(key, weight[width:], bias[width:]).chunk(2, dim=-1)
         return queries, keys, values
 
     @staticmethod
     def backward(
-        ctx: Context, by_query: Tensor, by_key: Tensor, by_value: Tensor
+        ctx: AutogradContext, by_query: Tensor, by_key: Tensor, by_value: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None]:
         (weight,) = ctx.saved_tensors
         for_query, for_key, for_value = weight.chunk(3)

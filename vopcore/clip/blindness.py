@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vopcore.clip.encode import encode_text, encode_video
+from vopcore.clip.interface import CLIP
 from vopcore.clip.load import preprocessing
 from vopcore.clip.towers import model_name
 
@@ -21,7 +22,7 @@ SAME = 1e-5  # of a vector's length: rounding stays below
 
 
 def check_not_blind(
-    clip: nn.Module, tokenize: Callable[[list[str]], Tensor], tokenizer: str, captions: Iterable[str]
+    clip: CLIP, tokenize: Callable[[list[str]], Tensor], tokenizer: str, captions: Iterable[str]
 ) -> None:
     """Refuse a CLIP to which different captions or different pictures are one.
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vopcore.clip.frozen import update
+from vopcore.clip.interface import CLIP
 from vopcore.clip.tokens import Block, Tokens
 from vopcore.clip.towers import VisionTower, text_tower, vision_tower
 
 
-def encode_text(clip: nn.Module, tokens: Tensor) -> Tensor:
+def encode_text(clip: CLIP, tokens: Tensor) -> Tensor:
     """tokens Int [N, L], L <= context length -> features [N, D], not normalised.
 
     A text of 32 words costs 32 words, where open_clip computes the whole context.
@@ -25,20 +26,20 @@ def encode_text(clip: nn.Module, tokens: Tensor) -> Tensor:
     return text_tower(clip).encode(tokens)
 
 
-def text_length(clip: nn.Module, tokens: Tensor, multiple: int = 1) -> int:
+def text_length(clip: CLIP, tokens: Tensor, multiple: int = 1) -> int:
     """Positions of tokens Int [N, L] that a batch must be read to: its longest text, up to a `multiple`."""
     longest = text_tower(clip).longest(tokens)
     rounded_up = math.ceil(longest / multiple) * multiple
     return min(rounded_up, tokens.shape[1])
 
 
-def encode_video(clip: nn.Module, frames: Tensor, mask: Tensor | None) -> Tensor:
+def encode_video(clip: CLIP, frames: Tensor, mask: Tensor | None) -> Tensor:
     """frames Float [B, F, 3, H, W], normalised; mask Bool [B, F] of real frames -> features [B, F, D]."""
     x = vision_tower(clip).embed(frames.flatten(0, 1))
     return _encode_from(clip, x, frames.shape[1], mask, 0)
 
 
-def encode_prefix(clip: nn.Module, frames: Tensor, layer: int) -> Tensor:
+def encode_prefix(clip: CLIP, frames: Tensor, layer: int) -> Tensor:
     """frames Float [N, 3, H, W], normalised -> what enters vision block `layer`: [N, L, width].
 
     Past the last block of a tower that reads its class token, this token alone: L = 1.
@@ -50,18 +51,18 @@ def encode_prefix(clip: nn.Module, frames: Tensor, layer: int) -> Tensor:
     return tokens.x[:, :1] if _class_token_alone(vision, layer) else tokens.x
 
 
-def encode_from(clip: nn.Module, x: Tensor, mask: Tensor | None, layer: int) -> Tensor:
+def encode_from(clip: CLIP, x: Tensor, mask: Tensor | None, layer: int) -> Tensor:
     """x [B, F, L, width], what `encode_prefix` gave -> features [B, F, D], as of `encode_video`."""
     return _encode_from(clip, x.flatten(0, 1), x.shape[1], mask, layer)
 
 
-def prefix_shape(clip: nn.Module, layer: int) -> tuple[int, int]:
+def prefix_shape(clip: CLIP, layer: int) -> tuple[int, int]:
     """[L, width] of what `encode_prefix` gives for one frame."""
     vision = vision_tower(clip)
     return (1 if _class_token_alone(vision, layer) else vision.length), vision.width
 
 
-def first_tuned_layer(clip: nn.Module) -> int:
+def first_tuned_layer(clip: CLIP) -> int:
     """The first vision block that tuning changes, counted from 0; the number of blocks if none is.
 
     Blocks before it, and the embedding of patches, are frozen and see each frame on its own.
@@ -75,14 +76,14 @@ def first_tuned_layer(clip: nn.Module) -> int:
     return vision.layers
 
 
-def looks_across_frames(module: nn.Module) -> bool:
+def looks_across_frames(module: CLIP | nn.Module) -> bool:
     """Whether the tokens of a frame depend on the other frames of its video, in a CLIP or in one of its
     blocks.
     """
     return any(isinstance(inner, Block) and inner.across_frames for inner in module.modules())
 
 
-def prefix_hash(clip: nn.Module, layer: int) -> str:
+def prefix_hash(clip: CLIP, layer: int) -> str:
     """SHA-256 over the frozen weights before vision block `layer`."""
     vision = vision_tower(clip)
     digest = hashlib.sha256()
@@ -94,7 +95,7 @@ def prefix_hash(clip: nn.Module, layer: int) -> str:
     return digest.hexdigest()
 
 
-def set_grad_checkpointing(clip: nn.Module, enabled: bool) -> None:
+def set_grad_checkpointing(clip: CLIP, enabled: bool) -> None:
     """Recompute the activations of blocks in the backward pass instead of holding them, or not.
     (open_clip's own method of this name cannot switch it off in a text tower of Hugging Face.)
     """
@@ -122,7 +123,7 @@ def _class_token_alone(vision: VisionTower, layer: int) -> bool:
     return vision.reads_class_token and layer == vision.layers
 
 
-def _encode_from(clip: nn.Module, x: Tensor, frames: int, mask: Tensor | None, layer: int) -> Tensor:
+def _encode_from(clip: CLIP, x: Tensor, frames: int, mask: Tensor | None, layer: int) -> Tensor:
     """The vision tower from block `layer` on; x [B * F, L, width] -> features [B, F, D]."""
     vision = vision_tower(clip)
     tokens = vision.tokens(x, frames, mask)

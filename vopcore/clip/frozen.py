@@ -4,37 +4,22 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vopcore.clip.interface import CLIP
+
 DROP_RATES = ("p", "prob", "drop_prob", "dropout", "attention_dropout", "activation_dropout", "layerdrop")
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """How a CLIP was tuned: kept on it as `clip.tuning`.
-
-    `frames` per video; if `fixed_frames`, the tuned weights know no other number. `pooling` is known once
-    read back from a file. `backbone` is the `frozen_hash` of before, where `keep_in_bf16` has rounded.
-    """
-
-    name: str
-    method: object
-    frames: int
-    fixed_frames: bool
-    pooling: str | None = None
-    backbone: str | None = None
-
-
-def freeze(clip: nn.Module) -> None:
+def freeze(clip: CLIP) -> None:
     """Nothing of `clip` requires a gradient, and nothing drops out."""
     clip.eval().requires_grad_(False)
     stop_dropping(clip)
 
 
-def stop_dropping(clip: nn.Module) -> None:
+def stop_dropping(clip: CLIP) -> None:
     """Let no module of `clip` drop anything, in training mode either: patches, paths, layers or activations.
 
     open_clip, timm and transformers keep the rates in attributes of these names; a rate of 0 is the identity.
@@ -45,7 +30,7 @@ def stop_dropping(clip: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def keep_in_eval(clip: nn.Module) -> None:
+def keep_in_eval(clip: CLIP) -> None:
     """Batch norms use the statistics they were trained with, and do not change them, in training mode too."""
     for module in clip.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -59,7 +44,7 @@ def thaw(parameters: Iterable[nn.Parameter]) -> None:
         parameter.requires_grad_(True)
 
 
-def keep_in_bf16(clip: nn.Module) -> None:
+def keep_in_bf16(clip: CLIP) -> None:
     """Round the frozen weights of linear, convolution and attention layers to bf16, in place.
 
     What autocast would do again at each call: half the memory, and under autocast the same numbers. The
@@ -74,7 +59,7 @@ def keep_in_bf16(clip: nn.Module) -> None:
                     parameter.data = parameter.data.bfloat16()
 
 
-def share(clip: nn.Module) -> nn.Module:
+def share(clip: CLIP) -> CLIP:
     """A CLIP of its own modules over the very memory of `clip`'s weights, frozen.
 
     Wrapping or thawing the copy leaves `clip` as it is. Move `clip` to its device first: `.to(...)` ends
@@ -87,7 +72,7 @@ def share(clip: nn.Module) -> nn.Module:
     return copy.deepcopy(clip, memo).eval()
 
 
-def empty_copy(clip: nn.Module) -> nn.Module:
+def empty_copy(clip: CLIP) -> CLIP:
     """A CLIP of the same shapes on the meta device: it takes no memory, whatever is put into it."""
     memo: dict[int, Tensor] = {}
     for parameter in clip.parameters():
@@ -97,7 +82,7 @@ def empty_copy(clip: nn.Module) -> nn.Module:
     return copy.deepcopy(clip, memo).eval()
 
 
-def frozen_hash(clip: nn.Module) -> str:
+def frozen_hash(clip: CLIP) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of the parameters that require no gradient."""
     digest = hashlib.sha256()
     for name, parameter in sorted(clip.named_parameters()):

@@ -10,9 +10,10 @@ from typing import Any
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
+from vopcore.clip.interface import CLIP, LibraryModule
 from vopcore.clip.onednn_linear import OneDNNLinear
 from vopcore.clip.tokens import Tokens
-from vopcore.clip.towers import Branch, Projection, TextTower, parameters_of
+from vopcore.clip.towers import Branch, Projection, TextTower, parameters_of, text_module
 
 
 @dataclass(frozen=True)
@@ -109,21 +110,21 @@ class LastLinear(nn.Module):
 class HuggingFaceText(TextTower):
     """An `HFTextEncoder` over one of the models in PARTS. All tokens see each other, but for padding."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: CLIP) -> None:
         super().__init__(clip)
         self._masks: dict[int, Any] = {}  # by length: the prompts of a layer make it longer
 
     @staticmethod
-    def builds(text: nn.Module) -> bool:
+    def builds(text: LibraryModule) -> bool:
         """Whether `text` is of this family."""
         if not isinstance(text, HFTextEncoder) or text.config.model_type not in PARTS:
             return False
         return getattr(text.transformer, "pooler", None) is None  # a trained pooler would be left out here
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> LibraryModule:
         """The model of transformers."""
-        return self.clip.text.transformer
+        return text_module(self.clip).transformer
 
     @property
     def parts(self) -> LayerParts:
@@ -144,7 +145,7 @@ class HuggingFaceText(TextTower):
         """ids Int [N, L] -> features [N, D]"""
         from transformers.modeling_outputs import BaseModelOutput
 
-        text = self.clip.text
+        text = text_module(self.clip)
         hidden = ids == text.config.pad_token_id
         tokens = Tokens(x=self._embed(ids), tower=self, prefix=1, hidden=hidden)
         for block in self.blocks:
@@ -154,19 +155,20 @@ class HuggingFaceText(TextTower):
         pooled = text.pooler(BaseModelOutput(last_hidden_state=x), (~hidden).long())
         return text.proj(pooled)
 
-    def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
+    def run_block(self, block: LibraryModule, tokens: Tokens) -> Tensor:
         """The layer of transformers, with the mask that transformers makes for its kind of attention."""
         from transformers.masking_utils import create_bidirectional_mask
 
         x = tokens.x
         length = x.shape[1]
         if length not in self._masks:
+            assert tokens.hidden is not None, "`encode` says which tokens are padding"
             shown = (~tokens.hidden).long()
             mask = create_bidirectional_mask(config=self.model.config, inputs_embeds=x, attention_mask=shown)
             self._masks[length] = mask
         return block(x, self._masks[length])
 
-    def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """At the end of RoBERTa's branches; around M2M-100's attention and MLP."""
         if self.parts is ROBERTA:
             holder = block.attention if branch == "attn" else block
@@ -177,24 +179,24 @@ class HuggingFaceText(TextTower):
             block.fc1 = FirstLinear(block.fc1)
             block.fc2 = LastLinear(block.fc2, module, block.fc1)
 
-    def add_behind(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Behind the last linear layer of the branch."""
         path = getattr(self.parts, branch)
         linear = block.get_submodule(path)
         block.set_submodule(path, nn.Sequential(linear, module))
 
-    def projections(self, block: nn.Module) -> dict[str, Projection]:
+    def projections(self, block: LibraryModule) -> dict[str, Projection]:
         """Four matrices."""
         paths = {"q": self.parts.query, "k": self.parts.key, "v": self.parts.value, "o": self.parts.attn}
         return {letter: Projection(block.get_submodule(path), "weight", 0) for letter, path in paths.items()}
 
     def output_projection(self) -> list[nn.Parameter]:
         """The linear layer or the MLP that open_clip puts behind the pooler."""
-        return parameters_of([self.clip.text.proj])
+        return parameters_of([text_module(self.clip).proj])
 
     def head(self) -> list[nn.Parameter]:
         """The last norm, where there is one, and what stands behind the pooler."""
-        return parameters_of([getattr(self.model, "layer_norm", None), self.clip.text.proj])
+        return parameters_of([getattr(self.model, "layer_norm", None), text_module(self.clip).proj])
 
     def set_grad_checkpointing(self, enabled: bool) -> None:
         """Layers of transformers recompute themselves."""

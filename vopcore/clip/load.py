@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 from open_clip.transformer import QuickGELU
-from torch import Tensor, nn
+from torch import Tensor
 
+from vopcore.clip.interface import CLIP
 from vopcore.clip.towers import model_name, towers
 
 PREPROCESSING = {
@@ -82,7 +83,7 @@ def model_input(model: str, pretrained: str | None = None) -> ModelInput:
     )
 
 
-def load(model: str, pretrained: str | None = None) -> nn.Module:
+def load(model: str, pretrained: str | None = None) -> CLIP:
     """An open_clip CLIP in fp32 and eval mode, on the CPU.
 
     model: a name open_clip knows (`ViT-B-32-quickgelu`), or the path of a model config of your own (`.json`).
@@ -106,7 +107,7 @@ def load(model: str, pretrained: str | None = None) -> nn.Module:
     return clip
 
 
-def blank(model: str) -> nn.Module:
+def blank(model: str) -> CLIP:
     """The architecture alone, on torch's current default device (`with torch.device("meta")`: no memory)."""
     config = model_config(model)
     preprocessing = config.pop("preprocess_cfg", {})
@@ -134,7 +135,7 @@ def blank(model: str) -> nn.Module:
     return _finish(clip, model, _published_preprocessing(model) | preprocessing)
 
 
-def preprocessing(clip: nn.Module) -> Preprocessing:
+def preprocessing(clip: CLIP) -> Preprocessing:
     """How pixels reach this CLIP; OpenAI's way where it is not known."""
     settings = PREPROCESSING | dict(getattr(clip.visual, "preprocess_cfg", {}))
     return Preprocessing(
@@ -146,13 +147,13 @@ def preprocessing(clip: nn.Module) -> Preprocessing:
     )
 
 
-def normalisation(clip: nn.Module) -> tuple[Tensor, Tensor]:
+def normalisation(clip: CLIP) -> tuple[Tensor, Tensor]:
     """Mean and deviation [3] of pixels in 0..1 that the CLIP was trained with; OpenAI's if unknown."""
     settings = preprocessing(clip)
     return torch.tensor(settings.mean), torch.tensor(settings.std)
 
 
-def activation(clip: nn.Module) -> str:
+def activation(clip: CLIP) -> str:
     """`quick_gelu` or `gelu`: what stands in the frozen MLPs; log it with a run."""
     return "quick_gelu" if any(isinstance(module, QuickGELU) for module in clip.modules()) else "gelu"
 
@@ -217,7 +218,7 @@ def _wrong_activation(model: str, pretrained: str, known: dict[str, Any]) -> str
     return f"{model}: the weights {pretrained} were trained with {trained}; the right model is {right}"
 
 
-def _download(model: str, tag: str) -> nn.Module:
+def _download(model: str, tag: str) -> CLIP:
     """A published CLIP through open_clip's cache."""
     if not open_clip.get_pretrained_cfg(model, tag):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -231,7 +232,7 @@ def _download(model: str, tag: str) -> nn.Module:
     return _finish(clip, model, clip.visual.preprocess_cfg)
 
 
-def _read_checkpoint(clip: nn.Module, path: str) -> None:
+def _read_checkpoint(clip: CLIP, path: str) -> None:
     """Read a local state dict; every tensor must be there and fit."""
     try:
         open_clip.load_checkpoint(clip, path, weights_only=True)
@@ -244,7 +245,7 @@ def _read_checkpoint(clip: nn.Module, path: str) -> None:
         raise ValueError(f"{path}: not the weights of {model_name(clip)}: {message[:300]}") from None
 
 
-def _finish(clip: nn.Module, name: str, preprocess: dict[str, Any]) -> nn.Module:
+def _finish(clip: CLIP, name: str, preprocess: dict[str, Any]) -> CLIP:
     """What vopcore keeps on a CLIP."""
     clip.model_name = name
     clip.text_settings = model_config(name)["text_cfg"]

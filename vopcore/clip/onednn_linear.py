@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vopcore.clip.interface import AutogradContext
+
 
 class OneDNNLinear(nn.Linear):
     """In training a product with a frozen matrix; else, or with a tuned one, nn.Linear."""
@@ -34,14 +36,12 @@ class _Frozen(torch.autograd.Function):
     """x W^T + b, of which only x may ask for a gradient."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
         return _onednn(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return _onednn(gradient, weight.t(), None), None, None
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vopcore.clip.autocast import autocast_dtype
+from vopcore.clip.interface import LibraryModule
 from vopcore.clip.tokens import Block, Tokens
 from vopcore.clip.towers import Branch, Projection, TextTower, Tower, VisionTower, parameters_of, text_module
 from vopcore.clip.training_block import TrainingBlock, attend, for_training, norm_for_training
@@ -71,14 +72,14 @@ class OpenClipTower(Tower):
         """Channels of a token."""
         return self.transformer.width
 
-    def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
+    def run_block(self, block: LibraryModule, tokens: Tokens) -> Tensor:
         """open_clip's own forward, to the bit, but in training once `prepare_for_training` was called."""
         if block.training and isinstance(block, TrainingBlock) and not masks_pairs_of_each(tokens):
             return attend(block, tokens.x, tokens.x[:, :0], **key_masks(tokens, 0), read=tokens.read)
         return block(tokens.x, attn_mask=attention_mask(tokens, block))
 
     def attend(
-        self, block: nn.Module, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
+        self, block: LibraryModule, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
     ) -> Tensor:
         """Prompts are only looked at: keys and values without queries or an MLP."""
         if masks_pairs_of_each(tokens):
@@ -86,17 +87,17 @@ class OpenClipTower(Tower):
         masks = key_masks(tokens, prompts.shape[1], hidden)
         return attend(block, tokens.x, prompts, **masks, read=tokens.read)
 
-    def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Around `attn` or `mlp`."""
         parallel = {"attn": ParallelAttention, "mlp": ParallelMLP}[branch]
         setattr(block, branch, parallel(getattr(block, branch), module))
 
-    def add_behind(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Behind the layer scale, which is the last of each residual branch."""
         site = {"attn": "ls_1", "mlp": "ls_2"}[branch]
         setattr(block, site, nn.Sequential(getattr(block, site), module))
 
-    def projections(self, block: nn.Module) -> dict[str, Projection]:
+    def projections(self, block: LibraryModule) -> dict[str, Projection]:
         """Query, key and value are rows of one matrix."""
         places = {letter: Projection(block.attn, "in_proj_weight", i) for i, letter in enumerate("qkv")}
         return places | {"o": Projection(block.attn.out_proj, "weight", 0)}
@@ -119,7 +120,7 @@ class OpenClipVision(OpenClipTower, VisionTower):
     has_halves = True
 
     @staticmethod
-    def builds(visual: nn.Module) -> bool:
+    def builds(visual: LibraryModule) -> bool:
         """Whether `visual` is of this family."""
         if not isinstance(visual, VisionTransformer):
             return False
@@ -172,11 +173,11 @@ class OpenClipVision(OpenClipTower, VisionTower):
         pooled = visual._pool(tokens.x)[0]
         return pooled if visual.proj is None else pooled @ visual.proj
 
-    def add_before_attention(self, block: nn.Module, module: nn.Module) -> None:
+    def add_before_attention(self, block: LibraryModule, module: nn.Module) -> None:
         """Behind the norm before the attention."""
         block.ln_1 = nn.Sequential(block.ln_1, module)
 
-    def attention(self, block: nn.Module, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
+    def attention(self, block: LibraryModule, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
         """Of a `TrainingBlock`: with its projections, heads and scales."""
         x = tokens.x
         attn = block.attn
@@ -194,7 +195,7 @@ class OpenClipVision(OpenClipTower, VisionTower):
         attended = attn.out_proj(attended.transpose(1, 2).flatten(2))
         return x[:, : tokens.read] + block.ls_1(attended), keys.mean(dim=1)
 
-    def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
+    def mlp(self, block: LibraryModule, x: Tensor) -> Tensor:
         """Norm, MLP and scale."""
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
@@ -217,7 +218,7 @@ class OpenClipText(OpenClipTower, TextTower):
     """open_clip's `TextTransformer`, or its parts in a `CLIP`."""
 
     @staticmethod
-    def builds(text: nn.Module) -> bool:
+    def builds(text: LibraryModule) -> bool:
         """Whether `text` is of this family."""
         transformer = getattr(text, "transformer", None)
         if not isinstance(transformer, Transformer):
@@ -225,7 +226,7 @@ class OpenClipText(OpenClipTower, TextTower):
         return all(isinstance(block, Block | ResidualAttentionBlock) for block in transformer.resblocks)
 
     @property
-    def text(self) -> nn.Module:
+    def text(self) -> LibraryModule:
         """What holds the embedding, the transformer and the projection."""
         return text_module(self.clip)
 
@@ -284,7 +285,12 @@ class OpenClipText(OpenClipTower, TextTower):
         """Positions up to the last end token, where what follows it is not seen."""
         if not self.can_be_trimmed:
             return ids.shape[1]
-        is_end = ids if self.pool_type == "argmax" else (ids == self.eos_id).int()
+        if self.pool_type == "argmax":
+            # The end token has the largest number of all.
+            is_end = ids
+        else:
+            assert self.eos_id is not None, "a tower that is read at its end token knows which that is"
+            is_end = (ids == self.eos_id).int()
         return int(is_end.argmax(dim=-1).max()) + 1
 
     def _embed(self, ids: Tensor) -> Tokens:
@@ -313,7 +319,7 @@ class OpenClipText(OpenClipTower, TextTower):
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
 
-def _run(x: Tensor, tokens: Tokens, block: nn.Module) -> Tokens:
+def _run(x: Tensor, tokens: Tokens, block: LibraryModule) -> Tokens:
     return tokens.with_x(x).run(block)
 
 
@@ -332,7 +338,7 @@ def masks_pairs_of_each(tokens: Tokens) -> bool:
     return tokens.causal and tokens.hidden is not None
 
 
-def attention_mask(tokens: Tokens, block: nn.Module) -> Tensor | None:
+def attention_mask(tokens: Tokens, block: LibraryModule) -> Tensor | None:
     """The additive mask of open_clip's blocks: [L, L], or [N * heads, L, L] where tokens are hidden."""
     mask = causal_mask(tokens.x) if tokens.causal else None
     if tokens.hidden is None:

@@ -8,6 +8,7 @@ from timm.models.vision_transformer import Block as VisionBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vopcore.clip.interface import LibraryModule
 from vopcore.clip.onednn_linear import OneDNNLinear
 from vopcore.clip.tokens import Block, Tokens
 from vopcore.clip.towers import Branch, Projection, VisionTower, parameters_of
@@ -46,14 +47,14 @@ class TimmVision(VisionTower):
     """A `TimmModel` whose trunk is a row of timm's transformer blocks."""
 
     @staticmethod
-    def builds(visual: nn.Module) -> bool:
+    def builds(visual: LibraryModule) -> bool:
         """Whether `visual` is of this family."""
         if not isinstance(visual, TimmModel) or type(visual.trunk) not in (VisionTransformer, Eva):
             return False
         return all(isinstance(block, Block) or type(block) in BLOCKS for block in visual.trunk.blocks)
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> LibraryModule:
         """timm's model."""
         return self.clip.visual.trunk
 
@@ -104,7 +105,7 @@ class TimmVision(VisionTower):
         prefix = self.trunk.num_prefix_tokens
         return Tokens(x=x, tower=self, prefix=prefix, frames=frames, real=real, rope=rope)
 
-    def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
+    def run_block(self, block: LibraryModule, tokens: Tokens) -> Tensor:
         """timm's own forward. Rotary positions are those of the tokens behind the prefix, prompts included
         there.
         """
@@ -144,23 +145,23 @@ class TimmVision(VisionTower):
         trunk = self.trunk
         return parameters_of([trunk.norm, trunk.attn_pool, trunk.fc_norm, trunk.head, self.clip.visual.head])
 
-    def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Around `attn` or `mlp`."""
         setattr(block, branch, Parallel(getattr(block, branch), module))
 
-    def add_behind(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Behind the stochastic depth, which is the last of each residual branch; scales come before it."""
         site = {"attn": "drop_path1", "mlp": "drop_path2"}[branch]
         setattr(block, site, nn.Sequential(getattr(block, site), module))
 
-    def add_before_attention(self, block: nn.Module, module: nn.Module) -> None:
+    def add_before_attention(self, block: LibraryModule, module: nn.Module) -> None:
         """Behind the norm before the attention; some of EVA's blocks have theirs after it."""
         if isinstance(block, EvaBlockPostNorm):
-            block.attn = Preceded(block.attn, module)
+            block.set_submodule("attn", Preceded(block.attn, module))
         else:
             block.norm1 = nn.Sequential(block.norm1, module)
 
-    def projections(self, block: nn.Module) -> dict[str, Projection]:
+    def projections(self, block: LibraryModule) -> dict[str, Projection]:
         """Query, key and value are rows of one matrix, or three matrices (EVA02)."""
         attention = block.attn
         if attention.qkv is not None:
@@ -182,7 +183,7 @@ class TimmVision(VisionTower):
                 module.__class__ = OneDNNLinear
 
 
-def rotary_attention(block: nn.Module) -> nn.Module:
+def rotary_attention(block: LibraryModule) -> LibraryModule:
     """The attention of a block, which may stand beside an adapter or behind one."""
     attention = block.attn
     return attention.inner if isinstance(attention, Parallel | Preceded) else attention

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
+from vopcore.clip.interface import CLIP
 from vopcore.clip.load import model_config
 from vopcore.clip.towers import model_name
 
@@ -46,7 +47,7 @@ class Tokenizer:
         return " ".join(word[:LONG_WORD] for word in words[: 4 * self.words])
 
 
-def tokenizer(model: str | nn.Module, words: int) -> Tokenizer:
+def tokenizer(model: str | CLIP, words: int) -> Tokenizer:
     """The tokenizer of a model: a name of open_clip, the path of a config, or a CLIP that `load` has built.
 
     Raises ValueError, one line, if the model reads fewer words, or if files of its tokenizer are neither
@@ -70,12 +71,12 @@ def tokenizer(model: str | nn.Module, words: int) -> Tokenizer:
     return Tokenizer(SimpleTokenizer(context_length=words), "CLIP", words)
 
 
-def tokenizer_name(model: str | nn.Module) -> str:
+def tokenizer_name(model: str | CLIP) -> str:
     """`CLIP` for its own byte pairs, else the repository or the folder of Hugging Face's files."""
     return text_settings(model).get("hf_tokenizer_name") or "CLIP"
 
 
-def text_settings(model: str | nn.Module) -> dict[str, Any]:
+def text_settings(model: str | CLIP) -> dict[str, Any]:
     """`text_cfg` of a model's config, `context_length` and `vocab_size` filled in."""
     if isinstance(model, str):
         settings = model_config(model)["text_cfg"]

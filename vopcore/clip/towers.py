@@ -6,34 +6,16 @@ none of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vopcore.clip.interface import CLIP, LibraryModule
 from vopcore.clip.tokens import Tokens
 
 Branch = Literal["attn", "mlp"]  # the two residual branches of a block
-
-
-class CLIP(Protocol):
-    """What vopcore asks of a CLIP: the two classes of open_clip, and its CoCa."""
-
-    visual: Any
-    logit_scale: nn.Parameter
-    logit_bias: nn.Parameter | None
-    context_length: int
-    training: bool
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]: ...
-    def modules(self) -> Iterator[nn.Module]: ...
-    def eval(self) -> nn.Module: ...
-    def encode_image(self, image: Tensor) -> Tensor: ...
-    def encode_text(self, text: Tensor) -> Tensor: ...
 
 
 class Projection(NamedTuple):
@@ -49,16 +31,20 @@ class Projection(NamedTuple):
 class Tower(ABC):
     """One tower of a CLIP; the blocks and weights are those of the CLIP itself.
 
-    `reads_class_token`: the feature is read from the first token alone. `has_blocks`: whether it is a row of
+    `has_blocks`: whether it is a row of
     blocks over tokens at all; where it is not, whatever asks for them raises ValueError.
     """
 
     name: Literal["vision", "text"]
-    reads_class_token = False
     has_blocks = True
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: CLIP) -> None:
         self.clip = clip
+
+    @property
+    def reads_class_token(self) -> bool:
+        """Whether the feature is read from the first token alone."""
+        return False
 
     @property
     @abstractmethod
@@ -83,11 +69,11 @@ class Tower(ABC):
     # What passes through
 
     @abstractmethod
-    def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
+    def run_block(self, block: LibraryModule, tokens: Tokens) -> Tensor:
         """A block that the tower was built with -> [N, L, D], or in training the part that is read."""
 
     def attend(
-        self, block: nn.Module, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
+        self, block: LibraryModule, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
     ) -> Tensor:
         """A block that the tower was built with, over `tokens` and prompts [N, p, D] of which no output is
         wanted; nobody looks at those that are hidden, Bool [N, p]. As `run_block` with the prompts behind the
@@ -100,15 +86,15 @@ class Tower(ABC):
     # The places inside a block where methods add something
 
     @abstractmethod
-    def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Let `module` read what the attention or the MLP of a block reads, and add its output to theirs."""
 
     @abstractmethod
-    def add_behind(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Let what the attention or the MLP of a block adds to the tokens go through `module` first."""
 
     @abstractmethod
-    def projections(self, block: nn.Module) -> dict[str, Projection]:
+    def projections(self, block: LibraryModule) -> dict[str, Projection]:
         """Where the weights of the attention are: `q`, `k`, `v`, and `o`, the output."""
 
     # The parameters of the tower by their place
@@ -172,11 +158,11 @@ class VisionTower(Tower):
     def pool(self, tokens: Tokens) -> Tensor:
         """What the last block hands on -> features [N, D], not normalised."""
 
-    def add_before_attention(self, block: nn.Module, module: nn.Module) -> None:
+    def add_before_attention(self, block: LibraryModule, module: nn.Module) -> None:
         """Let what the attention of a block reads go through `module` first; the residual does not."""
         raise NotImplementedError
 
-    def attention(self, block: nn.Module, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
+    def attention(self, block: LibraryModule, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
         """The first half of a block: x plus its attention, [N, L, D], of the `tokens.read` first ones if
         that is a number; and the keys [N, L, D / heads], the mean over the heads.
 
@@ -186,7 +172,7 @@ class VisionTower(Tower):
         """
         raise NotImplementedError
 
-    def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
+    def mlp(self, block: LibraryModule, x: Tensor) -> Tensor:
         """The second half of a block: x [N, L, D] plus its MLP."""
         raise NotImplementedError
 
@@ -217,7 +203,7 @@ class Towers(NamedTuple):
     context_length: int
 
 
-def towers(clip: nn.Module) -> Towers:
+def towers(clip: CLIP) -> Towers:
     """The vision and the text tower of an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`.
 
     Raises ValueError, naming the model and the reason, for anything else. A tower without blocks raises it
@@ -226,7 +212,7 @@ def towers(clip: nn.Module) -> Towers:
     return Towers(vision_tower(clip), text_tower(clip), clip.context_length)
 
 
-def vision_tower(clip: nn.Module) -> VisionTower:
+def vision_tower(clip: CLIP) -> VisionTower:
     """The vision tower of a CLIP."""
     from vopcore.clip.open_clip_tower import OpenClipVision  # the families import this file
     from vopcore.clip.timm_tower import TimmVision
@@ -239,7 +225,7 @@ def vision_tower(clip: nn.Module) -> VisionTower:
     return WholeVision(clip)
 
 
-def text_tower(clip: nn.Module) -> TextTower:
+def text_tower(clip: CLIP) -> TextTower:
     """The text tower of a CLIP."""
     from vopcore.clip.huggingface_tower import HuggingFaceText
     from vopcore.clip.open_clip_tower import OpenClipText
@@ -253,17 +239,17 @@ def text_tower(clip: nn.Module) -> TextTower:
     return WholeText(clip)
 
 
-def model_name(clip: nn.Module) -> str:
+def model_name(clip: CLIP) -> str:
     """What `load` was asked for; the class of a CLIP that open_clip itself has loaded."""
     return getattr(clip, "model_name", type(clip).__name__)
 
 
-def text_module(clip: nn.Module) -> nn.Module:
+def text_module(clip: CLIP) -> LibraryModule:
     """What holds the text tower: the CLIP itself, or its `text` in a CustomTextCLIP."""
     return getattr(clip, "text", clip)
 
 
-def feature_parameters(clip: nn.Module) -> dict[str, nn.Parameter]:
+def feature_parameters(clip: CLIP) -> dict[str, nn.Parameter]:
     """The parameters of a CLIP that its features and their similarity depend on, by name: all but CoCa's
     caption decoder and the bias of a sigmoid loss.
     """
@@ -285,7 +271,7 @@ def parameters_of(modules: Iterable[nn.Module | nn.Parameter | None]) -> list[nn
     return parameters
 
 
-def _check(clip: nn.Module) -> None:
+def _check(clip: CLIP) -> None:
     import open_clip
 
     known = (open_clip.CLIP, open_clip.CustomTextCLIP, open_clip.CoCa)

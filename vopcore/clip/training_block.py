@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vopcore.clip.autocast import SLOPE, FrozenMLP, FrozenProjection, autocast_dtype, is_frozen
+from vopcore.clip.interface import AutogradContext
 from vopcore.clip.onednn_linear import OneDNNLinear, linear
 
 
-class TrainingBlock(ResidualAttentionBlock):
+class TrainingBlock(ResidualAttentionBlock):  # type: ignore[misc]  # open_clip has no types
     """A block that `attend` computes in training."""
 
 
 class BatchFirstAttention(nn.MultiheadAttention):
     """Self-attention over keys that are values too; weights and names are those it had."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # open_clip asks for no more than this
         self,
         query: Tensor,
         key: Tensor,
@@ -35,13 +36,19 @@ class BatchFirstAttention(nn.MultiheadAttention):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """query [N, L, D], key = value [N, K, D] -> [N, L, D]; additive masks, `key_padding_mask` [N, K],
         `attn_mask` [L, K] or [N * heads, L, K].
         """
         if not self.training:
-            masks = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
-            return super().forward(query, key, value, need_weights=False, **masks)
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask=key_padding_mask,
+                need_weights=False,
+                attn_mask=attn_mask,
+            )
 
         heads = []
         for rows in self.project(query, key):
@@ -79,17 +86,17 @@ class _QuickGELUFunction(torch.autograd.Function):
     """x sigmoid(1.702 x) = silu(u) / 1.702 with u = 1.702 x, whose derivative by x is silu'(u)."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor) -> Tensor:
         u = 1.702 * x
         ctx.save_for_backward(u)
         return F.silu(u).div_(1.702)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> Tensor:
         return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
 
 
-class OneTensorQuickGELU(QuickGELU):
+class OneTensorQuickGELU(QuickGELU):  # type: ignore[misc]  # open_clip has no types
     """Keeps one tensor for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,6 +107,9 @@ class OneTensorQuickGELU(QuickGELU):
 class OneFunctionMLP(nn.Sequential):
     """`c_fc`, quick-GELU and `c_proj`; under autocast, where they are frozen, as one function."""
 
+    c_fc: nn.Linear
+    c_proj: nn.Linear
+
     _scaled_bias: Tensor | None = None  # what FrozenMLP adds first, in the dtype of the product
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +118,7 @@ class OneFunctionMLP(nn.Sequential):
         into, out = self.c_fc, self.c_proj
         plain = type(into) is OneDNNLinear and type(out) is OneDNNLinear
         if not self.training or dtype is None or not plain or not is_frozen(*self.parameters()):
-            return super().forward(x)
+            return super().forward(x)  # type: ignore[no-untyped-call]  # nn.Sequential has no types
 
         if self._scaled_bias is None or self._scaled_bias.device != x.device:
             self._scaled_bias = (SLOPE * into.bias.detach().float()).to(dtype)
@@ -116,7 +126,7 @@ class OneFunctionMLP(nn.Sequential):
         return FrozenMLP.apply(x.to(dtype), *weights)
 
 
-class AutocastLayerNorm(LayerNorm):
+class AutocastLayerNorm(LayerNorm):  # type: ignore[misc]  # open_clip has no types
     """Under autocast reads and writes x in its own dtype, without a copy in fp32 and one back."""
 
     _rounded: tuple[Tensor, Tensor] | None = None  # frozen weight and bias in the dtype of x

@@ -12,6 +12,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
+from vopcore.clip.interface import LibraryModule
 from vopcore.clip.tokens import Tokens
 from vopcore.clip.towers import (
     Branch,
@@ -33,7 +34,7 @@ class WholeTower(Tower):
     has_blocks = False
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> LibraryModule:
         """What open_clip built."""
         raise NotImplementedError
 
@@ -52,19 +53,19 @@ class WholeTower(Tower):
         """Refused."""
         return self._refuse()
 
-    def run_block(self, block: nn.Module, tokens: Tokens) -> Tensor:
+    def run_block(self, block: LibraryModule, tokens: Tokens) -> Tensor:
         """Refused."""
         return self._refuse()
 
-    def add_beside(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Refused."""
         self._refuse()
 
-    def add_behind(self, block: nn.Module, branch: Branch, module: nn.Module) -> None:
+    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
         """Refused."""
         self._refuse()
 
-    def projections(self, block: nn.Module) -> dict[str, Projection]:
+    def projections(self, block: LibraryModule) -> dict[str, Projection]:
         """Refused."""
         return self._refuse()
 
@@ -92,7 +93,7 @@ class WholeVision(WholeTower, VisionTower):
     """A vision tower that is called as a whole. Its only token is the feature of a frame."""
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> LibraryModule:
         """What open_clip built."""
         return self.clip.visual
 
@@ -149,7 +150,7 @@ class WholeText(WholeTower, TextTower):
     """A text tower that is called as a whole."""
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> LibraryModule:
         """What open_clip built."""
         return text_module(self.clip)
 

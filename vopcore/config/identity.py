@@ -11,12 +11,15 @@ from vopcore.config.sections import Backbone
 
 def fingerprint(value: Any) -> str:  # noqa: ANN401 - anything JSON can say
     """Eight characters that change when a setting does."""
-    text = json.dumps(
-        value,
-        sort_keys=True,
-        default=lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else str(x),
-    )
+    text = json.dumps(value, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _plain(value: object) -> object:
+    """What JSON takes of a value that it does not know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
 
 
 def backbone(clip: Backbone) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def in_our_words(mistake: ErrorDetails) -> str:
 
 def config_keys(location: tuple[int | str, ...], model: type[BaseModel] | None) -> list[str]:
     """The keys a user wrote: pydantic's location also holds the branches of a union, such as `tuple[...]`."""
-    keys = []
+    keys: list[str] = []
     for part in location:
         if model is not None and keys and isinstance(part, str) and not _is_key(part, model):
             continue

@@ -125,7 +125,9 @@ def load(path: Path, overrides: Sequence[str], model: type[BaseModel]) -> dict[s
             raise ConfigError(f"{path}: holds no settings (key: value)")
         over = _overrides(path, overrides, model)
         merged = OmegaConf.merge(loaded, *over)
-        return OmegaConf.to_container(merged, resolve=True)
+        settings = OmegaConf.to_container(merged, resolve=True)
+        assert isinstance(settings, dict), "what is laid over settings does not make a list of them"
+        return {str(key): value for key, value in settings.items()}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None

@@ -133,7 +133,7 @@ class Shapes(Section):
     """Training videos to render."""
     twins: Positive = 33
     """Test videos to render, each beside its time-reversed twin."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Which world is drawn; the same number gives the same videos."""
     pretraining: Pretraining = Pretraining()
     """How the tiny CLIP is trained on stills of that world."""
@@ -175,7 +175,7 @@ class Video(Section):
     """Which frames are taken: uniform, segment, clip4clip_1fps or head."""
     storage: Literal["auto", "raw", "jpeg"] = "auto"
     """How a shard holds frames; auto: raw where a video takes little room, else jpeg."""
-    quality: int = Field(95, ge=1, le=100)
+    quality: int = Field(default=95, ge=1, le=100)
     """Quality of stored JPEGs, 1 to 100."""
     max_failed: Share = 0.01
     """Share of videos that may fail before the run stops (1% or 0.01)."""
@@ -206,7 +206,7 @@ class Backbone(Section):
 class Train(Section):
     """How a method is tuned; a method's own `train:` section overrides single keys."""
 
-    epochs: int = Field(5, ge=0)
+    epochs: int = Field(default=5, ge=0)
     """Passes over the training videos."""
     batch_size: Positive = 32
     """Videos of a step, over all workers: a caption is compared with so many."""
@@ -316,7 +316,7 @@ class Resources(Section):
     """CPUs, and torch threads, of a worker."""
     gpu: bool = False
     """Whether each worker has a GPU."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(default=3, ge=0)
     """Restarts of a run whose worker or machine died."""
     wait: Annotated[Finite, Field(ge=0)] | None = None
     """Minutes to wait for machines; null: 30 if cluster.yaml could start them, else none."""
@@ -348,7 +348,7 @@ class RunConfig(Section):
     """Folder for results and for whatever has no place of its own."""
     storage: Location | None = None
     """Folder for shards and checkpoints, s3:// and gs:// too; null: in `output`."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Decides everything random: initial values, order, drawn captions and frames."""
     run: Label = ""
     """A label: the same label continues a run, a new one starts anew."""

@@ -4,7 +4,7 @@ A new data set is one file here with a function (annotations' folder, videos' fo
 and a line in DATASETS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +41,7 @@ DATASETS: dict[str, Callable[[Path, str | Path | VideosFolder], pa.Table]] = {
 }
 
 # split -> (videos, captions) as published, None where a number is not; people's own videos have none
-PUBLISHED: dict[str, dict[str, tuple[int | None, int]]] = {
+PUBLISHED: dict[str, Mapping[str, tuple[int | None, int]]] = {
     "msrvtt_9k": msrvtt.PUBLISHED_9K,
     "msrvtt_7k": msrvtt.PUBLISHED_7K,
     "msrvtt_full": msrvtt.PUBLISHED_FULL,

@@ -93,18 +93,19 @@ def read_paragraph(entry: object, source: Path, reading: Reading) -> Paragraph:
     """What an entry of the json says; nothing of an entry that is none."""
     if entry is None:
         return Paragraph([], None, [])
-    texts = entry.get("sentences") if isinstance(entry, dict) else None
+    content = entry if isinstance(entry, dict) else {}
+    texts = content.get("sentences")
     has_texts = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-    if not has_texts:
+    if texts is None or not has_texts:
         reading.problem(Line(source), f"an entry has no sentences: {entry!r:.80}")
         return Paragraph([], None, [])
 
-    duration = entry.get("duration")
+    duration = content.get("duration")
     is_known = isinstance(duration, int | float) and 0 < duration < math.inf
     return Paragraph(
         captions=[" ".join(texts)],
         duration=duration if is_known else None,
-        sentences=timed(texts, entry.get("timestamps")),
+        sentences=timed(texts, content.get("timestamps")),
     )
 
 

@@ -3,12 +3,13 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyarrow as pa
 
 from vopcore.datasets.table import SPLITS, sources
 
-Rows = list[dict[str, str | float | None]]
+Rows = list[dict[str, Any]]  # of an ANNOTATIONS table
 
 
 def rows_by_split(table: pa.Table) -> dict[str, Rows]:
@@ -161,7 +162,7 @@ def unreadable(
 
     `probe` says what is wrong with a file, and None of a good one.
     """
-    paths = set()
+    paths: set[str] = set()
     for rows in splits.values():
         paths.update(row["path"] for row in rows if row["path"])
     files = sorted(paths)

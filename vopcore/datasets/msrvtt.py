@@ -105,9 +105,9 @@ class MsrvttCaptions:
         if not items:
             return
         self.splits.update(entries(items, {"video_id": str, "split": str}, path, reading))
-        for item in items:
+        for item in items if isinstance(items, list) else ():
             if isinstance(item, dict) and "url" in item:
-                self.urls[item.get("video_id")] = str(item["url"])
+                self.urls[str(item.get("video_id"))] = str(item["url"])
 
     def ids_of_splits(self, official: set[str] | None) -> dict[str, Line]:
         """Ids of the official splits (None: all), in the file's order."""

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -43,7 +44,7 @@ CODECS = {  # suffix -> codec: what people's folders hold; every 25th video take
     ".webm": "libvpx-vp9",
     ".avi": "mpeg4",
 }
-CODEC_OPTIONS = {
+CODEC_OPTIONS: dict[str, dict[str, object]] = {
     "libx264": {"preset": "veryfast", "crf": "20"},
     "libx265": {"preset": "ultrafast", "crf": "22", "x265-params": "log-level=none:pools=1"},
     "libvpx-vp9": {"cpu-used": "8", "deadline": "realtime", "crf": "30", "b": "0"},
@@ -171,6 +172,7 @@ def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None
     """Encode uint8 [T, H, W, 3] at 25 fps with the codec's own GOP and B-frames; `sound` adds a tone."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # several videos are encoded at once
@@ -182,10 +184,11 @@ def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if audio is not None:
-            container.mux(_tone(audio, len(frames) / FPS))
+            for packet in _tone(audio, len(frames) / FPS):
+                container.mux(packet)
 
 
-def _tone(stream: av.AudioStream, seconds: float) -> Iterator[av.Packet]:
+def _tone(stream: av.AudioStream, seconds: float) -> "Iterator[av.Packet[av.AudioStream]]":
     samples = np.arange(int(SOUND_RATE * seconds))
     wave = 0.2 * np.sin(samples * 0.17)
     wave = wave.astype(np.float32)
@@ -237,7 +240,7 @@ def render(root: Path, videos: int, twins: int, seed: int) -> Iterator[str]:
         index, video = entry
         return _write_planned(folder, index, video, seed)
 
-    lines = []
+    lines: list[dict[str, Any]] = []
     num_threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
         paths = pool.map(write, enumerate(plan))

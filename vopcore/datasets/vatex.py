@@ -60,7 +60,7 @@ def read_captions(layout: str, paths: list[Path], reading: Reading) -> dict[str,
     """English captions by video."""
     if layout == "official":
         keys = {"videoID": str, "enCap": list}
-        captions = {}
+        captions: dict[str, list[str]] = {}
         for path in paths:
             items = read_json(path, reading, list)
             captions.update(entries(items, keys, path, reading))

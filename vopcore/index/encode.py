@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vopcore.clip import blank, frozen_hash, looks_across_frames, share, tokenizer
+from vopcore.clip import CLIP, blank, frozen_hash, looks_across_frames, share, tokenizer
 from vopcore.index.header import BadIndexError
 from vopcore.index.moments import Span
 from vopcore.index.table import MomentRows
@@ -120,7 +120,7 @@ class WindowEncoder:
         num_frames = self.retriever.clip.tuning.frames
         parts = []
         frames = []
-        pixel_rows = []
+        pixel_rows: list[int] = []
         for first in range(0, len(windows.frames), BATCH):
             chosen = windows.frames[first : first + BATCH]
             stacked, mask = stack([windows.pixels[rows] for rows in chosen], num_frames)
@@ -184,7 +184,7 @@ class FrozenText:
             raise _unreadable(folder, error) from None
 
 
-def save_text_tower(folder: Path, clip: nn.Module, tuned: str) -> str:
+def save_text_tower(folder: Path, clip: CLIP, tuned: str) -> str:
     """Write the frozen tensors that a text passes; returns the hash of all frozen weights.
 
     clip: untuned; tuned: the hash of the tuned tensors that were checked to belong to it.
@@ -230,7 +230,7 @@ def shorten(text: str) -> str:
     return " ".join(word[:100] for word in words)
 
 
-def _sees_frames_alone(clip: nn.Module) -> bool:
+def _sees_frames_alone(clip: CLIP) -> bool:
     """Whether the features of a frame are the same whichever frames stand beside it."""
     if clip.tuning.fixed_frames:
         return False
@@ -242,7 +242,7 @@ def _file_in(folder: Path, name: str) -> str:
     return str(folder / name) if (folder / name).is_file() else name
 
 
-def _set_tensor(clip: nn.Module, name: str, tensor: Tensor) -> None:
+def _set_tensor(clip: CLIP, name: str, tensor: Tensor) -> None:
     """Put a tensor in the place of a parameter or buffer of the same shape."""
     path, _, leaf = name.rpartition(".")
     holder = clip.get_submodule(path)

@@ -143,7 +143,8 @@ class LanceMoments:
         self.refresh()
 
     def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
-        request = self._moments.search(query.numpy(), vector_column_name="vector")
+        # LanceDB gives it the type of all kinds of queries.
+        request: Any = self._moments.search(query.numpy(), vector_column_name="vector")
         request = request.distance_type("dot").select([*COLUMNS, "_distance"])
         request = request.limit(min(count * REFINED, max(self.num_moments, 1)))
         if is_picked is not None:

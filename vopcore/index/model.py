@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vopcore.clip import CLIP
 from vopcore.index.encode import read_settings, save_text_tower
 from vopcore.methods import METHODS, load_tuned, save_tuned, saved, tune
 from vopcore.retriever import Pooling, Retriever
@@ -103,6 +104,6 @@ def _key(uri: str) -> str:
     return hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
-def _dimension(clip: torch.nn.Module) -> int:
+def _dimension(clip: CLIP) -> int:
     """The length of the vectors that texts and frames become."""
     return int(Retriever(clip).text(torch.zeros(1, 3, dtype=torch.int64)).shape[1])

@@ -12,7 +12,7 @@ listing it as gone. Nothing is changed in place: whoever reads goes on with the 
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -117,11 +117,14 @@ class MomentTable(Protocol):
     """What an engine does. `videos` are those that have moments; `numbers` gives a video's place in it by
     name. `means`: float32 [V, D], the mean unit frame feature of each."""
 
-    videos: Sequence[IndexedVideo]
-    numbers: Mapping[str, int]
-    failed: Sequence[IndexedVideo]
+    videos: list[IndexedVideo]
+    numbers: dict[str, int]
+    failed: list[IndexedVideo]
     means: Tensor
-    num_moments: int
+
+    @property
+    def num_moments(self) -> int:
+        """Windows of all videos."""
 
     def refresh(self) -> bool:
         """Look whether somebody has changed the index; True if so."""
@@ -230,8 +233,8 @@ class ArrowMoments:
                 owners[entry.video] = (segment, place)
         self._owners = owners
 
-        self.videos = []
-        self.failed = []
+        self.videos: list[IndexedVideo] = []
+        self.failed: list[IndexedVideo] = []
         self._places: list[tuple[Segment, int]] = []
         means = []
         numbers = {segment.number: np.full(len(segment.entries), -1) for segment in self._segments.values()}

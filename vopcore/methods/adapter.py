@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vopcore.clip import Tower, towers
+from vopcore.clip import CLIP, Tower, towers
 from vopcore.methods.base import require
 
 
@@ -43,7 +43,7 @@ class AdapterFFN:
     def __post_init__(self) -> None:
         require("hidden", self.hidden, self.hidden >= 1, "at least 1")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Put a bottleneck beside each MLP."""
         for tower in towers(clip)[:2]:
             for block in tower.blocks:
@@ -54,7 +54,7 @@ class AdapterFFN:
 class AdapterAttn(AdapterFFN):
     """A bottleneck in parallel to each self-attention of both towers (VoP 4.1, "Adapter-ATTN")."""
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Put a bottleneck beside each self-attention."""
         for tower in towers(clip)[:2]:
             for block in tower.blocks:

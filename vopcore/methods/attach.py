@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from vopcore.clip import Tuning, freeze, towers
+from vopcore.clip import CLIP, Tuning, freeze, towers
 from vopcore.methods.base import Method
 
 
-def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
+def tune(clip: CLIP, method: Method, frames: int) -> CLIP:
     """Freeze `clip`, attach `method` to it for videos of `frames` frames, and return it.
 
     Weights must be loaded before; the new parameters take the dtype and device of the CLIP and are drawn from
@@ -28,7 +28,7 @@ def tune(clip: nn.Module, method: Method, frames: int) -> nn.Module:
     return clip
 
 
-def tuned(clip: nn.Module) -> dict[str, nn.Parameter]:
+def tuned(clip: CLIP) -> dict[str, nn.Parameter]:
     """The parameters that are tuned, by name, each once: the checkpoint, and what is counted.
 
     Works on a CLIP and on a module around it; there each name has the module's prefix.

@@ -1,10 +1,11 @@
 """What a tuning method is, and how it says that an option is out of range."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
+from torch.nn.utils import parametrize
 
-from vopcore.clip import Tower
+from vopcore.clip import CLIP, Tower
 
 NEEDS = {  # a property of the vision tower, and what it means to lack it
     "reads_class_token": "reads the class token of each frame, and this vision tower pools its patches",
@@ -24,7 +25,9 @@ class Method(Protocol):
     `fixed_frames = True` in its class; then no other number reaches it.
     """
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Thaw parameters of a frozen CLIP, or wrap its blocks, for videos of `frames` frames.
 
         Raises ValueError for options that do not fit this CLIP.
@@ -35,6 +38,13 @@ def require(field: str, value: object, allowed: bool, wanted: str) -> None:
     """ValueError that names the field, its value and what would be right, unless `allowed`."""
     if not allowed:
         raise ValueError(f"{field}: {value} must be {wanted}")
+
+
+def read_as_changed(module: nn.Module, name: str, change: nn.Module) -> None:
+    """Let `module.name` read as what `change` makes of the weight; the weight itself stays frozen."""
+    parametrize.register_parametrization(module, name, change)
+    weight = module.get_parameter(f"parametrizations.{name}.original")
+    weight.requires_grad_(False)
 
 
 def unmet_needs(method: Method | type[Method], vision: Tower) -> list[str]:

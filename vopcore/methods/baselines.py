@@ -5,9 +5,7 @@ Prompt tuning for video retrieval: https://arxiv.org/abs/2211.12764
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from vopcore.clip import feature_parameters, thaw, towers
+from vopcore.clip import CLIP, feature_parameters, thaw, towers
 from vopcore.methods.base import require
 
 
@@ -15,7 +13,7 @@ from vopcore.methods.base import require
 class ZeroShot:
     """CLIP as it is (CLIP4Clip 4.3, zero-shot); nothing to train."""
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Nothing to do."""
 
 
@@ -23,7 +21,7 @@ class ZeroShot:
 class Full:
     """Every parameter, logit_scale included (VoP 4.1, "Full"); not the bias of a sigmoid loss."""
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Thaw everything."""
         thaw(feature_parameters(clip).values())
 
@@ -32,7 +30,7 @@ class Full:
 class Bias:
     """Every bias term, those inside the attention included (VoP 4.1, "Bias")."""
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Thaw the `bias` and `in_proj_bias` of each layer; EVA's attention has a `q_bias` and a `v_bias`."""
         endings = (".bias", ".in_proj_bias", ".q_bias", ".v_bias")
         biases = []
@@ -46,7 +44,7 @@ class Bias:
 class Proj:
     """The projections of both towers into the joint space (VoP 4.1, "Proj")."""
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Thaw `visual.proj` and the text projection."""
         vision, text, _ = towers(clip)
         thaw([*vision.output_projection(), *text.output_projection()])
@@ -67,7 +65,7 @@ class Partial:
     def __post_init__(self) -> None:
         require("layers", self.layers, self.layers >= 0, "at least 0")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Thaw the last blocks."""
         vision, text, _ = towers(clip)
         depth = min(vision.layers, text.layers)

@@ -5,6 +5,7 @@ Cross-Modal Adapter for text-video retrieval: https://arxiv.org/abs/2211.09623 (
 no scale. The paper uses it with `pooling: query_aware`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vopcore.clip import Tower, towers
+from vopcore.clip import CLIP, Tower, towers
 from vopcore.methods.base import require
 
 STD = 0.01  # of all weights at the start: near the identity, not the identity
@@ -23,7 +24,11 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 
 
 class UpProjection(nn.Module):
@@ -56,7 +61,12 @@ class SharedAdapter(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [N, L, D], the output of a sub-layer -> [N, L, D]"""
         hidden = self.dropout(self.activation(F.linear(z, self.down_weight, self.down_bias)))
-        up = torch.cat([part.matrix for part in self.up])  # the small matrices, not their large products
+        # The small matrices, not their large products.
+        matrices = []
+        for part in self.up:
+            assert isinstance(part, UpProjection)
+            matrices.append(part.matrix)
+        up = torch.cat(matrices)
         summed = torch.addmm(z.flatten(0, -2), F.pad(hidden, (0, 1), value=1).flatten(0, -2), up.T)
         return summed.view_as(z).to(z.dtype)
 
@@ -88,7 +98,7 @@ class CrossModalAdapter:
         )
         require("dropout", self.dropout, 0 <= self.dropout < 1, "in 0..1, below 1")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Put two adapters into each block, behind what open_clip does last in each residual branch."""
         vision, text, _ = towers(clip)
         width = min(vision.width, text.width)

@@ -6,12 +6,12 @@ left out here: 393,728 of its 827,392 parameters with `space: linear` on ViT-B/3
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vopcore.clip import Block, Tokens, Tower, towers, with_prompts, wrap
+from vopcore.clip import CLIP, Block, Tokens, Tower, towers, with_prompts, wrap
 from vopcore.clip.towers import VisionTower
 from vopcore.methods.base import check_needs, fits_context, require
 
@@ -55,7 +55,7 @@ class TransformerSpace(nn.Module):
         layers = max(vision.layers, text.layers)
         width = vision.width
         like = vision.new(0)
-        options = {"dtype": like.dtype, "device": like.device}
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         heads = width // 64 if width % 64 == 0 else 1
 
         self.prompts = prompts
@@ -88,10 +88,13 @@ class TransformerSpace(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
+Space = LinearSpace | TransformerSpace
+
+
 class TextPrompted(Block):
     """A text block that reads the prompts which a space holds for it."""
 
-    def __init__(self, block: nn.Module, space: nn.Module, layer: int) -> None:
+    def __init__(self, block: nn.Module, space: Space, layer: int) -> None:
         super().__init__(block)
         self.space = space
         self.layer = layer
@@ -124,7 +127,12 @@ class GlobalLocal(Block):
     across_frames = True
 
     def __init__(
-        self, block: nn.Module, space: nn.Module, layer: int, prompts: GlobalPrompts | None, last: bool
+        self,
+        block: nn.Module,
+        space: Space,
+        layer: int,
+        prompts: GlobalPrompts | None,
+        last: bool,
     ) -> None:
         super().__init__(block)
         self.space = space
@@ -135,9 +143,11 @@ class GlobalLocal(Block):
     def forward(self, tokens: Tokens) -> Tokens:
         """Both reads have the global prompts as they enter the layer."""
         videos = len(tokens.x) // tokens.frames
-        carried = tokens.carried
         if self.prompts is not None:
             carried = self.prompts(videos).to(tokens.x.dtype)
+        else:
+            assert tokens.carried is not None, "the first layer has brought in the global prompts"
+            carried = tokens.carried
         local = self._local_prompts(tokens, videos)
 
         everything = torch.cat([local, tokens.x], dim=1).unflatten(0, (videos, -1))
@@ -161,7 +171,10 @@ class GlobalLocal(Block):
         return local.repeat(videos, 1, 1)
 
 
-SPACES = {"linear": LinearSpace, "transformer": TransformerSpace}
+SPACES: dict[str, type[LinearSpace] | type[TransformerSpace]] = {
+    "linear": LinearSpace,
+    "transformer": TransformerSpace,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +203,7 @@ class DGL:
         require("prompts", self.prompts, self.prompts >= 1, "at least 1")
         require("global_prompts", self.global_prompts, self.global_prompts >= 1, "at least 1")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap both towers around one space of prompts."""
         vision, text, context_length = towers(clip)
         check_needs("dgl", self, vision)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from vopcore.clip import Tower, towers
-from vopcore.methods.base import require
+from vopcore.clip import CLIP, Tower, towers
+from vopcore.methods.base import read_as_changed, require
 
 
 class LowRank(nn.Module):
@@ -52,7 +51,7 @@ class LoRA:
         fits = 0 < len(letters) == len(self.targets) and letters <= set("qkvo")
         require("targets", repr(self.targets), fits, "letters of qkvo, each once")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Parametrize the projections."""
         for tower in towers(clip)[:2]:
             limit = f"at most {tower.width}, the {tower.name} width"
@@ -69,10 +68,5 @@ class LoRA:
             parts_of.setdefault((module, name), []).append(part)
 
         for (module, name), parts in parts_of.items():
-            update(module, name, LowRank(tower, parts, self.rank, self.alpha / self.rank))
-
-
-def update(module: nn.Module, name: str, low_rank: LowRank) -> None:
-    """Let `module.name` read as the updated weight; the weight itself stays frozen."""
-    parametrize.register_parametrization(module, name, low_rank)
-    module.parametrizations[name].original.requires_grad_(False)
+            low_rank = LowRank(tower, parts, self.rank, self.alpha / self.rank)
+            read_as_changed(module, name, low_rank)

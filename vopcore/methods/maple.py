@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vopcore.clip import Prompts, Tower, towers
+from vopcore.clip import CLIP, Prompts, Tower, towers
 from vopcore.methods.base import fits_context, require
 from vopcore.methods.prompt import carry
 
@@ -41,7 +41,7 @@ class MaPLe:
         require("prompts", self.prompts, self.prompts >= 0, "at least 0")
         require("depth", self.depth, self.depth >= 1, "at least 1")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap both towers."""
         vision, text, context_length = towers(clip)
         limit = min(vision.layers, text.layers)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vopcore.clip import Block, Tokens, Tower, towers, wrap
+from vopcore.clip import CLIP, Block, Tokens, Tower, towers, wrap
 from vopcore.methods.base import check_needs, require
 
 WIDTH = 64  # of the bottleneck
@@ -62,7 +62,8 @@ class SmallBlock(nn.Module):
         heads = []
         for rows in self.qkv(self.norm_1(x)).chunk(3, dim=-1):
             heads.append(rows.unflatten(-1, (HEADS, -1)).transpose(1, 2))
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=seen)
+        queries, keys, values = heads
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.back(quick_gelu(self.into(self.norm_2(x))))
 
@@ -99,6 +100,7 @@ class Adapter(nn.Module):
         """y [N, L, D], the output of an MLP -> [N, L, D]"""
         weight = self.down.weight if self.tying is None else self.tying(self.down.weight)
         hidden = F.linear(y, weight, self.down.bias)
+        assert self.tokens is not None, "the block around this adapter has said what goes through"
         added = self.up(self.adapt(hidden, self.tokens))
         return y + SCALE * added.to(y.dtype)
 
@@ -203,7 +205,7 @@ class MVAdapter:
         require("words", self.words, self.words >= 1, "at least 1")
         require("tied_layers", self.tied_layers, self.tied_layers >= 0, "at least 0")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Put an adapter behind each MLP."""
         vision, text, _ = towers(clip)
         check_needs("mv_adapter", self, vision)
@@ -214,8 +216,9 @@ class MVAdapter:
         shared = [nn.Parameter(nn.init.zeros_(vision.new(SHARED))) for _ in range(self.tied_layers)]
         for tower in (vision, text):
             free = [None] * (tower.layers - self.tied_layers)
-            adapters = []
+            adapters: list[Adapter] = []
             for block, vector in zip(tower.blocks, [*free, *shared], strict=True):
+                adapter: Adapter
                 if tower is vision:
                     adapter = VisionAdapter(tower, vector, frames)
                 else:

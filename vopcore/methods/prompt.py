@@ -3,11 +3,12 @@
 CoOp: https://arxiv.org/abs/2109.01134. VPT: https://arxiv.org/abs/2203.12119.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from vopcore.clip import Prompted, Prompts, Tower, towers, wrap
+from vopcore.clip import CLIP, Prompted, Prompts, Tower, towers, wrap
 from vopcore.methods.base import first_layers, fits_context, require
 
 
@@ -17,7 +18,7 @@ def prompt(tower: Tower, count: int, layers: range) -> None:
         wrap(tower, lambda i, block: Prompted(block, Prompts(tower, count)), layers)
 
 
-def carry(tower: Tower, count: int, prompts: list[nn.Module]) -> None:
+def carry(tower: Tower, count: int, prompts: Sequence[nn.Module]) -> None:
     """Give the first layers these `prompts`, one each; those of the last of them stay to the tower's end."""
     deep = len(prompts)
 
@@ -40,7 +41,7 @@ class CoOp:
     def __post_init__(self) -> None:
         require("prompts", self.prompts, self.prompts >= 0, "at least 0")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap the text tower."""
         _, text, context_length = towers(clip)
         fits_context("prompts", self.prompts, context_length)
@@ -59,7 +60,7 @@ class VPT:
         require("prompts", self.prompts, self.prompts >= 0, "at least 0")
         require("layers", self.layers, self.layers is None or self.layers >= 0, "at least 0")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap the vision tower."""
         vision = towers(clip).vision
         prompt(vision, self.prompts, first_layers("layers", self.layers, vision))

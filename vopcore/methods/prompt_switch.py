@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vopcore.clip import Block, Tokens, Tower, towers, wrap
+from vopcore.clip import CLIP, Block, Tokens, Tower, towers, wrap
 
 
 class PromptCube(nn.Module):
@@ -90,7 +90,7 @@ class PromptSwitch:
 
     fixed_frames: ClassVar[bool] = True
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap the vision blocks."""
         vision = towers(clip).vision
         last = vision.layers - 1

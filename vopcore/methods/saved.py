@@ -14,9 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from vopcore.clip import activation, empty_copy, frozen_hash, model_name, share, thaw, tokenizer_name
+from vopcore.clip import CLIP, activation, empty_copy, frozen_hash, model_name, share, thaw, tokenizer_name
 from vopcore.clip.frozen import update
 from vopcore.methods.attach import tune, tuned
 from vopcore.methods.base import Method
@@ -36,7 +36,7 @@ SETTINGS = {  # what a file says of itself, and what each is
 }
 
 
-def save_tuned(path: str | os.PathLike[str], clip: nn.Module, pooling: str) -> None:
+def save_tuned(path: str | os.PathLike[str], clip: CLIP, pooling: str) -> None:
     """Write `tuned(clip)` and how to use it; `path` is there whole or not at all."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in tuned(clip).items()}
     settings = {
@@ -55,7 +55,7 @@ def save_tuned(path: str | os.PathLike[str], clip: nn.Module, pooling: str) -> N
     part.replace(path)
 
 
-def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_tuned(clip: CLIP, path: str | os.PathLike[str]) -> CLIP:
     """A CLIP tuned as the file says, over the memory of `clip`'s frozen weights; `clip` itself stays as
     it is.
 
@@ -71,7 +71,7 @@ def load_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     return copy
 
 
-def attach_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+def attach_tuned(clip: CLIP, path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]:
     """`load_tuned` without the look at every frozen weight, and the settings of the file.
 
     `path` may be `hub:ORG/NAME`, or `hub:ORG/NAME@REVISION`.
@@ -98,14 +98,14 @@ def attach_tuned(clip: nn.Module, path: str | os.PathLike[str]) -> tuple[nn.Modu
     return copy, settings
 
 
-def _tuned_copy(copy: nn.Module, method: Method, frames: int, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _tuned_copy(copy: CLIP, method: Method, frames: int, tensors: Mapping[str, Tensor]) -> CLIP:
     copy = tune(copy, method, frames)
     if "logit_scale" in tensors:  # learnt beside the method, or part of it
         thaw([copy.logit_scale])
     return copy
 
 
-def assign(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def assign(clip: CLIP, tensors: Mapping[str, Tensor]) -> None:
     """Give the tuned parameters these values (`tuned(clip)` of an equally tuned CLIP).
 
     Raises ValueError naming the tensor and both shapes, unless names, shapes and dtypes agree.
@@ -115,7 +115,7 @@ def assign(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         parameter.data = tensors[name].to(parameter.device).clone()
 
 
-def check_tensors(clip: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(clip: CLIP, tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError unless these are the tuned parameters of `clip` by name, shape and dtype."""
     parameters = tuned(clip)
     for name in [*parameters, *tensors]:

@@ -11,11 +11,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from vopcore.clip import Block, Tokens, Tower, towers, wrap
+from vopcore.clip import CLIP, Block, Tokens, Tower, towers, wrap
 from vopcore.clip.towers import VisionTower
-from vopcore.methods.base import check_needs, require
+from vopcore.methods.base import check_needs, read_as_changed, require
 
 MAX_JOINS = 3  # layers in which neighbouring sequences are joined, just below the last layer
 
@@ -73,7 +72,7 @@ class FrameMerging(Block):
         """Each sequence comes out shorter by `count`."""
         tokens, keys = attend(self.block, self.low_rank, tokens)
         tokens = merge(tokens, keys, self.count)
-        return tokens.with_x(tokens.tower.mlp(self.block, tokens.x))
+        return tokens.with_x(vision_tower_of(tokens).mlp(self.block, tokens.x))
 
 
 class Joining(Block):
@@ -110,7 +109,7 @@ class Joining(Block):
 
         tokens, keys = attend(self.block, self.low_rank, tokens)
         tokens = merge(tokens, keys, int(self.share * tokens.x.shape[1]))
-        return tokens.with_x(tokens.tower.mlp(self.block, tokens.x))
+        return tokens.with_x(vision_tower_of(tokens).mlp(self.block, tokens.x))
 
 
 class ClassTokens(Block):
@@ -126,13 +125,19 @@ class ClassTokens(Block):
         """-> sequences of one token, one for each frame."""
         frames = tokens.frames * tokens.prefix
         tokens, _ = attend(self.block, self.low_rank, replace(tokens, read=tokens.prefix))
-        x = tokens.tower.mlp(self.block, tokens.x)
+        x = vision_tower_of(tokens).mlp(self.block, tokens.x)
         return replace(tokens, x=x.flatten(0, 1).unsqueeze(1), prefix=1, frames=frames, sizes=None)
+
+
+def vision_tower_of(tokens: Tokens) -> VisionTower:
+    """The tower whose blocks these tokens go through: these methods change no other."""
+    assert isinstance(tokens.tower, VisionTower)
+    return tokens.tower
 
 
 def attend(block: nn.Module, low_rank: FusedLowRank, tokens: Tokens) -> tuple[Tokens, Tensor]:
     """The tokens behind the attention of `block`, and its keys [N, L, C]."""
-    x, keys = tokens.tower.attention(block, tokens, low_rank)
+    x, keys = vision_tower_of(tokens).attention(block, tokens, low_rank)
     return tokens.with_x(x), keys
 
 
@@ -280,7 +285,7 @@ class TempMe:
         require("joined_share", self.joined_share, 0 <= self.joined_share <= 0.5, "in 0..0.5")
         require("share", self.share, 0 <= self.share <= 0.5, "in 0..0.5")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap the vision blocks; parametrize the projections of the text blocks."""
         vision, text, _ = towers(clip)
         self._check(vision, text, frames)
@@ -328,5 +333,4 @@ def update(tower: Tower, block: nn.Module, low_rank: FusedLowRank) -> None:
         parts_of.setdefault((module, name), []).append(part)
 
     for (module, name), parts in parts_of.items():
-        parametrize.register_parametrization(module, name, UpdatedWeight(low_rank, parts))
-        module.parametrizations[name].original.requires_grad_(False)
+        read_as_changed(module, name, UpdatedWeight(low_rank, parts))

@@ -6,6 +6,7 @@ other: x is [B * F, L, D].
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class ContextModel(nn.Module):
         self.specific = specific
         width = tower.width
         like = tower.new(0)
-        options = {"dtype": like.dtype, "device": like.device}
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
 
         directions = DIRECTIONS[kind]
         self.readers = nn.ModuleList()
@@ -90,7 +91,8 @@ class ContextModel(nn.Module):
             # Tensors without values, whose products are only counted, know no autocast.
             exact = nullcontext() if cls.is_meta else torch.autocast(cls.device.type, enabled=False)
             with exact:
-                state, _ = reader(ordered.to(reader.weight_hh_l0.dtype))
+                dtype = next(reader.parameters()).dtype
+                state, _ = reader(ordered.to(dtype))
 
             time_order = order.argsort(dim=1)
             states.append(take(state, time_order))

@@ -8,11 +8,11 @@ prompts, patches]`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
-from vopcore.clip import Prompted, Prompts, Tower, towers, wrap
+from vopcore.clip import CLIP, Prompted, Prompts, Tower, towers, wrap
 from vopcore.methods.base import first_layers, fits_context, require
 from vopcore.methods.prompt import prompt
 from vopcore.methods.video_prompts import ContextModel, ContextPrompted, FramePositions, FramePrompts, Joint
@@ -36,7 +36,7 @@ class DeepPrompts:
             value = getattr(self, field, None)
             require(field, value, value is None or value >= 0, "at least 0")
 
-    def attach(self, clip: nn.Module, frames: int) -> None:
+    def attach(self, clip: CLIP, frames: int) -> None:
         """Prompt the text tower, then the vision tower."""
         vision, text, context_length = towers(clip)
         fits_context("text_prompts", self.text_prompts, context_length)
@@ -78,7 +78,10 @@ class SpecificPrompts(DeepPrompts):
 class VoPP(SpecificPrompts):
     """Position: specific prompts looked up by the frame's index in its video, per layer (VoP 3.3, VoP^P)."""
 
-    fixed_frames: ClassVar[bool] = True
+    @property
+    def fixed_frames(self) -> bool:
+        """The table has rows for each frame."""
+        return True
 
     def attach_vision(self, vision: Tower, frames: int) -> None:
         """A table of prompts in each layer."""

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -76,7 +77,8 @@ def _listing(filesystem: fs.FileSystem, paths: Sequence[str]) -> dict[str, Sourc
     listed: dict[str, SourceFacts] = {}
     for folder in folders:
         selector = fs.FileSelector(folder, allow_not_found=True)
-        infos = asked(lambda selector=selector: filesystem.get_file_info(selector), f"the bucket of {folder}")
+        list_folder = partial(filesystem.get_file_info, selector)
+        infos = asked(list_folder, f"the bucket of {folder}")
         for info in infos:
             listed[info.path] = _facts_of(info)
     return listed

@@ -113,5 +113,5 @@ def scratch_folder() -> Iterator[Path]:
         if is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
-    with tempfile.TemporaryDirectory(prefix=f"scratch.{machine_id()}-{os.getpid()}-", dir=root) as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix=f"scratch.{machine_id()}-{os.getpid()}-", dir=root) as scratch:
+        yield Path(scratch)

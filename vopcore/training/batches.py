@@ -88,7 +88,7 @@ def stack_frames(
     """
     batch_shape = (len(videos), frames)
     mask = np.zeros(batch_shape, dtype=bool)
-    rows = None
+    rows: np.ndarray | None = None
 
     for row, (video, rng) in enumerate(zip(videos, rngs, strict=True)):
         indices = choose(shards.num_frames(video), frames, rng)
@@ -107,6 +107,8 @@ def stack_frames(
         rows[row, count:] = 0
         mask[row, :count] = True
 
+    if rows is None:
+        raise ValueError("no videos to read frames of")
     return shards.tensor(rows), torch.from_numpy(mask)
 
 

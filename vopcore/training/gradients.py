@@ -6,8 +6,7 @@ more, to carry those on to the parameters. The batch stays one batch: every capt
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -41,20 +40,17 @@ def backward(
     mask = batch.mask if is_shared() else batch.real_frames()
     if mask is not None:
         mask = mask.to(retriever.mean.device, non_blocking=True)
-    loss_of = partial(
-        loss_of,
-        mask=mask,
-        retriever=retriever,
-    )
+
+    def loss_of_features(text: Tensor, video: Tensor) -> Tensor:
+        return loss_of(text, video, mask, retriever)
 
     # Workers meet in the same order only if all take as many passes, whatever the size of their share.
-    is_one_pass = micro_batch is None
-    if not is_one_pass and not is_shared():
-        is_one_pass = micro_batch >= len(batch.videos)
+    if micro_batch is not None and not is_shared() and micro_batch >= len(batch.videos):
+        micro_batch = None
 
-    if is_one_pass:
+    if micro_batch is None:
         text, video = embed(model, batch, [*seed, 0])
-        loss = loss_of(text, video)
+        loss = loss_of_features(text, video)
         loss.backward()
         return loss.detach()
 
@@ -64,7 +60,7 @@ def backward(
         retriever,
         micro_batches,
         seed,
-        loss_of,
+        loss_of_features,
     )
 
 
@@ -106,8 +102,9 @@ def _in_two_passes(
     for number, micro_batch in enumerate(micro_batches):
         # DDP averages over the workers once, in the last backward pass.
         is_last = number == last
-        is_held_back = isinstance(model, DistributedDataParallel) and not is_last
-        synchronization = model.no_sync() if is_held_back else nullcontext()
+        synchronization: AbstractContextManager[None] = nullcontext()
+        if isinstance(model, DistributedDataParallel) and not is_last:
+            synchronization = model.no_sync()
 
         with synchronization:
             text, video = embed(model, micro_batch, [*seed, number])

@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.utils.checkpoint import checkpoint
+
+from vopcore.clip.interface import CLIP, AutogradContext
+from vopcore.retriever import Retriever
 
 # (text, frame) pairs of a block of logits: a few times 256 MiB.
 BLOCK = 2**26
@@ -27,7 +30,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: AutogradContext,
         rows: Tensor,
         counts: list[int],
     ) -> Tensor:
@@ -49,7 +52,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: AutogradContext,
         gradient: Tensor,
     ) -> tuple[Tensor, None]:
         own_rows = gradient[ctx.start : ctx.stop]
@@ -92,7 +95,7 @@ def loss_of(
     text: Tensor,
     video: Tensor,
     mask: Tensor | None,
-    retriever: nn.Module,
+    retriever: Retriever,
     identity: Tensor | None = None,
 ) -> Tensor:
     """The loss `name` over the pairs of all workers; a scalar.
@@ -177,7 +180,7 @@ def contrastive(
     text: Tensor,
     video: Tensor,
     mask: Tensor | None,
-    retriever: nn.Module,
+    retriever: Retriever,
     identity: Tensor | None = None,
 ) -> Tensor:
     """0.5 [CE(S) + CE(S^T)] with S = exp(logit_scale) * similarity; the arguments of `loss_of`."""
@@ -210,7 +213,7 @@ def _is_same_pair(
 def _softmax(
     similarity: Similarity,
     blocks: list[slice],
-    clip: nn.Module,
+    clip: CLIP,
     is_small: bool,
 ) -> Tensor:
     """Cross-entropy of the rows and of the columns, halved.
@@ -266,7 +269,7 @@ def _softmax(
 def _sigmoid(
     similarity: Similarity,
     blocks: list[slice],
-    clip: nn.Module,
+    clip: CLIP,
     is_small: bool,
 ) -> Tensor:
     """SigLIP's: -log sigmoid(z) of right pairs and -log sigmoid(-z) of all others, summed, per caption.
@@ -274,12 +277,13 @@ def _sigmoid(
     z = exp(logit_scale) * similarity + logit_bias (Zhai et al. 2023, https://arxiv.org/abs/2303.15343,
     section 3.2). Raises ValueError for a model without a logit_bias.
     """
-    if getattr(clip, "logit_bias", None) is None:
+    logit_bias: Tensor | None = getattr(clip, "logit_bias", None)
+    if logit_bias is None:
         raise ValueError("train.loss: sigmoid needs a model with a logit_bias, such as SigLIP; this has none")
 
     def total(rows: slice) -> Tensor:
         scale = clip.logit_scale.float().exp()
-        bias = clip.logit_bias.float()
+        bias = logit_bias.float()
         z = scale * similarity(rows, slice(None)) + bias
         right_logits = z.diagonal(rows.start)
         right = F.logsigmoid(right_logits).sum()
@@ -313,7 +317,7 @@ def _recomputed(
     )
 
 
-LossFunction = Callable[[Similarity, list[slice], nn.Module, bool], Tensor]
+LossFunction = Callable[[Similarity, list[slice], CLIP, bool], Tensor]
 
 LOSSES: dict[LossName, LossFunction] = {
     "softmax": _softmax,

@@ -136,9 +136,7 @@ def _peak(
 def _repeated(like: Batch, videos: int) -> Batch:
     """The first video of a batch, so many times."""
 
-    def rows(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
+    def rows(tensor: Tensor) -> Tensor:
         return tensor[:1].expand(videos, *tensor.shape[1:])
 
     return Batch(
@@ -146,7 +144,7 @@ def _repeated(like: Batch, videos: int) -> Batch:
         frames=rows(like.frames),
         mask=rows(like.mask),
         tokens=rows(like.tokens),
-        crops=rows(like.crops),
+        crops=None if like.crops is None else rows(like.crops),
         captions=like.captions[:1] * videos,
         full=like.full,
     )
@@ -156,7 +154,7 @@ class AllocatedBytes(TorchDispatchMode):
     """Counts the bytes of tensors that are made on a device inside the block: `now`, and at most (`peak`)."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has not typed it
         self.now = 0
         self.peak = 0
         self._type = device.type

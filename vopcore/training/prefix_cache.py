@@ -7,7 +7,7 @@ vision tower: the whole sequence of each stored frame, or past the last block it
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from vopcore.storage import ShardCache, Store, below, file_sha256
 PrefixPrecision = Literal["bf16", "fp32"]
 
 # Arrow has no bfloat16: its bits are stored.
-STORED = {
+STORED: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype(np.uint16),
     "fp32": np.dtype(np.float32),
 }
@@ -131,7 +131,8 @@ def write(
                     writer.write_batch(batch)
                     num_videos += 1
                     tell(num_videos, total)
-                writer.close()
+                if writer is not None:
+                    writer.close()
             sidecar = {
                 "videos": videos,
                 "sha256": file_sha256(path),

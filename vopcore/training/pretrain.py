@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from vopcore.clip import CLIP
 from vopcore.metrics.bootstrap import interval
 from vopcore.retriever import Retriever
 from vopcore.training.loss import contrastive
@@ -89,7 +89,7 @@ class StillsTraining:
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: CLIP,
         draw: Draw,
         tokenize: Callable[[list[str]], torch.Tensor],
         *,

@@ -127,6 +127,8 @@ class Tuner:
             if parameter.requires_grad:
                 self.tuned[name] = parameter
 
+        if isinstance(settings.lr, tuple):
+            raise ValueError(f"train.lr: {settings.lr} are several, and one tuning has one")
         self._optimizer = optim.build(
             self.tuned.items(),
             lr=settings.lr,
@@ -173,11 +175,13 @@ class Tuner:
         read_ahead = batches.epoch(epoch, start)
         for batch in on_device(read_ahead, self.retriever.clip, self._device):
             self._waited += time.perf_counter() - asked_at
-            reading = self._launch(batch)
+            launched = self._launch(batch)
 
             # On a GPU what is read now are the numbers of the step before, while it is at this one.
+            reading: Reading | None = launched
             if self._is_late:
-                reading, self._unread = self._unread, reading
+                reading = self._unread
+                self._unread = launched
 
             # The time until the caller comes back is its own, not the next step's.
             if reading is not None:
@@ -244,7 +248,7 @@ class Tuner:
         )
         reading = Reading(
             number=self.steps_done + 1,
-            lr=self._schedule.get_last_lr()[0],
+            lr=float(self._schedule.get_last_lr()[0]),
             videos=batch.videos,
             loss=loss,
             norm=norm,
@@ -255,7 +259,7 @@ class Tuner:
             self._diverged = torch.where(is_healthy, self._diverged, 1.0)
 
             # As GradScaler tells the fused optimizer: skip the update.
-            self._optimizer.found_inf = self._diverged
+            setattr(self._optimizer, "found_inf", self._diverged)  # noqa: B010 - no attribute of its type
         else:
             reading.values()
 

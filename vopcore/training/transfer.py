@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from vopcore.clip import text_length
+from vopcore.clip import CLIP, text_length
 from vopcore.training.batches import Batch
 
 # Of text lengths: cuDNN's attention makes a plan for each shape, and few shapes are few plans.
@@ -16,7 +15,7 @@ MULTIPLE = 8
 
 def on_device(
     batches: Iterable[Batch],
-    clip: nn.Module,
+    clip: CLIP,
     device: torch.device,
 ) -> Iterator[Batch]:
     """Each batch on `device`, in order; on a CPU as it is.
@@ -46,7 +45,7 @@ def on_device(
 
 def moved_to(
     batch: Batch,
-    clip: nn.Module,
+    clip: CLIP,
     device: torch.device,
 ) -> Batch:
     """The batch on a GPU, without waiting; what depends on its values is decided here, on the CPU's copy."""

@@ -19,7 +19,7 @@ from vopcore.video.damage import decoder_log
 from vopcore.video.plan import Run, end_of, merge, needed_run, span
 from vopcore.video.preprocess import Geometry, Interpolation, Preprocessor, Resize
 from vopcore.video.sample import SAMPLERS
-from vopcore.video.source import TIME_LIMIT, Source, VideoError, check_shape, reason
+from vopcore.video.source import TIME_LIMIT, Source, VideoError, VideoPacket, check_shape, reason
 from vopcore.video.thumbnail import ThumbnailMaker
 
 # Rises when the same file would give other pixels.
@@ -142,7 +142,8 @@ def decode_moments(
         raise VideoError(f"{type(error).__name__}: {error}", name) from error
 
 
-class Selection(NamedTuple):
+@dataclass(frozen=True)
+class Selection:
     """Which frames are wanted: `count` of each window by a sampler's choice."""
 
     windows: list[Window]
@@ -223,7 +224,7 @@ class Reader:
 
         stream = source.stream
         self._fps = float(stream.guessed_rate or stream.average_rate or DEFAULT_FPS)
-        self._time_base = float(stream.time_base)
+        self._time_base = float(source.time_base)
         self._keys = source.packets.key_positions()
 
     def planned(self) -> Frames | None:
@@ -261,9 +262,8 @@ class Reader:
         keeper = Keeper(self._geometries, self._wants_thumbnails)
         plan = merge(list(needs.values()))
         for _, frame in self._pictures(plan, targets):
-            ordinal = ordinal_at.get(frame.pts)
-            if ordinal is not None:
-                keeper.add(ordinal, frame)
+            if frame.pts in ordinal_at:
+                keeper.add(ordinal_at[frame.pts], frame)
         pictures = keeper.finish()
 
         if len(pictures.squares) < len(wanted):
@@ -352,7 +352,7 @@ class Reader:
 
     def _everything(self, wanted: set[int]) -> "DecodedStream":
         """Decodes the whole stream, and keeps the pictures of the `wanted` ordinals."""
-        pts = []
+        pts: list[int | None] = []
         positions = []
         keeper = Keeper(self._geometries, self._wants_thumbnails)
         whole = Run(0, len(self._source.packets) - 1)
@@ -384,14 +384,15 @@ class Reader:
         its first decoded picture: a capture may have been cut in mid-group.
         """
         packets = self._source.packets
-        if not self._source.damage or not self._can_plan() or None in pts:
+        known_pts = [time for time in pts if time is not None]
+        if not self._source.damage or not self._can_plan() or len(known_pts) < len(pts):
             return None
         if packets.ranks is not None:
             return None
 
         # What would have been chosen if every packet had given its picture.
         packet_pts = np.asarray(packets.pts)[packets.shown_in_order()]
-        meant_pts = packet_pts[packet_pts >= min(pts)]
+        meant_pts = packet_pts[packet_pts >= min(known_pts)]
         times = self._seconds(meant_pts)
         last_duration = packets.last_duration * self._time_base
         windows = self._selection.ordinals(
@@ -400,7 +401,7 @@ class Reader:
             self._fps,
         )
 
-        decoded_pts = np.asarray(pts)
+        decoded_pts = np.asarray(known_pts)
         wanted = _union(windows)
         num_missing = sum(meant_pts[ordinal] not in decoded_pts for ordinal in wanted)
         if num_missing:
@@ -419,17 +420,18 @@ class Reader:
 
         By the frame rate where their times are missing or out of order.
         """
-        if None in pts or (np.diff(pts) <= 0).any():
+        known_pts = [time for time in pts if time is not None]
+        if len(known_pts) < len(pts) or (np.diff(known_pts) <= 0).any():
             times = np.arange(len(pts)) / self._fps
             return times, 0.0
 
         # Only of the packet shown last is the duration remembered.
         packets = self._source.packets
         last_duration = 0
-        if pts[-1] == packets.last_pts:
+        if known_pts[-1] == packets.last_pts:
             last_duration = packets.last_duration
 
-        times = self._seconds(np.asarray(pts))
+        times = self._seconds(np.asarray(known_pts))
         return times, last_duration * self._time_base
 
     def _seconds(self, pts: np.ndarray) -> np.ndarray:
@@ -484,7 +486,7 @@ class Reader:
     def _send(
         self,
         position: int,
-        packet: av.Packet | None,
+        packet: "VideoPacket | None",
         notes_damage: bool = True,
         is_open: bool = False,
     ) -> list[tuple[int, av.VideoFrame]]:
@@ -565,8 +567,8 @@ class Keeper:
 
 def _packets_in(
     plan: list[Run],
-    packets: Iterable[av.Packet],
-) -> Iterator[tuple[int, av.Packet, Run]]:
+    packets: Iterable[VideoPacket],
+) -> Iterator[tuple[int, VideoPacket, Run]]:
     """The packets of the plan's runs, each with its position and its run; the rest is passed over."""
     remaining_runs = iter(plan)
     run = next(remaining_runs, None)

@@ -31,7 +31,7 @@ class Packets:
     10 bytes each, so hours of video fit. Times and durations are in the stream's time base.
     """
 
-    pts: array = field(default_factory=lambda: array("q"))
+    pts: "array[int]" = field(default_factory=lambda: array("q"))
     is_key: bytearray = field(default_factory=bytearray)
     is_shown: bytearray = field(default_factory=bytearray)
     last_pts: int = NO_PTS

@@ -125,7 +125,7 @@ class Preprocessor:
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """The container's int32 [3, 3] display matrix, None where there is none."""
-    side_data = frame.side_data.get(Type.DISPLAYMATRIX)
+    side_data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # typed by names alone
     if side_data is None:
         return None
 

@@ -4,8 +4,9 @@ import re
 import stat
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeAlias
 
 import av
 from av.packet import Packet
@@ -14,6 +15,8 @@ from av.stream import Discard, Disposition
 from vopcore.video.damage import Damage, LogLine
 from vopcore.video.plan import NO_PTS, Packets
 from vopcore.video.reorder import PictureTypes
+
+VideoPacket: TypeAlias = "Packet[av.VideoStream]"
 
 # Seconds for one video, from opening it to its last frame.
 TIME_LIMIT = 120.0
@@ -90,7 +93,7 @@ class Source:
             self._deadline = time.monotonic() + time_limit
 
         # None where the stream is too long to be kept in memory.
-        self._held: list[Packet] | None = []
+        self._held: list[VideoPacket] | None = []
         self.log: list[LogLine] = [] if log is None else log
         self.packets = Packets()
         self.damage = Damage()
@@ -107,6 +110,13 @@ class Source:
     def container_name(self) -> str:
         """FFmpeg's name of the container's format, such as "matroska,webm"."""
         return self._container.format.name
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds that one unit of the stream's times lasts."""
+        time_base = self.stream.time_base
+        assert time_base is not None, "FFmpeg gives every stream of a file one"
+        return time_base
 
     def _open(self) -> None:
         """A fresh container and decoder, standing at the file's first byte."""
@@ -128,6 +138,7 @@ class Source:
         try:
             self._container = av.open(
                 name,
+                mode="r",
                 metadata_errors="ignore",
                 options=options,
                 buffer_size=2**20,
@@ -257,7 +268,7 @@ class Source:
             return
 
         # Headers are rounded, and sound may go on for a moment.
-        end = float(self.packets.end() * self.stream.time_base)
+        end = float(self.packets.end() * self.time_base)
         slack = max(1.0, 0.1 * end)
         if promised > end + slack:
             self.damage.add_file_problem(f"the pictures end at {end:.1f} s of {promised:.1f} s")
@@ -272,10 +283,10 @@ class Source:
         # The track's own duration; sound may be longer.
         if "mp4" in self.container_name:
             duration = self.stream.duration or 0
-            return float(duration * self.stream.time_base)
+            return float(duration * self.time_base)
         return None
 
-    def replay(self) -> Iterator[Packet]:
+    def replay(self) -> Iterator[VideoPacket]:
         """The packets that `scan` read, in the same order. May put a new `decoder` in place, at once."""
         if self._held is not None:
             return iter(self._held)
@@ -284,7 +295,7 @@ class Source:
         self._open()
         return self._demux()
 
-    def _demux(self, notes_problems: bool = False) -> Iterator[Packet]:
+    def _demux(self, notes_problems: bool = False) -> Iterator[VideoPacket]:
         """The packets of the video stream, in decoding order."""
         for stream in self._container.streams:
             if stream.index != self.stream.index:
@@ -342,7 +353,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
             videos.append(stream)
 
     if not videos:
-        others = {stream.type for stream in container.streams if stream.type != "video"}
+        others: set[str] = {stream.type for stream in container.streams if stream.type != "video"}
         if container.streams.video:
             others.add("a cover picture")
         contents = ", ".join(sorted(others)) or "an empty container"
