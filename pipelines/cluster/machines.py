@@ -137,7 +137,7 @@ def num_cpus() -> int:
 
 def per_worker(resources: Resources) -> dict[str, float]:
     """What one tuning worker holds."""
-    need = {"CPU": resources.cpus_per_worker}
+    need: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpu:
         need["GPU"] = 1
     return need

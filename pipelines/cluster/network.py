@@ -16,10 +16,10 @@ import torch
 from ray.train.torch import TorchConfig
 
 
-class Backend(TorchConfig().backend_cls):  # Ray's own, whose name is private
+class Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's own, whose name is private
     """Sets up the process group once Gloo knows its interface."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:  # noqa: ANN401 - Ray's, private
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401 - Ray's, private
         """Ray calls this on the controller when all workers are there."""
         worker_group.execute(choose_interface)
         if backend_config.gpu:

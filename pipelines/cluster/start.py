@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
@@ -23,7 +24,7 @@ PATIENCE = 30.0  # seconds for the Ray at RAY_ADDRESS to answer
 # What Ray adds to its folder at most.
 LONGEST_SOCKET = "/ray/session_2026-11-27_10-46-15_123456_4194304/sockets/plasma_store"
 MAX_FOLDER = 107 - len(LONGEST_SOCKET)  # characters: Linux allows 107 for the path of a socket
-QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def start_ray(config: RunConfig) -> None:
@@ -50,7 +51,7 @@ def join_ray(min_cpus: int) -> None:
         "PYTHONPATH": str(ROOT),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    environment = {"env_vars": variables}
+    environment: dict[str, Any] = {"env_vars": variables}
 
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -63,7 +64,7 @@ def join_ray(min_cpus: int) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _join(address: str, environment: dict[str, object]) -> None:
+def _join(address: str, environment: dict[str, Any]) -> None:
     wait_for(address)
     try:
         ray.init(runtime_env=environment, **QUIET)
@@ -108,7 +109,7 @@ def wait_for(address: str, patience: float = PATIENCE) -> None:
         time.sleep(1)
 
 
-def _start_local(min_cpus: int, environment: dict[str, object]) -> None:
+def _start_local(min_cpus: int, environment: dict[str, Any]) -> None:
     # Ray listens on every interface unless it knows this machine as 127.0.0.1. Its own switch for that is
     # meant for other systems; child processes read it from the environment.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"

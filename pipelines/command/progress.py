@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -82,7 +83,8 @@ class Bar:
         return ", ".join(parts)
 
 
-class Progress(NamedTuple):
+@dataclass(frozen=True)
+class Progress:
     """How far a worker is with `title`."""
 
     title: str
@@ -106,14 +108,14 @@ class Mailbox:
         return self._progress
 
 
-def beside_driver(kind: ray.actor.ActorClass) -> ray.actor.ActorHandle:
+def beside_driver(kind: Any) -> Any:  # noqa: ANN401 - Ray hides a class and its handle behind one type
     """A new actor on the driver's own node: any other may die without the run dying too."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return kind.options(scheduling_strategy=here).remote()
 
 
 @contextmanager
-def remote_bars(name: str) -> Iterator[ray.actor.ActorHandle]:
+def remote_bars(name: str) -> Iterator[Any]:
     """Bars that follow the Mailbox it yields, a new one for each title.
 
     A mailbox that dies, as under the memory monitor, ends the bars and nothing else.
@@ -142,7 +144,7 @@ def _follow(name: str, mailbox: Any, stop: threading.Event) -> None:  # noqa: AN
             break
         if progress is None:
             continue
-        if progress.title != title:
+        if bar is None or progress.title != title:
             if bar is not None:
                 bar.close()
             title = progress.title

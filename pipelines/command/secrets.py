@@ -5,17 +5,15 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 # `user:password@` or `token@` behind `://`. A password may hold `/` and `@` where nobody encoded it, so the
 # last `@` counts, unless what follows the colon is a port.
 USER = re.compile(r"(?<=://)(?:[^\s/@:'\"]*:(?!\d+(?:/|$|\s))[^\s'\"]*@|[^\s/@:'\"]+@)")
 OPTION = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token|signature|access_key|sig)=)[^&\s'\"]+", re.I)
 
-Value = TypeVar("Value")
 
-
-def without_secrets(value: Value) -> Value:
+def without_secrets(value: Any) -> Any:  # noqa: ANN401 - the kind that it is given
     """The same text, mapping, list or tuple with `user:password@` and secret options of URIs taken out."""
     if isinstance(value, str):
         return OPTION.sub(r"\1***", USER.sub("", value))

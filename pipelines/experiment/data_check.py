@@ -1,7 +1,7 @@
 """What is in a data set's files: everything that is known without decoding, as a report."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ SHOWN = 5  # problems, unreadable files that are printed; --json has them all
 
 def token_counter(config: RunConfig) -> Callable[[str], int]:
     """Tokens of a caption, start and end included, before anything is cut off."""
-    return clip.tokenizer(config.clip.model, config.clip.words).count
+    return clip.tokenizer(config.clip.model, config.clip.context).count
 
 
 def report_on(config: RunConfig, count: Callable[[str], int], headers: int | None, listed: Path) -> Report:
@@ -40,7 +40,7 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
     for split, rows in splits.items():
         counts[split] = check.counts(rows, published.get(split))
         duplicates[split] = check.duplicates(rows)
-        tokens[split] = check.tokens(rows, config.clip.words, count)
+        tokens[split] = check.tokens(rows, config.clip.context, count)
 
     missing = check.missing(splits)
     missing_list = None
@@ -107,8 +107,8 @@ def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     video = config.video
     storage = video.storage
     if storage == "auto":
-        storage = default_storage(video.kept, video.size)
-    bytes_per_frame = Layout(video.size, storage, video.quality).bytes_per_frame()
+        storage = default_storage(video.kept, video.side)
+    bytes_per_frame = Layout(video.side, storage, video.quality).bytes_per_frame()
     bytes_per_video = video.kept * bytes_per_frame
 
     rows = table.select(["video", "path"]).to_pylist()
@@ -169,7 +169,7 @@ def what_forbids(report: Report, needs_train: bool) -> list[str]:
     return errors
 
 
-def what_is_odd(report: Report, published: dict[str, tuple[int | None, int]]) -> list[str]:
+def what_is_odd(report: Report, published: Mapping[str, tuple[int | None, int]]) -> list[str]:
     """What a user should know before quoting a number."""
     warnings = []
     for split in published:

@@ -136,7 +136,7 @@ def shared_settings(config: RunConfig) -> dict[str, Any]:
     # OpenAI's preprocessing has no name, as in the name of the shards: folders of before stay theirs
     if (config.video.resize, config.video.interpolation) != PLAIN_PREPROCESSING:
         video_keys |= {"resize", "interpolation"}
-    include = {"name": True, "shapes": True, "data": {"dataset", "holdout"}, "video": video_keys}
+    include: Any = {"name": True, "shapes": True, "data": {"dataset", "holdout"}, "video": video_keys}
     settings = config.model_dump(mode="json", include=include, exclude_none=True)
     settings["clip"] = backbone(config.clip)
     return without_secrets(track.flat(settings))

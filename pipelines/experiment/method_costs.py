@@ -63,12 +63,14 @@ def by_tower(clip: CLIP) -> dict[str, int]:
     """Parameters of `vision`, of `text`, and those `shared` by both (logit_scale among them)."""
     seen: dict[int, set[str]] = {}
     for name, parameter in clip.named_parameters(remove_duplicate=False):
-        towers = ("vision", "text") if name == "logit_scale" else ("vision" if "visual." in name else "text",)
+        towers = {"vision" if "visual." in name else "text"}
+        if name == "logit_scale":
+            towers = {"vision", "text"}
         seen.setdefault(id(parameter), set()).update(towers)
     counts = Counter({"vision": 0, "text": 0, "shared": 0})
     for parameter in tuned(clip).values():
-        towers = seen[id(parameter)]
-        counts["shared" if len(towers) == 2 else min(towers)] += parameter.numel()
+        of_towers = seen[id(parameter)]
+        counts["shared" if len(of_towers) == 2 else min(of_towers)] += parameter.numel()
     return dict(counts)
 
 

@@ -163,7 +163,7 @@ def check_model(config: RunConfig) -> None:
         raise ConfigError(f"video.size: {config.video.size}, but {model} sees {size} x {size} pixels")
 
     try:
-        clips.tokenizer(model, config.clip.words)
+        clips.tokenizer(model, config.clip.context)
     except ValueError as error:
         raise ConfigError(f"clip.{error}") from None
 

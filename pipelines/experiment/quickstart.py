@@ -82,6 +82,7 @@ def with_small_clip(config: RunConfig) -> RunConfig:
 
 def _pretrain(config: RunConfig, weights: Path) -> None:
     """Train the small CLIP, from its last checkpoint if there is one, and write its weights."""
+    assert config.shapes is not None, "the quickstart has a world of its own"
     settings = config.shapes.pretraining
     seed = config.shapes.seed
     store = Store(weights.parent)
@@ -93,7 +94,7 @@ def _pretrain(config: RunConfig, weights: Path) -> None:
     training = StillsTraining(
         clip,
         lambda rng, count: shapes.stills(rng, count, size),
-        clips.tokenizer(clip, config.clip.words),
+        clips.tokenizer(clip, config.clip.context),
         **settings.model_dump(),
         seed=seed,
     )

@@ -122,7 +122,7 @@ def log_result(
     track.end_run(store, run_id, tags=facts["tags"])
 
     if data.config.mlflow.model != "none":
-        precision = "bf16" if facts["tags"]["precision"] == "bf16" else "fp32"
+        precision: Precision = "bf16" if facts["tags"]["precision"] == "bf16" else "fp32"
         _log_model(data, store, run, files, run_id, settings, precision)
 
 

@@ -305,10 +305,10 @@ def report_command(experiments: Sequence[str], uri: str) -> str:
 
 def try_to_deliver(store: track.RunStore) -> None:
     """Hand over to MLflow what it did not take during a run, else say how to do it later."""
-    if not track.waiting(store.journal):
+    if not track.waiting(store.waiting_folder):
         return
     try:
         track.deliver(store)
     except track.StoreError as error:
-        command = shlex.join(["python", "pipelines/deliver.py", store.journal])
+        command = shlex.join(["python", "pipelines/deliver.py", store.waiting_folder])
         print(f"\n{error}\nWhat it has not got is kept; when it is back:\n  {command}")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from pipelines.ingest.driver import quiet_ray_data
 from vopcore.index import Index, IndexedVideo, MomentRows, VideoRows
 from vopcore.index.encode import WindowEncoder
 from vopcore.index.model import local_model
+from vopcore.index.moments import Span
 from vopcore.storage import Store
 
 FAILED_FILE = "failed.csv"
@@ -107,7 +109,7 @@ def compare(index: Index, listing: Listing) -> Changes:
             todo.append(file)
             num_new += entry is None
 
-    listed = {entry.video for entry in (*listing.files, *listing.refused)}
+    listed = {file.video for file in listing.files} | {entry.video for entry in listing.refused}
     gone = [video for video in indexed if video not in listed]
     refused = [entry for entry in listing.refused if indexed.get(entry.video) != entry]
     return Changes(todo=todo, num_new=num_new, gone=gone, refused=refused)
@@ -174,9 +176,9 @@ def _finished(file: VideoFile, ending: Ending, pieces: dict[int, MomentRows]) ->
 
 def join(pieces: list[MomentRows]) -> MomentRows:
     """The pieces of one video as one."""
-    spans = []
+    spans: list[Span] = []
     frames = []
-    thumbnails = []
+    thumbnails: list[bytes] = []
     num_frames = 0
     for piece in pieces:
         spans += piece.spans
@@ -197,6 +199,7 @@ def join(pieces: list[MomentRows]) -> MomentRows:
 def _pieces(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[pa.Table]:
     """(video, number, content): encoded windows, and the ending with the number of pieces before it."""
     items = [{"video": file.video} for file in files]
+    decode_task: Any = _decode_task  # Ray has no type for one with arguments of its own
     encoders = ray.data.ActorPoolStrategy(min_size=1, max_size=work.encoders)
     # Other resources than a decoding task's: with the same ones Ray Data would run both in the actor, and
     # nothing would be decoded while it encodes.
@@ -205,7 +208,7 @@ def _pieces(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[p
         yield from (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(
-                _decode_task,
+                decode_task,
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=1,

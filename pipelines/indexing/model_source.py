@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import cast, get_args
 
 from vopcore.clip import model_input
 from vopcore.config import ConfigError
@@ -10,6 +11,7 @@ from vopcore.config.search import SearchConfig
 from vopcore.index.model import ModelFacts, prepare_plain_model, prepare_text_tower, prepare_tuned_file
 from vopcore.methods import saved
 from vopcore.tuned_model import SETTINGS_FILE, ModelSettings
+from vopcore.video import Interpolation, Resize
 
 
 def prepare(config: SearchConfig, folder: Path) -> ModelFacts:
@@ -35,6 +37,12 @@ def prepare(config: SearchConfig, folder: Path) -> ModelFacts:
 
 def _settings(config: SearchConfig, clip: str) -> ModelSettings:
     facts = model_input(clip, config.pretrained)
+    # A model config of one's own may want what no decoder of ours does.
+    if facts.resize not in get_args(Resize) or facts.interpolation not in get_args(Interpolation):
+        raise ConfigError(
+            f"model: {clip} is made for pictures of `{facts.resize}` and `{facts.interpolation}`; decoded are"
+            f" {', '.join(get_args(Resize))} and {', '.join(get_args(Interpolation))}"
+        )
     return ModelSettings(
         model=clip,
         pretrained=config.pretrained,
@@ -44,8 +52,8 @@ def _settings(config: SearchConfig, clip: str) -> ModelSettings:
         stored_frames=config.frames,
         size=facts.size,
         sampler=config.sampler,
-        resize=facts.resize,
-        interpolation=facts.interpolation,
+        resize=cast(Resize, facts.resize),
+        interpolation=cast(Interpolation, facts.interpolation),
     )
 
 

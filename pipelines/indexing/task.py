@@ -95,7 +95,7 @@ def _decode_stretch(
 def share_frames(spans: list[Span], decoded: list[Decoded]) -> WindowFrames:
     """The windows with each frame once: overlapping windows see the same ones."""
     rows_by_time: dict[float, int] = {}
-    pixels = []
+    pixels: list[np.ndarray] = []
     thumbnails = []
     frames = []
     for moment in decoded:
@@ -132,13 +132,12 @@ class DecodingChild:
 
     def decode(self, video: str) -> Iterator[WindowFrames | Ending]:
         """As `decode_windows`; a video that ends the child, or keeps it silent, is one that failed."""
-        if self._process is None:
-            self._start()
+        process = self._process or self._start()
         try:
             self._pipe.send(video)
             while True:
                 if not self._pipe.poll(self._settings.time_limit + GRACE):
-                    self._process.kill()
+                    process.kill()
                     self._end()
                     reason = f"the decoder hung and was ended after {self._settings.time_limit + GRACE:g} s"
                     yield Ending("failed", reason, 0.0)
@@ -148,17 +147,19 @@ class DecodingChild:
                 if isinstance(piece, Ending):
                     return
         except (EOFError, ConnectionError):
-            self._process.join()
-            code = self._process.exitcode
+            process.join()
+            code = process.exitcode
             self._end()
             yield Ending("failed", f"the decoder crashed (exit code {code})", 0.0)
 
-    def _start(self) -> None:
+    def _start(self) -> multiprocessing.process.BaseProcess:
         context = multiprocessing.get_context("forkserver")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
-        self._process.start()
+        process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
+        self._process = process
+        process.start()
         theirs.close()
+        return process
 
     def _end(self) -> None:
         """The child ends when nobody asks any more."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +56,7 @@ from vopcore.storage import (
     source_sha256,
     writer_lock,
 )
-from vopcore.video import DECODER_VERSION
+from vopcore.video import DECODER_VERSION, Interpolation, Resize
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +150,8 @@ def _ingest(annotations: pa.Table, root: str, video: Video, videos: str | None) 
 def ingest_settings(root: str, video: Video, videos: str | None = None) -> IngestSettings:
     """What the tasks of an ingest into `root` need to know; `videos` as in `ingest`."""
     video = _without_auto(video)
-    storage = default_storage(video.kept, video.size) if video.storage == "auto" else video.storage
-    layout = Layout(video.size, storage, video.quality)
+    storage = default_storage(video.kept, video.side) if video.storage == "auto" else video.storage
+    layout = Layout(video.side, storage, video.quality)
     name = folder_name(
         sampler=video.sampler,
         stored_frames=video.kept,
@@ -166,8 +167,8 @@ def ingest_settings(root: str, video: Video, videos: str | None = None) -> Inges
         sampler=video.sampler,
         stored_frames=video.kept,
         time_limit=video.time_limit,
-        resize=video.resize,
-        interpolation=video.interpolation,
+        resize=cast(Resize, video.resize),
+        interpolation=cast(Interpolation, video.interpolation),
         filesystem=filesystem,
     )
 
@@ -291,11 +292,12 @@ def _index_rows(
 ) -> Iterator[pa.Table]:
     """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
     items = [{"number": number, "moments": json.dumps(moments)} for number, moments in plan]
+    task: Any = _task  # Ray has no type for one with arguments of its own
     arguments = {"settings": settings, "tell": tell}
     with quiet_ray_data():
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         tasks = dataset.map_batches(
-            _task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=arguments
+            task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=arguments
         )
         yield from tasks.iter_batches(batch_size=None, batch_format="pyarrow")
 

@@ -6,6 +6,7 @@ Nothing here may end an ingest: where the counter is gone, the bar stands still 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 
@@ -38,7 +39,7 @@ class ShardCounts:
 class Teller:
     """What tasks count with; silent where the counter is gone."""
 
-    def __init__(self, counts: ray.actor.ActorHandle | None) -> None:
+    def __init__(self, counts: Any) -> None:  # noqa: ANN401 - a handle of Ray's, or None
         self._counts = counts
 
     def __call__(self, shard: int, decoded: int, failed: int) -> None:
@@ -52,7 +53,7 @@ class Teller:
 @contextmanager
 def followed(total: int) -> Iterator[Teller]:
     """A Teller for tasks, shown on a bar of `total` videos."""
-    counts = None
+    counts: Any = None
     with suppress(Exception):
         counts = beside_driver(ShardCounts)
     ended = threading.Event()

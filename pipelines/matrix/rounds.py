@@ -44,9 +44,11 @@ def begin(output: Path, code: str, cells: Sequence[Cell], rerun: bool) -> Round:
     last = Round(**_read(file)) if file.is_file() else None
     matrix = fingerprint(sorted(cell.identity for cell in cells))
 
-    was_interrupted = last is not None and not last.ended and (last.code, last.cells) == (code, matrix)
-    if was_interrupted and last.forced >= rerun:
-        return last
+    if last is not None and not last.ended:
+        # The same round: what it was interrupted in goes on, unless more is asked for now.
+        is_same = (last.code, last.cells) == (code, matrix)
+        if is_same and last.forced >= rerun:
+            return last
 
     label = code
     if rerun:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -57,7 +58,7 @@ class Assignment:
     """What a driver is doing: a cell, or what must be there before the cells of a group."""
 
     work: Cell | CellGroup
-    driver: ray.actor.ActorHandle
+    driver: Any
     data_hash: str = ""
 
 
@@ -66,7 +67,7 @@ class WaitingCell:
     """A cell that may start. experiment: a Ray reference to its group's Experiment."""
 
     cell: Cell
-    experiment: ray.ObjectRef
+    experiment: Any
     data_hash: str
 
 
@@ -88,8 +89,8 @@ class Scheduler:
         self._logs = logs
         self._at_once = at_once
         self._queue: deque[WaitingCell] = deque()
-        self._running: dict[ray.ObjectRef, Assignment] = {}
-        self._idle: list[ray.actor.ActorHandle] = []
+        self._running: dict[Any, Assignment] = {}
+        self._idle: list[Any] = []
 
     def outcomes(self) -> Iterator[Outcome]:
         """Run until nothing is left to do."""
@@ -125,12 +126,13 @@ class Scheduler:
             task = driver.run.remote(waiting.experiment, cell, self._log(cell.name))
             self._running[task] = Assignment(cell, driver, waiting.data_hash)
 
-    def _driver(self) -> ray.actor.ActorHandle:
+    def _driver(self) -> Any:  # noqa: ANN401 - a handle of Ray's
         """One that has nothing to do, or a new one: starting one costs seconds, so they are kept."""
         if self._idle:
             return self._idle.pop()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return Driver.options(scheduling_strategy=here, runtime_env={"env_vars": PATIENCE}).remote()
+        kind: Any = Driver  # Ray hides an actor's class behind the type that it had
+        return kind.options(scheduling_strategy=here, runtime_env={"env_vars": PATIENCE}).remote()
 
     def _end(self, task: ray.ObjectRef) -> Iterator[Outcome]:
         ended = self._running.pop(task)

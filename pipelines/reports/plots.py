@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,7 +36,7 @@ COLOURS = (
 )
 MARKERS = "osD^vP"
 WIDTH = 5.2  # inches: on a phone the words are two thirds as large
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "DejaVu Sans",
     "text.parse_math": False,  # a $ in a name is a $

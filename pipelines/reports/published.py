@@ -153,9 +153,8 @@ def _options_of_run(run: TrackedRun) -> dict[str, str]:
 
     # ViT-B/32 has 12 layers in each tower: to say 12 and to say nothing is one thing.
     for name in ("layers", "text_layers", "vision_layers"):
-        default = defaults.get(name)
-        if options.get(name) == "12" and default == "None":
-            options[name] = default
+        if options.get(name) == "12" and defaults.get(name) == "None":
+            options[name] = "None"
     return options
 
 

@@ -53,11 +53,11 @@ def overview(results: Sequence[MethodResult], rankings: Mapping[str, Ranking]) -
     for label in labels(results):
         row = [label]
         for dataset in datasets:
-            result = result_of.get((label, dataset))
-            if result is None:
+            known_result = result_of.get((label, dataset))
+            if known_result is None:
                 row.append(NOTHING)
             else:
-                row.append(_with_published(result, rankings[dataset]))
+                row.append(_with_published(known_result, rankings[dataset]))
         rows.append(row)
     return TextTable("Text to video R@1", ["method", *datasets], rows)
 

@@ -121,7 +121,8 @@ def make_card(
     code_version = run.tags.get("code_version", "unknown")
 
     data_hash = run.tags.get("data_hash", "")
-    data = ReferenceData(annotations=data_hash, splits=splits)
+    split_counts = {split: SplitCounts(**counts) for split, counts in splits.items()}
+    data = ReferenceData(annotations=data_hash, splits=split_counts)
 
     return Reference(
         method=run.tags["method"],

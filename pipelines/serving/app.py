@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, JSONResponse
 from pipelines.serving.catalogue import Catalogue, Query, ServedIndex
 from pipelines.serving.media import thumbnail_response, video_response
 from pipelines.serving.queue import QueueFullError, SearchQueue
+from vopcore.index import Answer
 
 PAGE = Path(__file__).parent / "page"
 OPEN = ("/", "/page.js", "/page.css", "/health", "/login")  # what needs no token: it says nothing of videos
@@ -246,13 +247,13 @@ def _queries(body: SearchRequest) -> list[Query]:
     shared = body.model_dump(exclude={"text", "like", "index"})
     if body.like is not None:
         return [Query(like_video=body.like.video, like_start=body.like.start, **shared)]
-    texts = [body.text] if isinstance(body.text, str) else body.text
+    texts = [body.text] if isinstance(body.text, str) else body.text or []
     if len(texts) > 256:
         raise ValueError(f"text: {len(texts)} texts at once; 256 at most")
     return [Query(text=text, **shared) for text in texts]
 
 
-def _public(answer: object) -> dict[str, object]:
+def _public(answer: Answer) -> dict[str, Any]:
     values = asdict(answer)
     del values["row"]
     return values

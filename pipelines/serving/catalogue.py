@@ -1,7 +1,7 @@
 """The indexes that a server answers from; tuned methods on one frozen CLIP share its text tower."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Catalogue:
     def search(self, served: ServedIndex, queries: Sequence[Query]) -> list[list[Answer] | ValueError]:
         """The answers of each query, or what is wrong with it."""
         texts = [query.text for query in queries if query.text is not None]
-        features = iter(served.encoder.encode(texts) if texts else [])
+        features: Iterator[Tensor] = iter(served.encoder.encode(texts) if texts else [])
         results: list[list[Answer] | ValueError] = []
         for query in queries:
             feature = next(features) if query.text is not None else None

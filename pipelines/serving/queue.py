@@ -2,7 +2,9 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from pipelines.serving.catalogue import Catalogue, Query, ServedIndex
 from vopcore.index import Answer
@@ -10,6 +12,7 @@ from vopcore.index import Answer
 MAX_WAITING = 2000  # queries; one more is told to come back
 BATCH = 32  # texts that go through the tower at once
 
+Result = TypeVar("Result")
 Waiting = tuple[ServedIndex, Query, "asyncio.Future[list[Answer]]"]
 
 
@@ -47,7 +50,7 @@ class SearchQueue:
             futures.append(future)
         return list(await asyncio.gather(*futures))
 
-    async def run(self, function, *arguments: object) -> object:  # noqa: ANN001 - any function
+    async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Run what uses the towers or the index in their thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, function, *arguments)
@@ -68,6 +71,7 @@ class SearchQueue:
 
     async def _answer(self, entries: list[Waiting]) -> None:
         served = entries[0][0]
+        results: Sequence[list[Answer] | Exception]
         try:
             await self.run(self._catalogue.refresh)
             results = await self.run(self._catalogue.search, served, [query for _, query, _ in entries])

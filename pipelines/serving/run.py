@@ -3,6 +3,7 @@
 import socket
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -58,8 +59,10 @@ def serve_replicas(settings: ServerSettings, replicas: int) -> None:
     class Replica:
         """One process with the application."""
 
+    kind: Any = Replica  # Ray Serve gives it methods that its type has not
+    bound = kind.bind()
     try:
-        serve.run(Replica.bind(), name="vopcore")
+        serve.run(bound, name="vopcore")
         print(f"Open {settings.address}  (Ctrl-C ends it)", flush=True)
         while True:
             time.sleep(3600)

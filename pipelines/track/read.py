@@ -29,6 +29,9 @@ class TrackedRun:
 
 def runs(store: RunStore) -> list[TrackedRun]:
     """All runs of the experiment that are not deleted, oldest first. Raises StoreError."""
+    if store.experiment_id is None:
+        raise StoreError(f"{store.uri}: has not answered yet, so what it holds is not known")
+
     logged: list[Run] = []
     with one_line(store.uri):
         # MLflow answers by the page; the last one has no token for the next.

@@ -53,6 +53,12 @@ class RunStore:
     journal: str | None = None  # the folder that keeps what MLflow does not take; None: that is an error
 
     @property
+    def waiting_folder(self) -> str:
+        """`journal`, where something is kept or may be."""
+        assert self.journal is not None, "without a folder what MLflow does not take is an error"
+        return self.journal
+
+    @property
     def client(self) -> MlflowClient:
         _settle()
         return MlflowClient(tracking_uri=self.uri)

@@ -216,12 +216,13 @@ def deliver(store: RunStore) -> None:
     Nothing stands twice in MLflow if a call is delivered again.
     """
     # Opened anew: the experiment may not have been there when the server was away.
-    folder = Path(store.journal).parent
+    folder = Path(store.waiting_folder).parent
     opened = open_store(store.uri, store.experiment, folder)
 
-    for run_id in waiting(store.journal):
-        journal = Journal(store.journal, run_id)
+    for run_id in waiting(store.waiting_folder):
+        journal = Journal(store.waiting_folder, run_id)
         with one_line(store.uri):
+            assert opened.experiment_id is not None, "a store that was opened has its experiment"
             _deliver_run(store.client, opened.experiment_id, run_id, journal)
         journal.clear()
 
@@ -288,7 +289,7 @@ def _log(
 ) -> None:
     """Deliver a call; keep it where MLflow does not take it, or where calls before it are kept."""
     # The order of calls stays: none overtakes those that wait.
-    if store.journal and not Journal(store.journal, run_id).is_empty:
+    if store.waiting_folder and not Journal(store.waiting_folder, run_id).is_empty:
         _add(store, run_id, call, value)
         return
 
@@ -311,7 +312,7 @@ def _keep(
         raise error
 
     if _add(store, run_id, call, value):
-        log.warning("%s; what it misses is kept in %s", error, store.journal)
+        log.warning("%s; what it misses is kept in %s", error, store.waiting_folder)
 
 
 def _add(
@@ -322,22 +323,22 @@ def _add(
 ) -> bool:
     """Keep a call, and whom it is for; returns whether that worked, as no number is worth the run."""
     try:
-        journal = Journal(store.journal, run_id)
+        journal = Journal(store.waiting_folder, run_id)
         journal.add(call, value)
 
         address = {
             "uri": without_secrets(store.uri),
             "experiment": store.experiment,
         }
-        address_file = Path(store.journal) / ADDRESS
+        address_file = Path(store.waiting_folder) / ADDRESS
         address_file.write_text(json.dumps(address))
     except OSError as error:
         # Most often one full disk, for the store and for this.
-        if store.journal not in FULL:
-            FULL.add(store.journal)
+        if store.waiting_folder not in FULL:
+            FULL.add(store.waiting_folder)
             log.warning(
                 "%s: %s; what MLflow does not take from here on is lost",
-                store.journal,
+                store.waiting_folder,
                 error.strerror,
             )
         return False

@@ -51,15 +51,16 @@ def tune(
 
     def trainer(mailbox: ray.actor.ActorHandle) -> TorchTrainer:
         """Goes on from the last checkpoint under this key."""
+        loop: Any = work  # what it returns is the run's outcome, which Ray's types do not know
         return TorchTrainer(
-            work,
+            loop,
             train_loop_config={"task": task, "mailbox": mailbox},
             torch_config=OverRaysNetwork(
                 timeout_s=TIMEOUT,
                 gpu=resources.gpu,
             ),
             scaling_config=ScalingConfig(
-                num_workers=num_workers,
+                num_workers=num_workers,  # type: ignore[arg-type]  # (least, most) is no type of Ray's
                 use_gpu=resources.gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": int(resources.gpu)},
             ),
@@ -70,7 +71,7 @@ def tune(
                 # `_fit` counts failures: not all of them are the code's.
                 failure_config=FailureConfig(max_failures=0),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
-                callbacks=[Curves(store, run_id)],
+                callbacks=[Curves(store, run_id)],  # type: ignore[list-item]  # typed for Ray Tune
             ),
         )
 
@@ -81,13 +82,14 @@ def tune(
             resources.max_failures,
         )
 
-    outcome: WorkerResult | WorkerFailure = result.return_value
+    outcome: WorkerResult | WorkerFailure = getattr(result, "return_value")  # noqa: B009 - not in Ray's types
     if isinstance(outcome, WorkerFailure):
         reason = f"{run.name}: {outcome.reason}"
         if result.checkpoint:
             reason += f"; the last checkpoint before it is {result.checkpoint.path}"
         raise RunFailedError(reason)
 
+    assert result.checkpoint is not None, "a worker that has ended has saved one"
     return outcome, result.checkpoint
 
 

@@ -69,8 +69,8 @@ class SplitEvaluator:
                 similarity = self._post_processed(name, ranking, bank)
                 processed = self._evaluate(similarity, ranking, seed, post_processing=name)
                 numbers |= processed.to_dict()
-            for name in options.parity:
-                numbers |= published(name, ranking.similarity, ranking.owners, ranking.gallery)
+            for script in options.parity:
+                numbers |= published(script, ranking.similarity, ranking.owners, ranking.gallery)
             if options.moments:
                 overlaps = self._moment_overlaps(split)
                 numbers |= moment_numbers(overlaps)
@@ -192,7 +192,7 @@ class SplitEvaluator:
         similarity: Callable[[Tensor], Tensor],
         ranking: "Ranking",
         seed: int,
-        **options: object,
+        **options: Any,  # noqa: ANN401 - those of `evaluate`
     ) -> Metrics:
         workers = workers_on(self._device)
         return evaluate(similarity, ranking.owners, ranking.gallery, seed=seed, workers=workers, **options)

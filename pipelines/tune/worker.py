@@ -149,7 +149,7 @@ class Worker:
         self._say(f"computes in {resolved} on {machine}")
 
         # On the bare CLIP, before the method is attached to it.
-        self.tokenize = clips.tokenizer(clip, self.config.clip.words)
+        self.tokenize = clips.tokenizer(clip, self.config.clip.context)
         captions = task.annotations["caption"].unique().to_pylist()
         clips.check_not_blind(clip, self.tokenize, self.tokenize.name, captions)
 
@@ -308,7 +308,7 @@ class Worker:
             total,
         )
         watches_val = self.config.evaluate.each_epoch and "val" in self.splits
-        curves: list[tuple[int, dict[str, float]]] = []
+        curves: list[tuple[int, Mapping[str, float]]] = []
 
         while tuner.steps_done < total:
             for next_step in tuner.epoch(batches):
@@ -356,8 +356,9 @@ class Worker:
 
         num_videos = len(first.videos)
         available = torch.cuda.get_device_properties(self.device).total_memory
-        micro_batch = setting
-        if setting == "auto":
+        if setting != "auto":
+            micro_batch = setting
+        else:
             usable = int(memory.USABLE * available)
             fitting = needs.micro_batch(num_videos, usable) or num_videos
 

@@ -189,6 +189,13 @@ class Video(Section):
         """Frames of a video that a shard holds."""
         return self.stored_frames or self.frames
 
+    @property
+    def side(self) -> int:
+        """`size` in pixels, once the model was asked. Raises ValueError where it was not."""
+        if self.size == "auto":
+            raise ValueError("video.size: auto, and no model was asked what it sees")
+        return self.size
+
 
 class Backbone(Section):
     """The frozen CLIP: an open_clip architecture (or its JSON file) and weights (tag or checkpoint file)."""
@@ -201,6 +208,13 @@ class Backbone(Section):
     """Tokens of a caption, start and end included; longer captions are cut. auto: as many as clip.model
     reads.
     """
+
+    @property
+    def context(self) -> int:
+        """`words`, once the model was asked. Raises ValueError where it was not."""
+        if self.words == "auto":
+            raise ValueError("clip.words: auto, and no model was asked how many it reads")
+        return self.words
 
 
 class Train(Section):

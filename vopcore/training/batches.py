@@ -6,7 +6,7 @@ sees what an undisturbed one would have seen, and a global batch does not depend
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -215,7 +215,7 @@ class TrainingBatches:
                 f"train.batch_size: {batch_size} is more than the {len(captions)} videos to train on"
             )
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """This worker's batches of one epoch from step `start` on, read ahead by threads."""
         rng = self._rng(epoch)
         batches = spread(self._counts, self._batch_size, rng)
@@ -373,7 +373,7 @@ def _round(
     return sorted(shuffled, key=lambda batch: batch not in holding)
 
 
-def _ahead(jobs: Iterable[Callable[[], Batch]]) -> Iterator[Batch]:
+def _ahead(jobs: Iterable[Callable[[], Batch]]) -> Generator[Batch]:
     """The jobs' batches in their order, read by threads while the reader is busy with earlier ones."""
     threads = torch.get_num_threads()
     jobs = iter(jobs)
