@@ -34,7 +34,14 @@ CHUNK = 2**15  # vectors compared at once: 64 MiB in fp32 at 512 dimensions
 EXPORTED = 10_000  # windows handed out at once
 RACES = 3  # times that a reader looks again when a writer has moved files under it
 MANY_SEGMENTS = 8  # more are written together as one
-VIDEOS, MOMENTS, FRAMES = "videos", "moments", "frames"
+
+# The files of a segment, by what is in their names.
+VIDEOS = "videos"
+MOMENTS = "moments"
+FRAMES = "frames"
+
+# Seconds by which a time that went through float32 may be off.
+TIME_SLACK = 1e-3
 
 VIDEOS_SCHEMA = pa.schema(
     [
@@ -171,8 +178,10 @@ class Segment:
         self.number = number
         self.moments = moments
         self.frames = frames
-        self.entries = [IndexedVideo(**row) for row in videos.select(_ENTRY_COLUMNS).to_pylist()]
         self.means = videos["mean"]
+
+        rows = videos.select(_ENTRY_COLUMNS).to_pylist()
+        self.entries = [IndexedVideo(**row) for row in rows]
 
         # Rows of a video stand together, in the order of the list of videos.
         self.first_moment = _offsets(videos["num_moments"])
@@ -183,7 +192,23 @@ class Segment:
         self.ends = _numbers(moments, "end")
         self.best = _numbers(moments, "best")
         self.times = _numbers(frames, "time")
-        self.local_video = np.repeat(np.arange(len(self.entries)), np.diff(self.first_moment))
+
+        # For each window the place of its video in `entries`.
+        places = np.arange(len(self.entries))
+        counts = np.diff(self.first_moment)
+        self.local_video = np.repeat(places, counts)
+
+    def rows_of(self, place: int) -> slice:
+        """The windows of the video at `place`."""
+        first = self.first_moment[place]
+        stop = self.first_moment[place + 1]
+        return slice(first, stop)
+
+    def frame_rows_of(self, place: int) -> slice:
+        """The encoded frames of the video at `place`."""
+        first = self.first_frame[place]
+        stop = self.first_frame[place + 1]
+        return slice(first, stop)
 
 
 _ENTRY_COLUMNS = ["video", "size", "mtime", "status", "error", "duration"]
@@ -209,8 +234,10 @@ class ArrowMoments:
             listed = [name for name in names if name.endswith(f".{VIDEOS}.arrow")]
             if listed == self._names:
                 return False
+
+            numbers = [int(name.split(".")[0]) for name in listed]
             try:
-                self._open_segments([int(name.split(".")[0]) for name in listed])
+                self._open_segments(numbers)
             except BadIndexError:
                 # A writer may have put one segment in the place of many since the names were listed.
                 if attempts_left and self._store.names() != names:
@@ -221,7 +248,12 @@ class ArrowMoments:
         return False
 
     def _open_segments(self, numbers: Sequence[int]) -> None:
-        segments = {number: self._segments.get(number) or self._read(number) for number in numbers}
+        segments = {}
+        for number in numbers:
+            segment = self._segments.get(number)
+            segments[number] = segment or self._read(number)
+
+        # Only now: where one cannot be read, all stay as they were.
         self._segments = segments
         self._number_videos()
 
@@ -237,7 +269,10 @@ class ArrowMoments:
         self.failed: list[IndexedVideo] = []
         self._places: list[tuple[Segment, int]] = []
         means = []
-        numbers = {segment.number: np.full(len(segment.entries), -1) for segment in self._segments.values()}
+        numbers = {}
+        for segment in self._segments.values():
+            numbers[segment.number] = np.full(len(segment.entries), -1)
+
         for video in sorted(owners):
             segment, place = owners[video]
             entry = segment.entries[place]
@@ -247,20 +282,28 @@ class ArrowMoments:
                 numbers[segment.number][place] = len(self.videos)
                 self.videos.append(entry)
                 self._places.append((segment, place))
-                means.append(_as_numpy(segment.means[place].values))
-        stacked = np.stack(means) if means else np.zeros((0, self._dimension), np.float16)
+                mean = segment.means[place].values
+                means.append(_as_numpy(mean))
+
+        stacked = np.zeros((0, self._dimension), np.float16)
+        if means:
+            stacked = np.stack(means)
         self.means = torch.from_numpy(stacked.astype(np.float32))
 
         # For each window the number of its video, -1 where the video has moved on to a later segment.
         self._first_rows = {}
         self._row_videos = {}
         self.numbers = {entry.video: number for number, entry in enumerate(self.videos)}
+        self.num_moments = 0
         first_row = 0
         for segment in self._segments.values():
+            video_numbers = numbers[segment.number]
+            row_videos = video_numbers[segment.local_video]
+            self._row_videos[segment.number] = row_videos
+            self.num_moments += int((row_videos >= 0).sum())
+
             self._first_rows[segment.number] = first_row
-            self._row_videos[segment.number] = numbers[segment.number][segment.local_video]
             first_row += len(segment.starts)
-        self.num_moments = int(sum((videos >= 0).sum() for videos in self._row_videos.values()))
 
     def _read(self, number: int) -> Segment:
         videos = self._table(number, VIDEOS, None)
@@ -292,41 +335,65 @@ class ArrowMoments:
     def add(self, rows: Iterable[VideoRows]) -> None:
         rows = list(rows)
         if rows:
-            self._write(*_tables(rows, self._dimension))
+            videos, moments, frames = _tables(rows, self._dimension)
+            self._write(videos, moments, frames)
 
     def drop(self, videos: Iterable[str]) -> None:
-        self.add((IndexedVideo(video=video, size=0, mtime=0.0, status=GONE), None) for video in videos)
+        rows: list[VideoRows] = []
+        for video in videos:
+            entry = IndexedVideo(
+                video=video,
+                size=0,
+                mtime=0.0,
+                status=GONE,
+            )
+            rows.append((entry, None))
+        self.add(rows)
 
     def tidy(self) -> None:
         """One segment in the place of many, and of those whose videos have mostly moved on."""
-        live = sum(len(entries) for entries in (self.videos, self.failed))
-        listed = sum(len(segment.entries) for segment in self._segments.values())
-        if len(self._segments) > MANY_SEGMENTS or listed > 2 * max(live, 1):
+        num_live = len(self.videos) + len(self.failed)
+        num_listed = sum(len(segment.entries) for segment in self._segments.values())
+        has_many = len(self._segments) > MANY_SEGMENTS
+        is_mostly_stale = num_listed > 2 * max(num_live, 1)
+
+        if has_many or is_mostly_stale:
             old = list(self._segments)
-            self._write(*self._live_tables())
+            videos, moments, frames = self._live_tables()
+            self._write(videos, moments, frames)
             self._delete(old)
         self._sweep()
 
     def _live_tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
         """Everything that still counts, as the tables of one segment."""
-        videos, moments, frames = [], [], []
+        videos = []
+        moments = [moments_schema(self._dimension).empty_table()]
+        frames = [frames_schema(self._dimension).empty_table()]
+
         for video in sorted(self._owners):
             segment, place = self._owners[video]
             entry = segment.entries[place]
             if entry.status == GONE:
                 continue
-            first, stop = segment.first_moment[place], segment.first_moment[place + 1]
-            first_frame, stop_frame = segment.first_frame[place], segment.first_frame[place + 1]
-            counts = {"num_moments": int(stop - first), "num_frames": int(stop_frame - first_frame)}
-            videos.append(asdict(entry) | counts | {"mean": segment.means[place].as_py()})
-            moments.append(segment.moments.slice(first, stop - first))
-            frames.append(segment.frames.slice(first_frame, stop_frame - first_frame))
-        listed = pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA)
-        empty_moments, empty_frames = moments_schema(self._dimension), frames_schema(self._dimension)
+
+            rows = segment.rows_of(place)
+            frame_rows = segment.frame_rows_of(place)
+            num_moments = int(rows.stop - rows.start)
+            num_frames = int(frame_rows.stop - frame_rows.start)
+
+            facts = {
+                "num_moments": num_moments,
+                "num_frames": num_frames,
+                "mean": segment.means[place].as_py(),
+            }
+            videos.append(asdict(entry) | facts)
+            moments.append(segment.moments.slice(rows.start, num_moments))
+            frames.append(segment.frames.slice(frame_rows.start, num_frames))
+
         return (
-            listed,
-            pa.concat_tables([empty_moments.empty_table(), *moments]),
-            pa.concat_tables([empty_frames.empty_table(), *frames]),
+            pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA),
+            pa.concat_tables(moments),
+            pa.concat_tables(frames),
         )
 
     def _write(self, videos: pa.Table, moments: pa.Table, frames: pa.Table) -> None:
@@ -343,8 +410,10 @@ class ArrowMoments:
         """Returns the sha256 of the file."""
         with self._store.writing(f"{number:06d}.{kind}.arrow") as path:
             # One batch, so that all vectors lie side by side in the file.
+            whole = table.combine_chunks()
+            num_rows = max(len(table), 1)
             with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table.combine_chunks(), max_chunksize=max(len(table), 1))
+                writer.write_table(whole, max_chunksize=num_rows)
             return file_sha256(path)
 
     def _delete(self, numbers: Iterable[int]) -> None:
@@ -359,45 +428,71 @@ class ArrowMoments:
         self._store.sweep()
         for name in self._store.names():
             number, _, kind = name.partition(".")
-            is_segment = number.isdigit() and kind in (f"{MOMENTS}.arrow", f"{FRAMES}.arrow")
-            if is_segment and int(number) not in self._segments:
+            if not number.isdigit() or kind not in (f"{MOMENTS}.arrow", f"{FRAMES}.arrow"):
+                continue
+
+            # Without its list of videos a segment is not there.
+            if int(number) not in self._segments:
                 self._store.delete(name)
 
     def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
         best_scores = torch.empty(0)
         best_rows = torch.empty(0, dtype=torch.int64)
         for segment in self._segments.values():
+            first_row = self._first_rows[segment.number]
             row_videos = self._row_videos[segment.number]
             for start in range(0, len(row_videos), CHUNK):
-                videos = row_videos[start : start + CHUNK]
+                chunk = slice(start, start + CHUNK)
+                videos = row_videos[chunk]
                 is_wanted = videos >= 0
                 if is_picked is not None:
                     # An index of -1 picks some video's entry: `is_wanted` has the last word.
                     is_wanted &= is_picked[videos]
-                scores = torch.from_numpy(segment.vectors[start : start + CHUNK]).float() @ query
-                scores.masked_fill_(torch.from_numpy(~is_wanted), float("-inf"))
 
-                top = scores.topk(min(count, len(scores)))
-                rows = top.indices + (self._first_rows[segment.number] + start)
-                best_scores, order = torch.cat([best_scores, top.values]).sort(descending=True, stable=True)
-                best_rows = torch.cat([best_rows, rows])[order][:count]
-                best_scores = best_scores[:count]
-        return self._candidates(best_rows[best_scores.isfinite()].numpy())
+                vectors = torch.from_numpy(segment.vectors[chunk])
+                scores = vectors.float() @ query
+                is_unwanted = torch.from_numpy(~is_wanted)
+                scores.masked_fill_(is_unwanted, float("-inf"))
+
+                # The best so far and the best of this chunk, in one order.
+                num_top = min(count, len(scores))
+                top = scores.topk(num_top)
+                top_rows = top.indices + (first_row + start)
+                all_scores = torch.cat([best_scores, top.values])
+                all_rows = torch.cat([best_rows, top_rows])
+                sorted_scores, order = all_scores.sort(descending=True, stable=True)
+                best_scores = sorted_scores[:count]
+                best_rows = all_rows[order][:count]
+
+        is_found = best_scores.isfinite()
+        return self._candidates(best_rows[is_found].numpy())
 
     def _candidates(self, rows: np.ndarray) -> Candidates:
-        videos = np.zeros(len(rows), np.int64)
-        starts = np.zeros(len(rows), np.float32)
-        ends = np.zeros(len(rows), np.float32)
-        vectors = np.zeros((len(rows), self._dimension), np.float16)
+        num_rows = len(rows)
+        videos = np.zeros(num_rows, np.int64)
+        starts = np.zeros(num_rows, np.float32)
+        ends = np.zeros(num_rows, np.float32)
+        vectors = np.zeros((num_rows, self._dimension), np.float16)
+
         for segment in self._segments.values():
             first = self._first_rows[segment.number]
-            is_here = (rows >= first) & (rows < first + len(segment.starts))
+            stop = first + len(segment.starts)
+            is_here = (rows >= first) & (rows < stop)
             local = rows[is_here] - first
-            videos[is_here] = self._row_videos[segment.number][local]
+
+            row_videos = self._row_videos[segment.number]
+            videos[is_here] = row_videos[local]
             starts[is_here] = segment.starts[local]
             ends[is_here] = segment.ends[local]
             vectors[is_here] = segment.vectors[local]
-        return Candidates(rows, videos, starts, ends, torch.from_numpy(vectors))
+
+        return Candidates(
+            rows=rows,
+            videos=videos,
+            starts=starts,
+            ends=ends,
+            vectors=torch.from_numpy(vectors),
+        )
 
     def _locate(self, row: int) -> tuple[Segment, int]:
         """The segment that holds a row, and the row's number in it."""
@@ -409,20 +504,31 @@ class ArrowMoments:
 
     def window_frames(self, row: int) -> Tensor:
         segment, local = self._locate(row)
-        first = segment.first_frame[segment.local_video[local]]
-        rows = first + _as_numpy(segment.moments["frames"][local].values)
-        return torch.from_numpy(segment.features[rows].astype(np.float32))
+        place = segment.local_video[local]
+
+        # A window names its frames by their numbers in the video.
+        numbers = segment.moments["frames"][local].values
+        rows = segment.first_frame[place] + _as_numpy(numbers)
+        features = segment.features[rows].astype(np.float32)
+        return torch.from_numpy(features)
 
     def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
         segment, place = self._places[video]
-        rows = slice(segment.first_frame[place], segment.first_frame[place + 1])
-        return select_frames(segment.times[rows], segment.features[rows], start, end)
+        rows = segment.frame_rows_of(place)
+        return select_frames(
+            segment.times[rows],
+            segment.features[rows],
+            start,
+            end,
+        )
 
     def window_at(self, video: int, start: float) -> int:
         segment, place = self._places[video]
-        first, stop = segment.first_moment[place], segment.first_moment[place + 1]
-        before = np.searchsorted(segment.starts[first:stop], start + 1e-3, side="right")
-        return int(self._first_rows[segment.number] + first + max(before - 1, 0))
+        rows = segment.rows_of(place)
+        starts = segment.starts[rows]
+        num_before = np.searchsorted(starts, start + TIME_SLACK, side="right")
+        number = max(num_before - 1, 0)
+        return int(self._first_rows[segment.number] + rows.start + number)
 
     def picture_at(self, video: int, time: float) -> int:
         segment, place = self._places[video]
@@ -432,7 +538,8 @@ class ArrowMoments:
 
     def vector(self, row: int) -> Tensor:
         segment, local = self._locate(row)
-        return torch.from_numpy(segment.vectors[local].astype(np.float32))
+        vector = segment.vectors[local].astype(np.float32)
+        return torch.from_numpy(vector)
 
     def thumbnail(self, row: int) -> bytes:
         segment, local = self._locate(row)
@@ -440,17 +547,25 @@ class ArrowMoments:
 
     def moments(self) -> Iterator[pa.Table]:
         for segment in self._segments.values():
-            is_live = self._row_videos[segment.number] >= 0
+            row_videos = self._row_videos[segment.number]
+            is_live = row_videos >= 0
             for first in range(0, len(is_live), EXPORTED):
-                moments = segment.moments.slice(first, EXPORTED).filter(is_live[first : first + EXPORTED])
-                yield moments.drop_columns("frames")
+                is_kept = is_live[first : first + EXPORTED]
+                moments = segment.moments.slice(first, EXPORTED)
+                live_moments = moments.filter(is_kept)
+                yield live_moments.drop_columns("frames")
 
 
 def select_frames(times: np.ndarray, features: np.ndarray, start: float, end: float) -> FrameFeatures:
     """Those from `start` to `end`, in order of time. times: float32 [U], features: float16 [U, D]."""
-    places = np.flatnonzero((times >= start - 1e-3) & (times <= end + 1e-3))
-    places = places[np.argsort(times[places], kind="stable")]
-    return FrameFeatures(times[places], torch.from_numpy(features[places].astype(np.float32)))
+    is_after_start = times >= start - TIME_SLACK
+    is_before_end = times <= end + TIME_SLACK
+    places = np.flatnonzero(is_after_start & is_before_end)
+
+    order = np.argsort(times[places], kind="stable")
+    places = places[order]
+    selected = features[places].astype(np.float32)
+    return FrameFeatures(times[places], torch.from_numpy(selected))
 
 
 def moments_schema(dimension: int) -> pa.Schema:
@@ -502,36 +617,39 @@ def _tables(rows: Sequence[VideoRows], dimension: int) -> tuple[pa.Table, pa.Tab
 
 def moments_table(video: str, windows: MomentRows) -> pa.Table:
     """`moments_schema` of one video's windows."""
-    starts, ends = zip(*windows.spans, strict=True)
-    return pa.table(
-        {
-            "video": [video] * len(windows.spans),
-            "start": pa.array(starts, pa.float32()),
-            "end": pa.array(ends, pa.float32()),
-            "best": pa.array(windows.best, pa.float32()),
-            "vector": _fixed_lists(windows.vectors),
-            "frames": pa.array([list(rows) for rows in windows.frames], pa.list_(pa.int32())),
-            "thumbnail": pa.array(list(windows.thumbnails), pa.binary()),
-        },
-        schema=moments_schema(windows.vectors.shape[1]),
-    )
+    starts = [start for start, _ in windows.spans]
+    ends = [end for _, end in windows.spans]
+    frames = [list(rows) for rows in windows.frames]
+    thumbnails = list(windows.thumbnails)
+
+    columns = {
+        "video": [video] * len(windows.spans),
+        "start": pa.array(starts, pa.float32()),
+        "end": pa.array(ends, pa.float32()),
+        "best": pa.array(windows.best, pa.float32()),
+        "vector": _fixed_lists(windows.vectors),
+        "frames": pa.array(frames, pa.list_(pa.int32())),
+        "thumbnail": pa.array(thumbnails, pa.binary()),
+    }
+    dimension = windows.vectors.shape[1]
+    return pa.table(columns, schema=moments_schema(dimension))
 
 
 def frames_table(video: str, windows: MomentRows) -> pa.Table:
     """`frames_schema` of one video's encoded frames."""
-    return pa.table(
-        {
-            "video": [video] * len(windows.times),
-            "time": pa.array(windows.times, pa.float32()),
-            "features": _fixed_lists(windows.features),
-        },
-        schema=frames_schema(windows.features.shape[1]),
-    )
+    columns = {
+        "video": [video] * len(windows.times),
+        "time": pa.array(windows.times, pa.float32()),
+        "features": _fixed_lists(windows.features),
+    }
+    dimension = windows.features.shape[1]
+    return pa.table(columns, schema=frames_schema(dimension))
 
 
 def _fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
     """float16 [N, D] as an Arrow column."""
-    flat = pa.array(np.ascontiguousarray(matrix, np.float16).reshape(-1))
+    contiguous = np.ascontiguousarray(matrix, np.float16)
+    flat = pa.array(contiguous.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
@@ -540,8 +658,12 @@ def _matrix(table: pa.Table, column: str) -> np.ndarray:
     dimension = table.schema.field(column).type.list_size
     if len(table) == 0:
         return np.zeros((0, dimension), np.float16)
-    chunk = table[column].combine_chunks() if table[column].num_chunks > 1 else table[column].chunk(0)
-    return _as_numpy(chunk.flatten()).reshape(-1, dimension)
+
+    # One chunk is the mapped file itself; several would have to be copied together.
+    chunks = table[column]
+    chunk = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+    flat = _as_numpy(chunk.flatten())
+    return flat.reshape(-1, dimension)
 
 
 def _numbers(table: pa.Table, column: str) -> np.ndarray:
@@ -550,7 +672,9 @@ def _numbers(table: pa.Table, column: str) -> np.ndarray:
 
 def _offsets(counts: pa.ChunkedArray) -> np.ndarray:
     """Where each video's rows begin, and where the last one's end: int64 [V + 1]."""
-    return np.concatenate([[0], np.cumsum(_as_numpy(counts.combine_chunks()))]).astype(np.int64)
+    numbers = _as_numpy(counts.combine_chunks())
+    ends = np.cumsum(numbers)
+    return np.concatenate([[0], ends]).astype(np.int64)
 
 
 def _as_numpy(values: pa.Array) -> np.ndarray:
