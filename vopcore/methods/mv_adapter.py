@@ -60,12 +60,23 @@ class SmallBlock(nn.Module):
     def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """x [N, L, 64]; seen Bool, broadcast to [N, heads, L, L]; None: all -> [N, L, 64]"""
         heads = []
-        for rows in self.qkv(self.norm_1(x)).chunk(3, dim=-1):
-            heads.append(rows.unflatten(-1, (HEADS, -1)).transpose(1, 2))
+        projected = self.qkv(self.norm_1(x))
+        for rows in projected.chunk(3, dim=-1):
+            by_head = rows.unflatten(-1, (HEADS, -1))
+            heads.append(by_head.transpose(1, 2))
+
         queries, keys, values = heads
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.back(quick_gelu(self.into(self.norm_2(x))))
+        attended = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=seen,
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        x = x + self.out(attended)
+
+        hidden = self.into(self.norm_2(x))
+        return x + self.back(quick_gelu(hidden))
 
 
 class Tying(nn.Module):
@@ -78,7 +89,8 @@ class Tying(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """weight [64, D] -> the same shape"""
-        return self.to_factors(self.shared).unsqueeze(1) * weight
+        factors = self.to_factors(self.shared)
+        return factors.unsqueeze(1) * weight
 
 
 class Adapter(nn.Module):
@@ -98,10 +110,14 @@ class Adapter(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """y [N, L, D], the output of an MLP -> [N, L, D]"""
-        weight = self.down.weight if self.tying is None else self.tying(self.down.weight)
-        hidden = F.linear(y, weight, self.down.bias)
         assert self.tokens is not None, "the block around this adapter has said what goes through"
-        added = self.up(self.adapt(hidden, self.tokens))
+        weight = self.down.weight
+        if self.tying is not None:
+            weight = self.tying(weight)
+
+        hidden = F.linear(y, weight, self.down.bias)
+        adapted = self.adapt(hidden, self.tokens)
+        added = self.up(adapted)
         return y + SCALE * added.to(y.dtype)
 
     def adapt(self, hidden: Tensor, tokens: Tokens) -> Tensor:
@@ -117,8 +133,13 @@ class VisionAdapter(Adapter):
     def __init__(self, tower: Tower, shared: nn.Parameter | None, frames: int) -> None:
         super().__init__(tower, shared)
         nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
-        self.token = nn.Parameter(nn.init.normal_(tower.new(WIDTH), std=WIDTH**-0.5))
-        self.positions = nn.Parameter(nn.init.normal_(tower.new(2 * frames + 1, WIDTH), std=0.01))
+
+        token = tower.new(WIDTH)
+        self.token = nn.Parameter(nn.init.normal_(token, std=WIDTH**-0.5))
+
+        # Of the video's own token, and of the class token and the mean patch of each frame.
+        positions = tower.new(2 * frames + 1, WIDTH)
+        self.positions = nn.Parameter(nn.init.normal_(positions, std=0.01))
         self.of_video = new_linear(tower, WIDTH, WIDTH)
         self.squeeze = new_linear(tower, 2 * WIDTH, CALIBRATION)
         self.excite = new_linear(tower, CALIBRATION, WIDTH, bias=False)
@@ -127,23 +148,38 @@ class VisionAdapter(Adapter):
     def adapt(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """Patches are not changed by other frames."""
         hidden = quick_gelu(hidden)
-        classes = hidden[:, 0].unflatten(0, (-1, tokens.frames))
-        patches = hidden[:, tokens.prefix :].mean(dim=1).unflatten(0, (-1, tokens.frames))
+        num_frames = tokens.frames
+        classes = hidden[:, 0].unflatten(0, (-1, num_frames))
+        mean_patches = hidden[:, tokens.prefix :].mean(dim=1)
+        patches = mean_patches.unflatten(0, (-1, num_frames))
 
+        # One short sequence per video, in which its frames see each other.
         token = self.token.to(classes.dtype).expand(len(classes), 1, -1)
-        sequence = torch.cat([token, classes, patches], dim=1) + self.positions.to(classes.dtype)
-        seen = None
-        if tokens.real is not None:
-            real_token = tokens.real.new_ones(len(tokens.real), 1)
-            seen = torch.cat([real_token, tokens.real, tokens.real], dim=1)[:, None, None]
+        sequence = torch.cat([token, classes, patches], dim=1)
+        sequence = sequence + self.positions.to(classes.dtype)
+        seen = self._seen(tokens)
         sequence = quick_gelu(self.block(self.norm(sequence), seen))
-        token, classes, patches = sequence.split([1, tokens.frames, tokens.frames], dim=1)
+        token, classes, patches = sequence.split([1, num_frames, num_frames], dim=1)
 
-        video = self.of_video(token).expand(-1, tokens.frames, -1)
+        # A factor per channel, from what the frame and the video show.
+        video = self.of_video(token).expand(-1, num_frames, -1)
         summary = torch.cat([classes + patches, video], dim=-1)
-        factors = 1 + self.excite(F.relu(self.squeeze(summary)))
-        classes = (factors * classes).flatten(0, 1).unsqueeze(1)
-        return torch.cat([classes.to(hidden.dtype), hidden[:, 1:]], dim=1)
+        squeezed = F.relu(self.squeeze(summary))
+        factors = 1 + self.excite(squeezed)
+        calibrated = (factors * classes).flatten(0, 1)
+
+        # Class tokens stand first in each sequence; the rest is as it was.
+        class_tokens = calibrated.unsqueeze(1).to(hidden.dtype)
+        return torch.cat([class_tokens, hidden[:, 1:]], dim=1)
+
+    @staticmethod
+    def _seen(tokens: Tokens) -> Tensor | None:
+        """Bool [B, 1, 1, 2 F + 1]: the video's own token, and what of each frame is no padding."""
+        if tokens.real is None:
+            return None
+        own_token = tokens.real.new_ones(len(tokens.real), 1)
+        seen = torch.cat([own_token, tokens.real, tokens.real], dim=1)
+        return seen[:, None, None]
 
 
 class TextAdapter(Adapter):
@@ -154,20 +190,28 @@ class TextAdapter(Adapter):
     def __init__(self, tower: Tower, shared: nn.Parameter | None, words: int) -> None:
         super().__init__(tower, shared)
         nn.init.normal_(self.down.weight, std=(2 * tower.width) ** -0.5)
-        self.positions = nn.Parameter(nn.init.normal_(tower.new(words, WIDTH), std=0.01))
+        positions = tower.new(words, WIDTH)
+        self.positions = nn.Parameter(nn.init.normal_(positions, std=0.01))
 
     def adapt(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """Padding is seen by nobody."""
         length = hidden.shape[1]
-        places = torch.arange(length, device=hidden.device).clamp(max=len(self.positions) - 1)
-        sequence = self.norm(hidden + self.positions[places].to(hidden.dtype))
-        seen = torch.ones(1, length, length, dtype=torch.bool, device=hidden.device)
+        device = hidden.device
+
+        # Words behind the last position share it.
+        last = len(self.positions) - 1
+        places = torch.arange(length, device=device).clamp(max=last)
+        positions = self.positions[places].to(hidden.dtype)
+        sequence = self.norm(hidden + positions)
+
+        seen = torch.ones(1, length, length, dtype=torch.bool, device=device)
         if tokens.causal:
             seen = seen.tril()
         if tokens.hidden is not None:
             # A token sees itself in any case: a row of nothing would be no number.
-            itself = torch.eye(length, dtype=torch.bool, device=hidden.device)
-            seen = seen & ~tokens.hidden.unsqueeze(1) | itself
+            itself = torch.eye(length, dtype=torch.bool, device=device)
+            is_word = ~tokens.hidden.unsqueeze(1)
+            seen = seen & is_word | itself
         return quick_gelu(self.block(sequence, seen.unsqueeze(1)))
 
 
@@ -182,8 +226,10 @@ class Adapted(Block):
     def forward(self, tokens: Tokens) -> Tokens:
         """The adapter reads patches, so the last block computes all of its tokens."""
         tokens = replace(tokens, read=None)
+
         # It stays behind the block: layers of transformers recompute themselves in the backward pass.
-        self._adapter[0].tokens = tokens.with_x(tokens.x.new_empty(0))
+        without_values = tokens.x.new_empty(0)
+        self._adapter[0].tokens = tokens.with_x(without_values)
         return tokens.run(self.block)
 
 
@@ -213,11 +259,17 @@ class MVAdapter:
         limit = f"at most {depth}, the layers of the shallower tower"
         require("tied_layers", self.tied_layers, self.tied_layers <= depth, limit)
 
-        shared = [nn.Parameter(nn.init.zeros_(vision.new(SHARED))) for _ in range(self.tied_layers)]
+        shared = []
+        for _ in range(self.tied_layers):
+            zeros = nn.init.zeros_(vision.new(SHARED))
+            shared.append(nn.Parameter(zeros))
+
         for tower in (vision, text):
-            free = [None] * (tower.layers - self.tied_layers)
+            # The last layers of each tower are tied; those before have adapters of their own.
+            num_free = tower.layers - self.tied_layers
+            vectors = [*[None] * num_free, *shared]
             adapters: list[Adapter] = []
-            for block, vector in zip(tower.blocks, [*free, *shared], strict=True):
+            for block, vector in zip(tower.blocks, vectors, strict=True):
                 adapter: Adapter
                 if tower is vision:
                     adapter = VisionAdapter(tower, vector, frames)
