@@ -24,12 +24,15 @@ class FusedLowRank(nn.Module):
 
     def __init__(self, tower: Tower, rank: int) -> None:
         super().__init__()
-        self.a = nn.Parameter(nn.init.kaiming_uniform_(tower.new(rank, tower.width), a=5**0.5))
-        self.b = nn.Parameter(nn.init.zeros_(tower.new(3 * tower.width, rank)))
+        down = tower.new(rank, tower.width)
+        up = tower.new(3 * tower.width, rank)
+        self.a = nn.Parameter(nn.init.kaiming_uniform_(down, a=5**0.5))
+        self.b = nn.Parameter(nn.init.zeros_(up))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, L, D] -> [N, L, 3 D]"""
-        return F.linear(F.linear(x, self.a), self.b)
+        hidden = F.linear(x, self.a)
+        return F.linear(hidden, self.b)
 
 
 class UpdatedWeight(nn.Module):
@@ -52,12 +55,15 @@ class GroupPositions(nn.Module):
 
     def __init__(self, tower: Tower, groups: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(nn.init.zeros_(tower.new(groups, tower.width)))
+        table = tower.new(groups, tower.width)
+        self.table = nn.Parameter(nn.init.zeros_(table))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B * groups, L, D] -> the same shape"""
-        videos = x.unflatten(0, (-1, len(self.table)))
-        return (videos + self.table.unsqueeze(1).to(x.dtype)).flatten(0, 1)
+        num_groups = len(self.table)
+        videos = x.unflatten(0, (-1, num_groups))
+        positions = self.table.unsqueeze(1).to(x.dtype)
+        return (videos + positions).flatten(0, 1)
 
 
 class FrameMerging(Block):
@@ -72,7 +78,8 @@ class FrameMerging(Block):
         """Each sequence comes out shorter by `count`."""
         tokens, keys = attend(self.block, self.low_rank, tokens)
         tokens = merge(tokens, keys, self.count)
-        return tokens.with_x(vision_tower_of(tokens).mlp(self.block, tokens.x))
+        x = vision_tower_of(tokens).mlp(self.block, tokens.x)
+        return tokens.with_x(x)
 
 
 class Joining(Block):
@@ -103,13 +110,21 @@ class Joining(Block):
     def forward(self, tokens: Tokens) -> Tokens:
         """Sequences come out fewer, each with the class tokens of its frames in front."""
         tokens = replace(tokens, sizes=real_sizes(tokens))
-        alike = join(tokens.with_x(tokens.x.detach()), self.group)
-        tokens = join(tokens.with_x(self.positions(tokens.x)), self.group)
-        tokens = merge(tokens, alike.x, int(self.joined_share * tokens.x.shape[1]))
 
+        # Which patches are alike is asked of the tokens without the positions of their frames.
+        without_gradient = tokens.with_x(tokens.x.detach())
+        alike = join(without_gradient, self.group)
+        positioned = tokens.with_x(self.positions(tokens.x))
+        tokens = join(positioned, self.group)
+
+        count = int(self.joined_share * tokens.x.shape[1])
+        tokens = merge(tokens, alike.x, count)
         tokens, keys = attend(self.block, self.low_rank, tokens)
-        tokens = merge(tokens, keys, int(self.share * tokens.x.shape[1]))
-        return tokens.with_x(vision_tower_of(tokens).mlp(self.block, tokens.x))
+
+        count = int(self.share * tokens.x.shape[1])
+        tokens = merge(tokens, keys, count)
+        x = vision_tower_of(tokens).mlp(self.block, tokens.x)
+        return tokens.with_x(x)
 
 
 class ClassTokens(Block):
@@ -123,10 +138,20 @@ class ClassTokens(Block):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """-> sequences of one token, one for each frame."""
-        frames = tokens.frames * tokens.prefix
-        tokens, _ = attend(self.block, self.low_rank, replace(tokens, read=tokens.prefix))
+        # The prefix is the class tokens of all frames that were joined.
+        num_frames = tokens.frames * tokens.prefix
+        class_tokens = replace(tokens, read=tokens.prefix)
+        tokens, _ = attend(self.block, self.low_rank, class_tokens)
         x = vision_tower_of(tokens).mlp(self.block, tokens.x)
-        return replace(tokens, x=x.flatten(0, 1).unsqueeze(1), prefix=1, frames=frames, sizes=None)
+
+        alone = x.flatten(0, 1).unsqueeze(1)
+        return replace(
+            tokens,
+            x=alone,
+            prefix=1,
+            frames=num_frames,
+            sizes=None,
+        )
 
 
 def vision_tower_of(tokens: Tokens) -> VisionTower:
@@ -144,26 +169,37 @@ def attend(block: nn.Module, low_rank: FusedLowRank, tokens: Tokens) -> tuple[To
 def real_sizes(tokens: Tokens) -> Tensor:
     """The sizes [N, L], 0 in padding frames: once frames are joined, nobody sees their tokens."""
     sizes = token_sizes(tokens)
-    if tokens.real is None or tokens.real.shape[1] != tokens.frames:  # joined, and marked, before
+    if tokens.real is None:
         return sizes
-    return sizes * tokens.real.flatten().unsqueeze(1)
+
+    # Frames that were joined before were marked then.
+    if tokens.real.shape[1] != tokens.frames:
+        return sizes
+    is_real = tokens.real.flatten().unsqueeze(1)
+    return sizes * is_real
 
 
 def token_sizes(tokens: Tokens) -> Tensor:
     """How many tokens each one stands for, Float [N, L]; bf16 could not count them."""
     if tokens.sizes is not None:
         return tokens.sizes
-    dtype = torch.promote_types(tokens.x.dtype, torch.float32)
-    return torch.ones(tokens.x.shape[:2], dtype=dtype, device=tokens.x.device)
+    x = tokens.x
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.ones(
+        x.shape[:2],
+        dtype=dtype,
+        device=x.device,
+    )
 
 
 def join(tokens: Tokens, group: int) -> Tokens:
     """One sequence of `group` neighbouring ones: all of their class tokens, then all of their patches."""
 
     def joined(values: Tensor) -> Tensor:
+        prefix = tokens.prefix
         groups = values.unflatten(0, (-1, group))
-        prefixes = groups[:, :, : tokens.prefix].flatten(1, 2)
-        patches = groups[:, :, tokens.prefix :].flatten(1, 2)
+        prefixes = groups[:, :, :prefix].flatten(1, 2)
+        patches = groups[:, :, prefix:].flatten(1, 2)
         return torch.cat([prefixes, patches], dim=1)
 
     return replace(
@@ -193,28 +229,42 @@ def merge(tokens: Tokens, metric: Tensor, count: int) -> Tokens:
     target_sizes = patch_sizes[:, targets]
     metric = metric[:, prefix:]
     merged, left, target = match(
-        metric[:, sources], metric[:, targets], source_sizes == 0, target_sizes == 0, count
+        metric[:, sources],
+        metric[:, targets],
+        source_sizes == 0,
+        target_sizes == 0,
+        count,
     )
 
+    # A target becomes the mean of all that it stands for then.
+    source_x = x[:, sources]
     merged_sizes = source_sizes.gather(1, merged)
-    weighted = rows(x[:, sources], merged) * merged_sizes.unsqueeze(-1)
+    weighted = rows(source_x, merged) * merged_sizes.unsqueeze(-1)
     target_x = x[:, targets] * target_sizes.unsqueeze(-1)
-    target_x = target_x.scatter_add(1, target.unsqueeze(-1).expand_as(weighted), weighted)
-    target_sizes = target_sizes.scatter_add(1, target, merged_sizes)
-    target_x = target_x / target_sizes.clamp(min=1).unsqueeze(-1)
+    target_rows = target.unsqueeze(-1).expand_as(weighted)
+    target_x = target_x.scatter_add(1, target_rows, weighted)
 
-    left_x = rows(x[:, sources], left)
+    target_sizes = target_sizes.scatter_add(1, target, merged_sizes)
+    divisors = target_sizes.clamp(min=1).unsqueeze(-1)
+    target_x = (target_x / divisors).to(x.dtype)
+
+    # What is not merged goes before the targets.
+    left_x = rows(source_x, left)
     left_sizes = source_sizes.gather(1, left)
+    prefix_x = tokens.x[:, :prefix]
+    prefix_sizes = sizes[:, :prefix]
     return replace(
         tokens,
-        x=torch.cat([tokens.x[:, :prefix], left_x, target_x.to(x.dtype)], dim=1),
-        sizes=torch.cat([sizes[:, :prefix], left_sizes, target_sizes], dim=1),
+        x=torch.cat([prefix_x, left_x, target_x], dim=1),
+        sizes=torch.cat([prefix_sizes, left_sizes, target_sizes], dim=1),
     )
 
 
 def rows(x: Tensor, indices: Tensor) -> Tensor:
     """x [N, L, C], indices [N, K] -> [N, K, C]"""
-    return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    width = x.shape[-1]
+    indices = indices.unsqueeze(-1).expand(-1, -1, width)
+    return x.gather(1, indices)
 
 
 @torch.no_grad()
@@ -228,7 +278,9 @@ def match(
     them, so what padding frames show decides nothing. -> indices of the merged sources [N, count] and of
     those left, in order, [N, S - count]; for each merged one its target [N, count].
     """
-    cosines = F.normalize(sources, dim=-1) @ F.normalize(targets, dim=-1).mT
+    unit_sources = F.normalize(sources, dim=-1)
+    unit_targets = F.normalize(targets, dim=-1)
+    cosines = unit_sources @ unit_targets.mT
     cosines = cosines.masked_fill(hidden_targets.unsqueeze(1), float("-inf"))
     likeness, best = cosines.max(dim=-1)
     likeness = likeness.masked_fill(hidden_sources, float("inf"))
@@ -316,10 +368,17 @@ class TempMe:
                 return ClassTokens(block, low_rank)
             if i < first_join:
                 return FrameMerging(block, low_rank, self.frame_merges)
+
             join_number = i - first_join
             positions = GroupPositions(vision, sequences[join_number])
-            group = groups[join_number]
-            return Joining(block, low_rank, positions, group, self.joined_share, self.share)
+            return Joining(
+                block,
+                low_rank,
+                positions,
+                groups[join_number],
+                self.joined_share,
+                self.share,
+            )
 
         wrap(vision, make)
 
