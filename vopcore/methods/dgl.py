@@ -30,13 +30,21 @@ class LinearSpace(nn.Module):
     def __init__(self, vision: Tower, text: Tower, prompts: int, frames: int, bound: float) -> None:
         super().__init__()
         layers = max(vision.layers, text.layers)
-        self.table = nn.Parameter(vision.new(prompts, layers, vision.width).uniform_(-bound, bound))
+        table = vision.new(prompts, layers, vision.width)
+        self.table = nn.Parameter(table.uniform_(-bound, bound))
+
         like = vision.new(0)
-        self.to_text = nn.Linear(vision.width, text.width, dtype=like.dtype, device=like.device)
+        self.to_text = nn.Linear(
+            vision.width,
+            text.width,
+            dtype=like.dtype,
+            device=like.device,
+        )
 
     def text(self, layer: int) -> Tensor:
         """-> prompts [1, p, D of the text tower]"""
-        return self.to_text(self.table[:, layer]).unsqueeze(0)
+        local_prompts = self.table[:, layer]
+        return self.to_text(local_prompts).unsqueeze(0)
 
     def frames(self, layer: int) -> Tensor:
         """-> prompts [1, p, D], of all frames"""
@@ -60,20 +68,26 @@ class TransformerSpace(nn.Module):
 
         self.prompts = prompts
         self.num_frames = frames
-        self.table = nn.Parameter(nn.init.normal_(vision.new((2 + frames) * prompts, layers, width)))
+        table = vision.new((2 + frames) * prompts, layers, width)
+        self.table = nn.Parameter(nn.init.normal_(table))
         self.norm_1 = nn.LayerNorm(width, **options)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True, **options)
         self.norm_2 = nn.LayerNorm(width, **options)
         self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width, **options), QuickGELU(), nn.Linear(4 * width, width, **options)
+            nn.Linear(width, 4 * width, **options),
+            QuickGELU(),
+            nn.Linear(4 * width, width, **options),
         )
         self.to_text = nn.Sequential(
-            nn.Linear(width, 2 * width, **options), QuickGELU(), nn.Linear(2 * width, text.width, **options)
+            nn.Linear(width, 2 * width, **options),
+            QuickGELU(),
+            nn.Linear(2 * width, text.width, **options),
         )
 
     def text(self, layer: int) -> Tensor:
         """-> prompts [1, p, D of the text tower]"""
-        return self.to_text(self._encoded(layer)[:, : self.prompts])
+        of_text = self._encoded(layer)[:, : self.prompts]
+        return self.to_text(of_text)
 
     def frames(self, layer: int) -> Tensor:
         """-> prompts [F, p, D], of each frame"""
@@ -101,7 +115,8 @@ class TextPrompted(Block):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """The prompts are gone behind the block."""
-        prompts = self.space.text(self.layer).expand(len(tokens.x), -1, -1)
+        num_texts = len(tokens.x)
+        prompts = self.space.text(self.layer).expand(num_texts, -1, -1)
         return with_prompts(self.block, tokens, prompts)
 
 
@@ -110,7 +125,8 @@ class GlobalPrompts(nn.Module):
 
     def __init__(self, tower: Tower, count: int, bound: float) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(tower.new(count, tower.width).uniform_(-bound, bound))
+        tokens = tower.new(count, tower.width)
+        self.tokens = nn.Parameter(tokens.uniform_(-bound, bound))
 
     def forward(self, videos: int) -> Tensor:
         """-> prompts [B, count, D]"""
@@ -150,17 +166,30 @@ class GlobalLocal(Block):
             carried = tokens.carried
         local = self._local_prompts(tokens, videos)
 
-        everything = torch.cat([local, tokens.x], dim=1).unflatten(0, (videos, -1))
+        # The global prompts see all that is in the video, but for padding.
+        frames = torch.cat([local, tokens.x], dim=1)
+        everything = frames.unflatten(0, (videos, -1))
         length = everything.shape[2]
         hidden = None
         if tokens.real is not None:
             hidden = ~tokens.real.repeat_interleave(length, dim=1)
-        video = replace(tokens, x=carried, prefix=carried.shape[1], frames=1, rope=None, read=None)
-        gathered = tokens.tower.attend(self.block, video, everything.flatten(1, 2), hidden)
+
+        video = replace(
+            tokens,
+            x=carried,
+            prefix=carried.shape[1],
+            frames=1,
+            rope=None,
+            read=None,
+        )
+        seen = everything.flatten(1, 2)
+        gathered = tokens.tower.attend(self.block, video, seen, hidden)
         if self.last:
             return replace(video, x=gathered[:, :1], prefix=1, carried=None)
 
-        prompts = torch.cat([carried.repeat_interleave(tokens.frames, dim=0), local], dim=1)
+        # Each frame sees itself, its local prompts and the global ones.
+        of_each_frame = carried.repeat_interleave(tokens.frames, dim=0)
+        prompts = torch.cat([of_each_frame, local], dim=1)
         x = tokens.tower.attend(self.block, tokens, prompts)
         return replace(tokens, x=x, carried=gathered)
 
@@ -209,14 +238,28 @@ class DGL:
         check_needs("dgl", self, vision)
         fits_context("prompts", self.prompts, context_length)
         bound = initial_bound(vision)
-        space = SPACES[self.space](vision, text, self.prompts, frames, bound)
+        space = SPACES[self.space](
+            vision,
+            text,
+            self.prompts,
+            frames,
+            bound,
+        )
         wrap(text, lambda i, block: TextPrompted(block, space, i))
 
         last = vision.layers - 1
 
         def make(i: int, block: nn.Module) -> GlobalLocal:
-            prompts = GlobalPrompts(vision, self.global_prompts, bound) if i == 0 else None
-            return GlobalLocal(block, space, i, prompts, last=i == last)
+            prompts = None
+            if i == 0:
+                prompts = GlobalPrompts(vision, self.global_prompts, bound)
+            return GlobalLocal(
+                block,
+                space,
+                i,
+                prompts,
+                last=i == last,
+            )
 
         wrap(vision, make)
 
@@ -224,5 +267,7 @@ class DGL:
 def initial_bound(vision: VisionTower) -> float:
     """Of the uniform start of prompts: Xavier's, of a patch and its token, as in VPT and the release."""
     height, width = vision.image_size
-    pixels_of_a_patch = height * width / (vision.length - 1)
-    return (6 / (3 * pixels_of_a_patch + vision.width)) ** 0.5
+    num_patches = vision.length - 1
+    pixels_of_a_patch = height * width / num_patches
+    numbers_in = 3 * pixels_of_a_patch
+    return (6 / (numbers_in + vision.width)) ** 0.5
