@@ -19,15 +19,20 @@ class LowRank(nn.Module):
         super().__init__()
         self.parts = parts
         self.scale = scale
-        self.a = nn.Parameter(tower.new(len(parts), rank, tower.width))
-        self.b = nn.Parameter(nn.init.zeros_(tower.new(len(parts), tower.width, rank)))
+        num_parts = len(parts)
+        self.a = nn.Parameter(tower.new(num_parts, rank, tower.width))
+
+        # Zero at the start, so that the weight begins as it was.
+        b = tower.new(num_parts, tower.width, rank)
+        self.b = nn.Parameter(nn.init.zeros_(b))
         for a in self.a.data:
             nn.init.kaiming_uniform_(a, a=5**0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
         """weight [k * D, D] -> the same, updated"""
         changes = self.scale * self.b @ self.a
-        squares = list(weight.split(weight.shape[1]))
+        width = weight.shape[1]
+        squares = list(weight.split(width))
         for part, change in zip(self.parts, changes, strict=True):
             squares[part] = squares[part] + change
         return torch.cat(squares)
@@ -47,15 +52,18 @@ class LoRA:
 
     def __post_init__(self) -> None:
         require("rank", self.rank, self.rank >= 1, "at least 1")
+
         letters = set(self.targets)
-        fits = 0 < len(letters) == len(self.targets) and letters <= set("qkvo")
-        require("targets", repr(self.targets), fits, "letters of qkvo, each once")
+        is_each_once = len(letters) == len(self.targets)
+        fits = letters and is_each_once and letters <= set("qkvo")
+        require("targets", repr(self.targets), bool(fits), "letters of qkvo, each once")
 
     def attach(self, clip: CLIP, frames: int) -> None:
         """Parametrize the projections."""
         for tower in towers(clip)[:2]:
             limit = f"at most {tower.width}, the {tower.name} width"
             require("rank", self.rank, self.rank <= tower.width, limit)
+
             for block in tower.blocks:
                 self._attach_block(tower, block)
 
@@ -63,10 +71,14 @@ class LoRA:
         """One update for each matrix, of the parts that are targets."""
         parts_of: dict[tuple[nn.Module, str], list[int]] = {}
         places = tower.projections(block)
-        for letter in sorted(self.targets, key="o".__eq__):  # the output last
+
+        # The output last: queries, keys and values may be parts of one matrix.
+        letters = sorted(self.targets, key="o".__eq__)
+        for letter in letters:
             module, name, part = places[letter]
             parts_of.setdefault((module, name), []).append(part)
 
+        scale = self.alpha / self.rank
         for (module, name), parts in parts_of.items():
-            low_rank = LowRank(tower, parts, self.rank, self.alpha / self.rank)
+            low_rank = LowRank(tower, parts, self.rank, scale)
             read_as_changed(module, name, low_rank)
