@@ -35,8 +35,10 @@ def text_length(clip: CLIP, tokens: Tensor, multiple: int = 1) -> int:
 
 def encode_video(clip: CLIP, frames: Tensor, mask: Tensor | None) -> Tensor:
     """frames Float [B, F, 3, H, W], normalised; mask Bool [B, F] of real frames -> features [B, F, D]."""
-    x = vision_tower(clip).embed(frames.flatten(0, 1))
-    return _encode_from(clip, x, frames.shape[1], mask, 0)
+    num_frames = frames.shape[1]
+    alone = frames.flatten(0, 1)
+    x = vision_tower(clip).embed(alone)
+    return _encode_from(clip, x, num_frames, mask, 0)
 
 
 def encode_prefix(clip: CLIP, frames: Tensor, layer: int) -> Tensor:
@@ -45,21 +47,31 @@ def encode_prefix(clip: CLIP, frames: Tensor, layer: int) -> Tensor:
     Past the last block of a tower that reads its class token, this token alone: L = 1.
     """
     vision = vision_tower(clip)
-    tokens = vision.tokens(vision.embed(frames), 1, None)
+    x = vision.embed(frames)
+    tokens = vision.tokens(x, 1, None)
     if layer:
-        tokens = run_blocks(tokens, vision.blocks[:layer])
-    return tokens.x[:, :1] if _class_token_alone(vision, layer) else tokens.x
+        blocks = vision.blocks[:layer]
+        tokens = run_blocks(tokens, blocks)
+
+    if _class_token_alone(vision, layer):
+        return tokens.x[:, :1]
+    return tokens.x
 
 
 def encode_from(clip: CLIP, x: Tensor, mask: Tensor | None, layer: int) -> Tensor:
     """x [B, F, L, width], what `encode_prefix` gave -> features [B, F, D], as of `encode_video`."""
-    return _encode_from(clip, x.flatten(0, 1), x.shape[1], mask, layer)
+    num_frames = x.shape[1]
+    alone = x.flatten(0, 1)
+    return _encode_from(clip, alone, num_frames, mask, layer)
 
 
 def prefix_shape(clip: CLIP, layer: int) -> tuple[int, int]:
     """[L, width] of what `encode_prefix` gives for one frame."""
     vision = vision_tower(clip)
-    return (1 if _class_token_alone(vision, layer) else vision.length), vision.width
+    length = vision.length
+    if _class_token_alone(vision, layer):
+        length = 1
+    return length, vision.width
 
 
 def first_tuned_layer(clip: CLIP) -> int:
@@ -68,30 +80,38 @@ def first_tuned_layer(clip: CLIP) -> int:
     Blocks before it, and the embedding of patches, are frozen and see each frame on its own.
     """
     vision = vision_tower(clip)
-    if not vision.has_blocks or any(p.requires_grad for p in vision.embedding().values()):
+    if not vision.has_blocks or _is_tuned(vision.embedding().values()):
         return 0
+
     for layer, block in enumerate(vision.blocks):
-        if looks_across_frames(block) or any(parameter.requires_grad for parameter in block.parameters()):
+        if looks_across_frames(block) or _is_tuned(block.parameters()):
             return layer
     return vision.layers
+
+
+def _is_tuned(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(parameter.requires_grad for parameter in parameters)
 
 
 def looks_across_frames(module: CLIP | nn.Module) -> bool:
     """Whether the tokens of a frame depend on the other frames of its video, in a CLIP or in one of its
     blocks.
     """
-    return any(isinstance(inner, Block) and inner.across_frames for inner in module.modules())
+    blocks = [inner for inner in module.modules() if isinstance(inner, Block)]
+    return any(block.across_frames for block in blocks)
 
 
 def prefix_hash(clip: CLIP, layer: int) -> str:
     """SHA-256 over the frozen weights before vision block `layer`."""
     vision = vision_tower(clip)
     digest = hashlib.sha256()
-    for name, parameter in sorted(vision.embedding().items()):
+    embedding = vision.embedding()
+    for name, parameter in sorted(embedding.items()):
         update(digest, name, parameter)
-    for i, block in enumerate(vision.blocks[:layer]):
+
+    for number, block in enumerate(vision.blocks[:layer]):
         for name, parameter in sorted(block.named_parameters()):
-            update(digest, f"{i}.{name}", parameter)
+            update(digest, f"{number}.{name}", parameter)
     return digest.hexdigest()
 
 
@@ -108,7 +128,13 @@ def run_blocks(tokens: Tokens, blocks: Iterable[nn.Module], grad_checkpointing: 
     for block in blocks:
         if grad_checkpointing:
             # x is an argument of its own: checkpoint looks there for the device whose random state it keeps
-            tokens = checkpoint(_run, tokens.x, tokens, block, use_reentrant=False)
+            tokens = checkpoint(
+                _run,
+                tokens.x,
+                tokens,
+                block,
+                use_reentrant=False,
+            )
         else:
             tokens = tokens.run(block)
     return tokens
@@ -128,13 +154,19 @@ def _encode_from(clip: CLIP, x: Tensor, frames: int, mask: Tensor | None, layer:
     vision = vision_tower(clip)
     tokens = vision.tokens(x, frames, mask)
     if vision.has_blocks and layer < vision.layers:
+        recompute = vision.grad_checkpointing
         before_the_last = vision.blocks[layer:-1]
-        tokens = run_blocks(tokens, before_the_last, vision.grad_checkpointing)
-        tokens = replace(tokens, read=1 if vision.reads_class_token else None)
-        tokens = run_blocks(tokens, vision.blocks[-1:], vision.grad_checkpointing)
+        tokens = run_blocks(tokens, before_the_last, recompute)
 
-    features = vision.pool(tokens).unflatten(0, (-1, tokens.frames))
+        # Of the last block a tower may need nothing but its class tokens.
+        read = 1 if vision.reads_class_token else None
+        tokens = replace(tokens, read=read)
+        tokens = run_blocks(tokens, vision.blocks[-1:], recompute)
+
+    pooled = vision.pool(tokens)
+    features = pooled.unflatten(0, (-1, tokens.frames))
     if tokens.frames < frames:
         # Each of the frames that a method has merged is given their feature.
-        features = features.repeat_interleave(frames // tokens.frames, dim=1)
+        times = frames // tokens.frames
+        features = features.repeat_interleave(times, dim=1)
     return features
