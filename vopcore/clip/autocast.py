@@ -39,18 +39,34 @@ class FrozenMLP(torch.autograd.Function):
         ctx: AutogradContext, x: Tensor, w1: Tensor, scaled_b1: Tensor, w2: Tensor, b2: Tensor
     ) -> Tensor:
         """x [..., D], w1 [H, D], scaled_b1 = SLOPE b1 [H], w2 [D, H], b2 [D], of one dtype -> [..., D]"""
+        rows = x.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):
-            u = torch.addmm(scaled_b1, x.flatten(0, -2), w1.t(), alpha=SLOPE)
-            y = torch.addmm(b2, F.silu(u), w2.t(), alpha=1 / SLOPE)
+            u = torch.addmm(
+                scaled_b1,
+                rows,
+                w1.t(),
+                alpha=SLOPE,
+            )
+            hidden = F.silu(u)
+            y = torch.addmm(
+                b2,
+                hidden,
+                w2.t(),
+                alpha=1 / SLOPE,
+            )
+
+        # The hidden channels are not kept: silu's derivative is made from u.
         ctx.save_for_backward(u, w1, w2)
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         u, w1, w2 = ctx.saved_tensors
-        by_hidden = gradient.flatten(0, -2) @ w2
+        rows = gradient.flatten(0, -2)
+        by_hidden = rows @ w2
         by_u = torch.ops.aten.silu_backward(by_hidden, u)
-        return (by_u @ w1).view(gradient.shape), None, None, None, None
+        by_x = (by_u @ w1).view(gradient.shape)
+        return by_x, None, None, None, None
 
 
 class FrozenProjection(torch.autograd.Function):
@@ -71,10 +87,14 @@ class FrozenProjection(torch.autograd.Function):
         ctx.joint = key is None
         with torch.autocast(query.device.type, enabled=False):
             if key is None:
-                queries, keys, values = F.linear(query, weight, bias).chunk(3, dim=-1)
+                # One product for all three.
+                joint = F.linear(query, weight, bias)
+                queries, keys, values = joint.chunk(3, dim=-1)
                 return queries, keys, values
+
             queries = F.linear(query, weight[:width], bias[:width])
-            keys, values = F.linear(key, weight[width:], bias[width:]).chunk(2, dim=-1)
+            pairs = F.linear(key, weight[width:], bias[width:])
+            keys, values = pairs.chunk(2, dim=-1)
         return queries, keys, values
 
     @staticmethod
@@ -83,11 +103,19 @@ class FrozenProjection(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, None, None]:
         (weight,) = ctx.saved_tensors
         for_query, for_key, for_value = weight.chunk(3)
-        query = by_query.flatten(0, -2) @ for_query
-        if ctx.joint:
-            query.addmm_(by_key.flatten(0, -2), for_key).addmm_(by_value.flatten(0, -2), for_value)
-            return query.view(by_query.shape), None, None, None
+        query_rows = by_query.flatten(0, -2)
+        key_rows = by_key.flatten(0, -2)
+        value_rows = by_value.flatten(0, -2)
 
-        key = by_key.flatten(0, -2) @ for_key
-        key.addmm_(by_value.flatten(0, -2), for_value)
-        return query.view(by_query.shape), key.view(by_key.shape), None, None
+        by_x = query_rows @ for_query
+        if ctx.joint:
+            # Keys and values are of the queries' own input: their gradients are added in place.
+            by_x.addmm_(key_rows, for_key)
+            by_x.addmm_(value_rows, for_value)
+            return by_x.view(by_query.shape), None, None, None
+
+        by_other = key_rows @ for_key
+        by_other.addmm_(value_rows, for_value)
+        query_gradient = by_x.view(by_query.shape)
+        key_gradient = by_other.view(by_key.shape)
+        return query_gradient, key_gradient, None, None
