@@ -32,7 +32,10 @@ from vopcore.clip import (
 Pooling = Literal["mean", "query_aware"]
 Precision = Literal["fp32", "bf16"]
 TEMPERATURE = 5.0  # of the query-aware softmax
-TEXTS, PAIRS = 256, 2**20  # a block: at most so many texts, and (text, frame) pairs: 4 MiB in fp32
+
+# A block of similarities: at most so many texts, and (text, frame) pairs: 4 MiB in fp32.
+TEXTS = 256
+PAIRS = 2**20
 
 
 class Retriever(nn.Module):
@@ -68,9 +71,13 @@ class Retriever(nn.Module):
             thaw([clip.logit_scale])
         if precision == "bf16":
             keep_in_bf16(clip)
-        device = clip.logit_scale.device  # where the clip is already, pixels are normalised too
-        for name, value in zip(("mean", "std"), normalisation(clip), strict=True):
-            self.register_buffer(name, 255 * value.view(3, 1, 1).to(device), persistent=False)
+
+        # Where the CLIP is already, pixels are normalised too.
+        device = clip.logit_scale.device
+        mean, std = normalisation(clip)
+        for name, value in {"mean": mean, "std": std}.items():
+            by_channel = value.view(3, 1, 1).to(device)
+            self.register_buffer(name, 255 * by_channel, persistent=False)
 
     def train(self, mode: bool = True) -> "Retriever":
         """As ever, but nothing drops patches from the frozen CLIP."""
@@ -96,11 +103,16 @@ class Retriever(nn.Module):
         """
         if frames.dim() == 4:
             x = frames.to(self.mean.dtype)
+            layer = first_tuned_layer(self.clip)
             with self._autocast():
-                return at_least_fp32(encode_from(self.clip, x, mask, first_tuned_layer(self.clip)))
+                features = encode_from(self.clip, x, mask, layer)
+                return at_least_fp32(features)
+
         self._check(frames)
         with self._autocast():
-            return at_least_fp32(encode_video(self.clip, self._normalised(frames), mask))
+            pixels = self._normalised(frames)
+            features = encode_video(self.clip, pixels, mask)
+            return at_least_fp32(features)
 
     @torch.no_grad()
     def prefix(self, frames: Tensor, layer: int) -> Tensor:
@@ -114,9 +126,11 @@ class Retriever(nn.Module):
         A text or a video whose feature is zero is alike to nothing: 0 with both poolings.
         Raises ValueError for a video without one real frame.
         """
-        if mask is not None and not mask.any(dim=1).all():
-            row = int((~mask.any(dim=1)).nonzero()[0])
-            raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
+        if mask is not None:
+            is_empty = ~mask.any(dim=1)
+            if is_empty.any():
+                row = int(is_empty.nonzero()[0])
+                raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
         return self.compare(text, video, mask)
 
     def compare(self, text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
@@ -132,35 +146,56 @@ class Retriever(nn.Module):
         """
         if self.pooling == "mean":
             return unit_vectors(video, mask)
-        return video.float() if mask is None else video.float().masked_fill(~mask.unsqueeze(-1), 0)
+
+        features = video.float()
+        if mask is None:
+            return features
+        is_padding = ~mask.unsqueeze(-1)
+        return features.masked_fill(is_padding, 0)
 
     def rank(self, text: Tensor, gallery: Tensor) -> Tensor:
         """text [N, D], gallery: `vectors` of V videos -> their `similarity` [N, V]."""
         if self.pooling == "mean":
-            return F.normalize(text, dim=-1) @ gallery.T
-        return self.similarity(text, gallery, gallery.any(dim=-1))
+            unit_text = F.normalize(text, dim=-1)
+            return unit_text @ gallery.T
+
+        # Padding is zeros there.
+        is_real = gallery.any(dim=-1)
+        return self.similarity(text, gallery, is_real)
 
     def _normalised(self, frames: Tensor) -> Tensor:
         dtype = towers(self.clip).vision.dtype
         if dtype != torch.bfloat16:
-            return ((frames.to(self.mean.dtype) - self.mean) / self.std).to(dtype)
+            centred = frames.to(self.mean.dtype) - self.mean
+            return (centred / self.std).to(dtype)
 
         # Computed in fp32 inside one kernel that reads uint8 and writes the tower's dtype.
-        pixels = torch.empty(frames.shape, dtype=dtype, device=frames.device)
-        return torch.addcmul(-self.mean / self.std, frames, 1 / self.std, out=pixels)
+        pixels = torch.empty(
+            frames.shape,
+            dtype=dtype,
+            device=frames.device,
+        )
+        offset = -self.mean / self.std
+        factor = 1 / self.std
+        return torch.addcmul(offset, frames, factor, out=pixels)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.mean.is_meta:  # counted, not computed
             return nullcontext()
-        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+        device = self.mean.device.type
+        is_half = self.precision == "bf16"
+        return torch.autocast(device, torch.bfloat16, enabled=is_half)
 
     def _check(self, frames: Tensor) -> None:
-        size = towers(self.clip).vision.image_size
-        if frames.dtype != torch.uint8 or frames.dim() != 5 or tuple(frames.shape[2:]) != (3, *size):
+        height, width = towers(self.clip).vision.image_size
+        has_right_shape = frames.dim() == 5 and tuple(frames.shape[2:]) == (3, height, width)
+        if frames.dtype != torch.uint8 or not has_right_shape:
             raise ValueError(
                 f"frames are {frames.dtype} {list(frames.shape)}; "
-                f"{model_name(self.clip)} reads torch.uint8 [B, F, 3, {size[0]}, {size[1]}]"
+                f"{model_name(self.clip)} reads torch.uint8 [B, F, 3, {height}, {width}]"
             )
+
         tuning = getattr(self.clip, "tuning", None)
         if tuning and tuning.fixed_frames and frames.shape[1] != tuning.frames:
             raise ValueError(
@@ -176,13 +211,18 @@ def at_least_fp32(features: Tensor) -> Tensor:
 
 def mean_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
     """Cosine of each text and the mean of a video's normalised frame features."""
-    return F.normalize(text, dim=-1) @ unit_vectors(video, mask).T
+    unit_text = F.normalize(text, dim=-1)
+    unit_video = unit_vectors(video, mask)
+    return unit_text @ unit_video.T
 
 
 def unit_vectors(video: Tensor, mask: Tensor | None) -> Tensor:
     """video [B, F, D], mask Bool [B, F] -> Float32 [B, D]: the mean of a video's normalised frame features,
     normalised; so it does not ask by how many frames their sum is divided."""
-    pooled = [F.normalize(frames, dim=-1).sum(dim=1) for frames, _ in _blocks(video, mask)]
+    pooled = []
+    for frames, _ in _blocks(video, mask):
+        unit_frames = F.normalize(frames, dim=-1)
+        pooled.append(unit_frames.sum(dim=1))
     return F.normalize(torch.cat(pooled), dim=-1)
 
 
@@ -195,25 +235,45 @@ def query_aware_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> 
     columns = []
     for frames, real in _blocks(video, mask):
         gram = frames @ frames.mT
-        columns.append(torch.cat([_query_aware(part, frames, gram, real) for part in text.split(TEXTS)]))
-    lengths = text.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(text.dtype).tiny)
+        parts = [_query_aware(part, frames, gram, real) for part in text.split(TEXTS)]
+        columns.append(torch.cat(parts))
+
+    # A text of length zero is similar to nothing, instead of NaN.
+    smallest = torch.finfo(text.dtype).tiny
+    lengths = text.norm(dim=-1, keepdim=True).clamp(min=smallest)
     return torch.cat(columns, dim=1) / lengths
 
 
 def _query_aware(text: Tensor, video: Tensor, gram: Tensor, mask: Tensor | None) -> Tensor:
     """text [N, D], video [B, F, D], gram [B, F, F] -> |t| cos(t, v) [N, B]."""
-    alike = (text @ video.flatten(0, 1).T).unflatten(1, video.shape[:2]).transpose(0, 1)  # [B, N, F]
+    num_videos_and_frames = video.shape[:2]
+    products = text @ video.flatten(0, 1).T
+    by_video = products.unflatten(1, num_videos_and_frames)
+    alike = by_video.transpose(0, 1)  # [B, N, F]
+
     scores = alike / TEMPERATURE
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
     weights = scores.softmax(dim=-1)
-    length = ((weights @ gram) * weights).sum(dim=-1)
-    return ((weights * alike).sum(dim=-1) * length.clamp(min=torch.finfo(length.dtype).tiny).rsqrt()).T
+
+    squared_length = ((weights @ gram) * weights).sum(dim=-1)
+    smallest = torch.finfo(squared_length.dtype).tiny
+    inverse_length = squared_length.clamp(min=smallest).rsqrt()
+    product = (weights * alike).sum(dim=-1)
+    return (product * inverse_length).T
 
 
 def _blocks(video: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Videos a few at a time, in fp32, zeros in the place of padding; their masks."""
-    size = max(1, PAIRS // (TEXTS * video.shape[1]))
-    masks = [None] * len(video) if mask is None else mask.split(size)
-    for frames, real in zip(video.split(size), masks, strict=False):
-        yield frames.float() if real is None else frames.float().masked_fill(~real.unsqueeze(-1), 0), real
+    num_frames = video.shape[1]
+    size = max(1, PAIRS // (TEXTS * num_frames))
+    for start in range(0, max(len(video), 1), size):
+        rows = slice(start, start + size)
+        frames = video[rows].float()
+        if mask is None:
+            yield frames, None
+            continue
+
+        real = mask[rows]
+        is_padding = ~real.unsqueeze(-1)
+        yield frames.masked_fill(is_padding, 0), real
