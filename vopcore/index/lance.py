@@ -17,13 +17,16 @@ from torch import Tensor
 
 from vopcore.index.header import BadIndexError
 from vopcore.index.table import (
+    EXPORTED,
     FAILED,
     GONE,
+    TIME_SLACK,
     Candidates,
     FrameFeatures,
     IndexedVideo,
     MomentRows,
     VideoRows,
+    moments_schema,
     select_frames,
 )
 from vopcore.storage import Store, below
@@ -34,7 +37,6 @@ MAX_PARTITIONS = 4_096
 SHARE_OF_PARTITIONS = 0.05  # looked at per query
 MIN_PARTITIONS = 20
 NAMES_AT_ONCE = 500  # in one condition
-EXPORTED = 10_000
 REFINED = 4  # candidates of the clusters per one that is handed on
 COLUMNS = ["row", "video", "start", "end", "vector"]
 
@@ -83,10 +85,14 @@ class LanceMoments:
 
         listed = self._videos.to_arrow().sort_by("video")
         is_failed = pc.equal(listed["status"], FAILED)
-        self.failed = _entries(listed.filter(is_failed))
-        self.videos = _entries(listed.filter(pc.invert(is_failed)))
+        failed = listed.filter(is_failed)
+        indexed = listed.filter(pc.invert(is_failed))
+
+        self.failed = _entries(failed)
+        self.videos = _entries(indexed)
         self.numbers = {entry.video: number for number, entry in enumerate(self.videos)}
-        self.means = _vectors(listed.filter(pc.invert(is_failed)), "mean", self._dimension).float()
+        means = _vectors(indexed, "mean", self._dimension)
+        self.means = means.float()
         self.num_moments = self._moments.count_rows()
         self._has_index = bool(self._moments.list_indices())
         self._version = version
@@ -96,24 +102,38 @@ class LanceMoments:
         rows = list(rows)
         if not rows:
             return
-        self._forget([entry.video for entry, _ in rows])
+
+        videos = [entry.video for entry, _ in rows]
+        self._forget(videos)
 
         first_row = self._next_row()
         moments = []
         for entry, windows in rows:
             if windows is not None:
-                moments.append(_moments_of(entry.video, windows, first_row, self._dimension))
+                table = _moments_of(
+                    entry.video,
+                    windows,
+                    first_row,
+                    self._dimension,
+                )
+                moments.append(table)
                 first_row += len(windows.spans)
         if moments:
             self._moments.add(pa.concat_tables(moments))
 
+        # The list comes last: moments without an entry in it do not count.
         listed = []
         for entry, windows in rows:
-            if entry.status != GONE:
-                mean = np.zeros(self._dimension, np.float16) if windows is None else windows.mean()
-                listed.append(asdict(entry) | {"mean": mean})
+            if entry.status == GONE:
+                continue
+            mean = np.zeros(self._dimension, np.float16)
+            if windows is not None:
+                mean = windows.mean()
+            listed.append(asdict(entry) | {"mean": mean})
+
         if listed:
-            self._videos.add(pa.Table.from_pylist(listed, schema=_videos_schema(self._dimension)))
+            schema = _videos_schema(self._dimension)
+            self._videos.add(pa.Table.from_pylist(listed, schema=schema))
         self.refresh()
 
     def drop(self, videos: Iterable[str]) -> None:
@@ -122,21 +142,27 @@ class LanceMoments:
 
     def _forget(self, videos: list[str]) -> None:
         for first in range(0, len(videos), NAMES_AT_ONCE):
-            condition = f"video IN ({_quoted(videos[first : first + NAMES_AT_ONCE])})"
+            names = videos[first : first + NAMES_AT_ONCE]
+            condition = f"video IN ({_quoted(names)})"
+
             # The list goes first: moments without an entry in it do not count.
             self._videos.delete(condition)
             self._moments.delete(condition)
 
     def tidy(self) -> None:
         """Drop the moments of a killed update, join small files, and index the vectors where it pays."""
-        stored = pc.unique(self._moments.search().select(["video"]).to_arrow()["video"]).to_pylist()
-        self._forget(sorted(set(stored) - set(self.numbers)))
+        videos = self._column("video")
+        stored = pc.unique(videos).to_pylist()
+        abandoned = set(stored) - set(self.numbers)
+        self._forget(sorted(abandoned))
 
         # An index that is there takes in new moments in `optimize`.
-        if not self._has_index and self._moments.count_rows() >= INDEX_FROM:
+        num_moments = self._moments.count_rows()
+        if not self._has_index and num_moments >= INDEX_FROM:
             from lancedb.index import IvfFlat
 
-            config = IvfFlat(distance_type="dot", num_partitions=_partitions(self._moments.count_rows()))
+            num_partitions = _partitions(num_moments)
+            config = IvfFlat(distance_type="dot", num_partitions=num_partitions)
             self._moments.create_index("vector", config=config)
         self._moments.optimize()
         self._videos.optimize()
@@ -145,17 +171,25 @@ class LanceMoments:
     def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
         # LanceDB gives it the type of all kinds of queries.
         request: Any = self._moments.search(query.numpy(), vector_column_name="vector")
-        request = request.distance_type("dot").select([*COLUMNS, "_distance"])
-        request = request.limit(min(count * REFINED, max(self.num_moments, 1)))
+        request = request.distance_type("dot")
+        request = request.select([*COLUMNS, "_distance"])
+        most = max(self.num_moments, 1)
+        request = request.limit(min(count * REFINED, most))
+
         if is_picked is not None:
             condition = self._condition(is_picked)
             if condition is None:
-                return _candidates(_no_rows(self._dimension), self.numbers, query, count)
+                nothing = _no_rows(self._dimension)
+                return _candidates(nothing, self.numbers, query, count)
             request = request.where(condition, prefilter=True)
+
         if self._has_index:
-            share = int(SHARE_OF_PARTITIONS * _partitions(self.num_moments))
+            num_partitions = _partitions(self.num_moments)
+            share = int(SHARE_OF_PARTITIONS * num_partitions)
             request = request.nprobes(max(MIN_PARTITIONS, share))
-        return _candidates(request.to_arrow(), self.numbers, query, count)
+
+        nearby = request.to_arrow()
+        return _candidates(nearby, self.numbers, query, count)
 
     def _condition(self, is_picked: np.ndarray) -> str | None:
         """The picked videos, by the shorter of the two lists; None where there is none."""
@@ -168,21 +202,24 @@ class LanceMoments:
         return f"video IN ({_quoted(picked)})"
 
     def window_frames(self, row: int) -> Tensor:
-        features = self._one(f"row = {row}", ["features"])["features"]
-        return torch.tensor(np.array(features, np.float32))
+        window = self._one(f"row = {row}", ["features"])
+        features = np.array(window["features"], np.float32)
+        return torch.tensor(features)
 
     def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
         name = _quoted([self.videos[video].video])
-        rows = self._where(f'video = {name} AND "end" >= {start} AND start <= {end}', ["times", "features"])
+        condition = f'video = {name} AND "end" >= {start} AND start <= {end}'
+        rows = self._where(condition, ["times", "features"])
         times: list[float] = []
         features: list[list[float]] = []
         for row in rows:
             times += row["times"]
             features += row["features"]
-        matrix = np.array(features, np.float16).reshape(-1, self._dimension)
 
         # A frame that two windows share is there twice.
-        unique_times, places = np.unique(np.array(times, np.float32), return_index=True)
+        matrix = np.array(features, np.float16).reshape(-1, self._dimension)
+        all_times = np.array(times, np.float32)
+        unique_times, places = np.unique(all_times, return_index=True)
         return select_frames(unique_times, matrix[places], start, end)
 
     def window_at(self, video: int, start: float) -> int:
@@ -191,7 +228,7 @@ class LanceMoments:
         rows.sort(key=lambda row: row["start"])
         window = rows[0]
         for row in rows:
-            if row["start"] <= start + 1e-3:
+            if row["start"] <= start + TIME_SLACK:
                 window = row
         return int(window["row"])
 
@@ -202,20 +239,35 @@ class LanceMoments:
         return int(rows[0]["row"])
 
     def vector(self, row: int) -> Tensor:
-        return torch.tensor(np.array(self._one(f"row = {row}", ["vector"])["vector"], np.float32))
+        window = self._one(f"row = {row}", ["vector"])
+        vector = np.array(window["vector"], np.float32)
+        return torch.tensor(vector)
 
     def thumbnail(self, row: int) -> bytes:
-        return self._one(f"row = {row}", ["thumbnail"])["thumbnail"]
+        window = self._one(f"row = {row}", ["thumbnail"])
+        return window["thumbnail"]
 
     def moments(self) -> Iterator[pa.Table]:
-        columns = ["video", "start", "end", "best", "vector", "thumbnail"]
+        # The same columns as of the exact engine.
+        exported = moments_schema(self._dimension)
+        columns = [name for name in exported.names if name != "frames"]
         for first in range(0, self.num_moments, EXPORTED):
-            request = self._moments.search().select(columns).offset(first).limit(EXPORTED)
+            request = self._moments.search()
+            request = request.select(columns)
+            request = request.offset(first).limit(EXPORTED)
             yield request.to_arrow()
 
     def _where(self, condition: str, columns: list[str]) -> list[dict[str, Any]]:
-        request = self._moments.search().where(condition).select(columns).limit(self.num_moments)
+        request = self._moments.search()
+        request = request.where(condition)
+        request = request.select(columns)
+        request = request.limit(self.num_moments)
         return request.to_arrow().to_pylist()
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        """One column of all moments, those of a killed update too."""
+        request = self._moments.search().select([name])
+        return request.to_arrow()[name]
 
     def _one(self, condition: str, columns: list[str]) -> dict[str, Any]:
         rows = self._where(condition, columns)
@@ -224,36 +276,47 @@ class LanceMoments:
         return rows[0]
 
     def _next_row(self) -> int:
-        last = pc.max(self._moments.search().select(["row"]).to_arrow()["row"]).as_py()
-        return 0 if last is None else last + 1
+        rows = self._column("row")
+        last = pc.max(rows).as_py()
+        if last is None:
+            return 0
+        return last + 1
 
 
 def _partitions(num_moments: int) -> int:
     """Into how many clusters LanceDB divides so many vectors."""
-    return min(MAX_PARTITIONS, max(1, num_moments // ROWS_PER_PARTITION))
+    fitting = max(1, num_moments // ROWS_PER_PARTITION)
+    return min(MAX_PARTITIONS, fitting)
 
 
 def _entries(listed: pa.Table) -> list[IndexedVideo]:
     """The rows of the list of videos."""
-    return [IndexedVideo(**row) for row in listed.drop_columns("mean").to_pylist()]
+    rows = listed.drop_columns("mean").to_pylist()
+    return [IndexedVideo(**row) for row in rows]
 
 
 def _vectors(table: pa.Table, column: str, dimension: int) -> Tensor:
     """float16 [N, D]: a column of fixed-size lists."""
-    flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return torch.from_numpy(flat.reshape(-1, dimension).astype(np.float16))
+    whole = table[column].combine_chunks()
+    flat = whole.flatten().to_numpy(zero_copy_only=False)
+    matrix = flat.reshape(-1, dimension).astype(np.float16)
+    return torch.from_numpy(matrix)
 
 
 def _candidates(nearby: pa.Table, numbers: dict[str, int], query: Tensor, count: int) -> Candidates:
     """The best of these windows, by the product of the query with the stored vectors."""
     # What a killed update has left has no video.
-    is_listed = pc.is_in(nearby["video"], pa.array(list(numbers), pa.string()))
+    listed = pa.array(list(numbers), pa.string())
+    is_listed = pc.is_in(nearby["video"], listed)
     windows = nearby.filter(is_listed)
-    videos = np.array([numbers[name] for name in windows["video"].to_pylist()], np.int64)
+
+    names = windows["video"].to_pylist()
+    videos = np.array([numbers[name] for name in names], np.int64)
     vectors = _vectors(windows, "vector", len(query))
 
     scores = vectors.float() @ query
-    chosen = scores.argsort(descending=True, stable=True)[:count].numpy()
+    order = scores.argsort(descending=True, stable=True)
+    chosen = order[:count].numpy()
     return Candidates(
         rows=windows["row"].to_numpy()[chosen],
         videos=videos[chosen],
@@ -315,9 +378,14 @@ def _videos_schema(dimension: int) -> pa.Schema:
 
 
 def _no_rows(dimension: int) -> pa.Table:
-    return _moments_schema(dimension).empty_table().select(COLUMNS)
+    empty = _moments_schema(dimension).empty_table()
+    return empty.select(COLUMNS)
 
 
 def _quoted(names: Sequence[str]) -> str:
     """Names as texts of SQL."""
-    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+    texts = []
+    for name in names:
+        escaped = name.replace("'", "''")
+        texts.append(f"'{escaped}'")
+    return ", ".join(texts)
