@@ -14,11 +14,18 @@ VERDICTS = ("worse", "better", "no change", "identical", "new", "failed")
 
 def cell_rows(record: RoundRecord) -> Lines:
     """A line per cell, its first the header."""
-    lines: Lines = [("cell", "seed", "state", "t2v R@1", "v2t R@1", "seconds", "MB", "reason")]
+    header = ("cell", "seed", "state", "t2v R@1", "v2t R@1", "seconds", "MB", "reason")
+    lines: Lines = [header]
     for cell in record["cells"]:
         numbers = _numbers(cell.get("metrics"))
-        reason = cell.get("reason", "")
-        lines.append((cell["row"], str(cell["seed"]), STATES[cell["state"]], *numbers, reason))
+        line = (
+            cell["row"],
+            str(cell["seed"]),
+            STATES[cell["state"]],
+            *numbers,
+            cell.get("reason", ""),
+        )
+        lines.append(line)
     return lines
 
 
@@ -36,17 +43,29 @@ def _numbers(metrics: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
 
 def change_rows(changes: Sequence[RowChange]) -> Lines:
     """A line per row of the matrix, its first the header."""
-    lines: Lines = [("t2v R@1 of", "seeds", "before", "now", "change", "95% interval", "verdict")]
+    header = ("t2v R@1 of", "seeds", "before", "now", "change", "95% interval", "verdict")
+    lines: Lines = [header]
     for row in changes:
-        difference = interval = ""
-        if row.change:
-            difference = f"{row.change.change:+.1f}"
-        if row.change and row.word != "identical":
-            interval = f"{row.change.low:+.1f} .. {row.change.high:+.1f}"
+        difference = ""
+        interval = ""
+        change = row.change
+        if change:
+            difference = f"{change.change:+.1f}"
+        if change and row.word != "identical":
+            interval = f"{change.low:+.1f} .. {change.high:+.1f}"
 
+        # What somebody has to look at stands out.
         verdict = row.word.upper() if row.word == "worse" else row.word
-        seeds = str(row.seeds or "")
-        lines.append((row.row, seeds, _recall(row.before), _recall(row.now), difference, interval, verdict))
+        line = (
+            row.row,
+            str(row.seeds or ""),
+            _recall(row.before),
+            _recall(row.now),
+            difference,
+            interval,
+            verdict,
+        )
+        lines.append(line)
     return lines
 
 
@@ -56,9 +75,17 @@ def _recall(number: float | None) -> str:
 
 def aligned(lines: Lines) -> str:
     """For a terminal: numbers to the right, words to the left; a column that is empty is left out."""
-    columns = list(zip(*lines, strict=True))
-    padded = [_padded(column) for column in columns if any(column[1:])]
-    rows = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    padded_columns = []
+    for column in zip(*lines, strict=True):
+        # The first line is the header.
+        if any(column[1:]):
+            padded_columns.append(_padded(column))
+
+    rows = []
+    for cells in zip(*padded_columns, strict=True):
+        row = "  ".join(cells)
+        rows.append(row.rstrip())
+
     rule = "-" * max(map(len, rows))
     return "\n".join([rows[0], rule, *rows[1:]])
 
@@ -66,15 +93,20 @@ def aligned(lines: Lines) -> str:
 def _padded(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
     has_words = any(cell[:1].isalpha() for cell in column[1:])
-    return [cell.ljust(width) if has_words else cell.rjust(width) for cell in column]
+    if has_words:
+        return [cell.ljust(width) for cell in column]
+    return [cell.rjust(width) for cell in column]
 
 
 def markdown(lines: Lines) -> str:
     """The same as Markdown."""
     rows = []
     for line in lines:
-        cells = " | ".join(cell.replace("|", "/") for cell in line)
-        rows.append(f"| {cells} |")
+        # A bar would end its cell.
+        cells = [cell.replace("|", "/") for cell in line]
+        row = " | ".join(cells)
+        rows.append(f"| {row} |")
+
     rule = "|" + "---|" * len(lines[0])
     return "\n".join([rows[0], rule, *rows[1:]])
 
@@ -82,10 +114,10 @@ def markdown(lines: Lines) -> str:
 def summary(record: RoundRecord) -> str:
     """`12 cells: 9 finished now, 3 before, 0 failed`."""
     states = [cell["state"] for cell in record["cells"]]
-    return (
-        f"{len(states)} cells: {states.count('finished')} finished now, {states.count('before')} before,"
-        f" {states.count('failed')} failed"
-    )
+    num_finished = states.count("finished")
+    num_before = states.count("before")
+    num_failed = states.count("failed")
+    return f"{len(states)} cells: {num_finished} finished now, {num_before} before, {num_failed} failed"
 
 
 def mlflow_metrics(changes: Sequence[RowChange]) -> dict[str, float]:
@@ -95,11 +127,18 @@ def mlflow_metrics(changes: Sequence[RowChange]) -> dict[str, float]:
         if row.now is not None:
             row_name = _metric_name(row.row)
             metrics[f"{names.T2V_R1}/{row_name}"] = row.now
+
     for verdict in VERDICTS:
-        metrics[f"rows/{verdict.replace(' ', '_')}"] = sum(row.word == verdict for row in changes)
+        name = verdict.replace(" ", "_")
+        num_rows = sum(row.word == verdict for row in changes)
+        metrics[f"rows/{name}"] = num_rows
     return metrics
 
 
 def _metric_name(row: str) -> str:
     """MLflow takes letters, digits and a few signs."""
-    return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in row)
+    letters = []
+    for letter in row:
+        is_allowed = letter.isalnum() or letter in "_-. /:"
+        letters.append(letter if is_allowed else "_")
+    return "".join(letters)
