@@ -97,14 +97,18 @@ class TunedModel:
 
     def __init__(self, folder: Path, device: str | None = None, pretrained: str | None = None) -> None:
         """device: None is a GPU where there is one. pretrained: frozen weights at another place."""
-        self._settings = ModelSettings(**json.loads((folder / SETTINGS_FILE).read_text()))
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = json.loads((folder / SETTINGS_FILE).read_text())
+        self._settings = ModelSettings(**settings)
+        if not device:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
 
         # What is drawn here is overwritten, or drawn as it was: nobody else's random numbers change.
         with torch.random.fork_rng(devices=[]):
             clip = load_frozen(folder, self._settings, pretrained)
             tuned = load_tuned(clip, folder / TUNED_FILE)
-        self._tuned_hash = read(folder / TUNED_FILE)[0]["tensors"]
+        stored, _ = read(folder / TUNED_FILE)
+        self._tuned_hash = stored["tensors"]
 
         retriever = Retriever(tuned, precision=self._settings.precision)
         self._retriever = retriever.to(self._device).eval()
@@ -135,11 +139,14 @@ class TunedModel:
             raise ValueError("top_k: this model was saved without a gallery (mlflow.model: vectors)")
 
         names, vectors = self._videos
+        count = min(count, len(names))
         ranked_names = []
         ranked_scores = []
         for start in range(0, len(captions), CAPTIONS_AT_ONCE):
-            text = self._embedder.texts(captions[start : start + CAPTIONS_AT_ONCE])
-            best = self._retriever.rank(text, vectors).topk(min(count, len(names)), dim=1)
+            chunk = captions[start : start + CAPTIONS_AT_ONCE]
+            text = self._embedder.texts(chunk)
+            similarity = self._retriever.rank(text, vectors)
+            best = similarity.topk(count, dim=1)
             for indices in best.indices.tolist():
                 ranked_names.append([names[index] for index in indices])
             ranked_scores += best.values.tolist()
@@ -156,24 +163,32 @@ class TunedModel:
         one line.
         """
         column = _column(rows)
-        rows = rows[[column]].explode(column, ignore_index=True)  # MLflow's row of {"caption": ["a", "b"]}
-        values = rows[column].tolist()
-        for row, value in enumerate(values):
-            if not isinstance(value, str):
-                raise ValueError(f"row {row}: the {column} is {value!r}, not a text")
 
-        count = int((params or {}).get("top_k", 0))
+        # MLflow makes one row of {"caption": ["a", "b"]}.
+        rows = rows[[column]].explode(column, ignore_index=True)
+        _check_texts(column, rows[column].tolist())
+
+        if params is None:
+            params = {}
+        count = int(params.get("top_k", 0))
+        index = str(params.get("index", ""))
         if count < 0 or (count and column == "video"):
             raise ValueError(f"top_k: {count}; it is how many videos to rank for each caption, 0 for vectors")
-        index = str((params or {}).get("index", ""))
-        if index and column == "caption":
-            return rows.assign(top=self._find_moments(values, index, count or DEFAULT_TOP))
-        if not count and column == "caption":
-            return self.embed_captions(values).cpu().numpy()
-        if not count:
-            return self._embed_files(rows)
 
-        names, scores = self.rank_videos(values, count)
+        if column == "video":
+            return self._embed_files(rows)
+        return self._answer_captions(rows, count, index)
+
+    def _answer_captions(self, rows: Any, count: int, index: str) -> Any:  # noqa: ANN401 - pandas'
+        """`predict` of `rows.caption`."""
+        captions = rows["caption"].tolist()
+        if index:
+            moments = self._find_moments(captions, index, count or DEFAULT_TOP)
+            return rows.assign(top=moments)
+        if not count:
+            return self.embed_captions(captions).cpu().numpy()
+
+        names, scores = self.rank_videos(captions, count)
         return rows.assign(top=names, scores=scores)
 
     def _embed_files(self, rows: Any) -> Any:  # noqa: ANN401 - pandas'
@@ -206,20 +221,26 @@ class TunedModel:
                 f"index: {uri} was made by other weights ({index.header.method}); index the videos with this"
                 " model: python pipelines/index.py FOLDER model=..."
             )
+
         moments = []
         for features in self._embedder.texts(captions).cpu():
-            answers = index.search(Question(features=features, top=count))
-            moments.append(
-                [
-                    {"video": found.video, "start": found.start, "end": found.end, "score": found.score}
-                    for found in answers
-                ]
-            )
+            question = Question(features=features, top=count)
+            of_caption = []
+            for answer in index.search(question):
+                moment = {
+                    "video": answer.video,
+                    "start": answer.start,
+                    "end": answer.end,
+                    "score": answer.score,
+                }
+                of_caption.append(moment)
+            moments.append(of_caption)
         return moments
 
     def _read_frames(self, paths: list[str]) -> tuple[Tensor, Tensor]:
         """Frames that the CLIP sees, UInt8 [B, F, 3, S, S], and which are real, Bool [B, F]."""
-        stacked, mask = stack([self._decode(path) for path in paths], self._settings.frames)
+        videos = [self._decode(path) for path in paths]
+        stacked, mask = stack(videos, self._settings.frames)
         return torch.from_numpy(stacked).movedim(-1, -3), mask
 
     def _decode(self, path: str) -> np.ndarray:
@@ -236,7 +257,9 @@ class TunedModel:
             )
         except VideoError as error:
             raise UndecodableError(f"{path}: {error}") from None
-        return video.pixels[choose(len(video.pixels), settings.frames, None)]
+
+        indices = choose(len(video.pixels), settings.frames, None)
+        return video.pixels[indices]
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, str] | None = None) -> TunedModel:
@@ -275,6 +298,13 @@ def _read_videos(path: Path, device: torch.device) -> tuple[list[str], Tensor] |
     with safe_open(path, framework="pt", device=str(device)) as file:
         names = file.get_tensor("names").cpu().numpy().tobytes()
         return json.loads(names), file.get_tensor("vectors")
+
+
+def _check_texts(column: str, values: list[object]) -> None:
+    """ValueError that names the first row which holds something else."""
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"row {row}: the {column} is {value!r}, not a text")
 
 
 def _column(rows: Any) -> str:  # noqa: ANN401 - a pandas DataFrame
