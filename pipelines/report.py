@@ -291,7 +291,11 @@ def _elsewhere(results: Sequence[MethodResult], sources: Sources) -> ReportSecti
         return ReportSection("Tested on other data", [table], [])
 
     shown = [f"{row.method}: {row.tuned_on} on {row.tested_on}" for row in compared]
-    intervals = [(row.change, row.low, row.high) for row in compared]
+    intervals = []
+    for row in compared:
+        interval = (row.change, row.low, row.high)
+        change, low, high = [number for number in interval if number is not None]
+        intervals.append((change, low, high))
     plot = ReportPlot(
         "transfer",
         "Text to video R@1 on data that nothing was tuned on, less the frozen CLIP's, with its 95% interval.",

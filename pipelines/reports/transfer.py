@@ -88,7 +88,7 @@ def _evidence(tested: Tested) -> Evidence | None:
 def matrix_rows(rows: Sequence[Transfer]) -> list[tuple[str, ...]]:
     """Tuned on x tested on, a line per method and what it was tuned on; the first is the header."""
     columns = list(dict.fromkeys(row.tested_on for row in rows))
-    words = {}
+    words: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         line = words.setdefault((row.method, row.tuned_on), {})
         line[row.tested_on] = row.words

@@ -439,14 +439,16 @@ class Worker:
 
     def _recall_of_stills(self) -> dict[str, float]:
         """What the quickstart's CLIP, tuned, still knows of the stills that it was pretrained on."""
-        size = self.config.video.size
+        size = self.config.video.side
+        world = self.config.shapes
+        assert world is not None, "only the quickstart has a world of its own"
         recall = stills_recall(
             self.retriever,
             lambda rng, count: shapes.stills(rng, count, size),
             shapes.still_captions(),
             self.tokenize,
             frames=self.config.video.frames,
-            seed=self.config.shapes.seed,
+            seed=world.seed,
         )
         return {
             names.UPSTREAM_R1: recall.percent,

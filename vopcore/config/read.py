@@ -66,10 +66,10 @@ def read_others(config: RunConfig) -> list[RunConfig]:
 def _with_other_files(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """`evaluate.also` of the config at `path`, with each entry's file in full. Raises ConfigError."""
     evaluate = raw.get("evaluate")
-    also = evaluate.get("also") if isinstance(evaluate, dict) else None
-    if not also:
+    if not isinstance(evaluate, dict) or not evaluate.get("also"):
         return raw
 
+    also = evaluate["also"]
     entries = []
     for entry in also if isinstance(also, list) else [also]:
         named = entry if isinstance(entry, dict) else {"file": entry}
@@ -96,7 +96,7 @@ def _other_file(name: str, path: Path) -> Path:
 
 def flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted keys."""
-    pairs = {}
+    pairs: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             pairs |= flat(value, f"{prefix}{name}.")
