@@ -36,7 +36,12 @@ class FrozenMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: AutogradContext, x: Tensor, w1: Tensor, scaled_b1: Tensor, w2: Tensor, b2: Tensor
+        ctx: AutogradContext,
+        x: Tensor,
+        w1: Tensor,
+        scaled_b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
     ) -> Tensor:
         """x [..., D], w1 [H, D], scaled_b1 = SLOPE b1 [H], w2 [D, H], b2 [D], of one dtype -> [..., D]"""
         rows = x.flatten(0, -2)
@@ -78,7 +83,11 @@ class FrozenProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: AutogradContext, query: Tensor, key: Tensor | None, weight: Tensor, bias: Tensor
+        ctx: AutogradContext,
+        query: Tensor,
+        key: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """query [N, L, D], key [N, K, D] or None for the same as the query, weight [3 D, D], bias [3 D], of
         one dtype -> queries [N, L, D], keys and values [N, K, D]"""
@@ -99,7 +108,10 @@ class FrozenProjection(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: AutogradContext, by_query: Tensor, by_key: Tensor, by_value: Tensor
+        ctx: AutogradContext,
+        by_query: Tensor,
+        by_key: Tensor,
+        by_value: Tensor,
     ) -> tuple[Tensor, Tensor | None, None, None]:
         (weight,) = ctx.saved_tensors
         for_query, for_key, for_value = weight.chunk(3)

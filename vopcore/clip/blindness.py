@@ -22,7 +22,10 @@ SAME = 1e-5  # of a vector's length: rounding stays below
 
 
 def check_not_blind(
-    clip: CLIP, tokenize: Callable[[list[str]], Tensor], tokenizer: str, captions: Iterable[str]
+    clip: CLIP,
+    tokenize: Callable[[list[str]], Tensor],
+    tokenizer: str,
+    captions: Iterable[str],
 ) -> None:
     """Refuse a CLIP to which different captions or different pictures are one.
 

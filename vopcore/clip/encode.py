@@ -26,22 +26,40 @@ def encode_text(clip: CLIP, tokens: Tensor) -> Tensor:
     return text_tower(clip).encode(tokens)
 
 
-def text_length(clip: CLIP, tokens: Tensor, multiple: int = 1) -> int:
+def text_length(
+    clip: CLIP,
+    tokens: Tensor,
+    multiple: int = 1,
+) -> int:
     """Positions of tokens Int [N, L] that a batch must be read to: its longest text, up to a `multiple`."""
     longest = text_tower(clip).longest(tokens)
     rounded_up = math.ceil(longest / multiple) * multiple
     return min(rounded_up, tokens.shape[1])
 
 
-def encode_video(clip: CLIP, frames: Tensor, mask: Tensor | None) -> Tensor:
+def encode_video(
+    clip: CLIP,
+    frames: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """frames Float [B, F, 3, H, W], normalised; mask Bool [B, F] of real frames -> features [B, F, D]."""
     num_frames = frames.shape[1]
     alone = frames.flatten(0, 1)
     x = vision_tower(clip).embed(alone)
-    return _encode_from(clip, x, num_frames, mask, 0)
+    return _encode_from(
+        clip,
+        x,
+        num_frames,
+        mask,
+        0,
+    )
 
 
-def encode_prefix(clip: CLIP, frames: Tensor, layer: int) -> Tensor:
+def encode_prefix(
+    clip: CLIP,
+    frames: Tensor,
+    layer: int,
+) -> Tensor:
     """frames Float [N, 3, H, W], normalised -> what enters vision block `layer`: [N, L, width].
 
     Past the last block of a tower that reads its class token, this token alone: L = 1.
@@ -58,11 +76,22 @@ def encode_prefix(clip: CLIP, frames: Tensor, layer: int) -> Tensor:
     return tokens.x
 
 
-def encode_from(clip: CLIP, x: Tensor, mask: Tensor | None, layer: int) -> Tensor:
+def encode_from(
+    clip: CLIP,
+    x: Tensor,
+    mask: Tensor | None,
+    layer: int,
+) -> Tensor:
     """x [B, F, L, width], what `encode_prefix` gave -> features [B, F, D], as of `encode_video`."""
     num_frames = x.shape[1]
     alone = x.flatten(0, 1)
-    return _encode_from(clip, alone, num_frames, mask, layer)
+    return _encode_from(
+        clip,
+        alone,
+        num_frames,
+        mask,
+        layer,
+    )
 
 
 def prefix_shape(clip: CLIP, layer: int) -> tuple[int, int]:
@@ -123,7 +152,11 @@ def set_grad_checkpointing(clip: CLIP, enabled: bool) -> None:
     text_tower(clip).set_grad_checkpointing(enabled)
 
 
-def run_blocks(tokens: Tokens, blocks: Iterable[nn.Module], grad_checkpointing: bool = False) -> Tokens:
+def run_blocks(
+    tokens: Tokens,
+    blocks: Iterable[nn.Module],
+    grad_checkpointing: bool = False,
+) -> Tokens:
     """Through `blocks`, one after the other; recomputed in the backward pass if `grad_checkpointing`."""
     for block in blocks:
         if grad_checkpointing:
@@ -140,7 +173,11 @@ def run_blocks(tokens: Tokens, blocks: Iterable[nn.Module], grad_checkpointing: 
     return tokens
 
 
-def _run(x: Tensor, tokens: Tokens, block: nn.Module) -> Tokens:
+def _run(
+    x: Tensor,
+    tokens: Tokens,
+    block: nn.Module,
+) -> Tokens:
     return tokens.with_x(x).run(block)
 
 
@@ -149,7 +186,13 @@ def _class_token_alone(vision: VisionTower, layer: int) -> bool:
     return vision.reads_class_token and layer == vision.layers
 
 
-def _encode_from(clip: CLIP, x: Tensor, frames: int, mask: Tensor | None, layer: int) -> Tensor:
+def _encode_from(
+    clip: CLIP,
+    x: Tensor,
+    frames: int,
+    mask: Tensor | None,
+    layer: int,
+) -> Tensor:
     """The vision tower from block `layer` on; x [B * F, L, width] -> features [B, F, D]."""
     vision = vision_tower(clip)
     tokens = vision.tokens(x, frames, mask)

@@ -76,7 +76,10 @@ def empty_copy(clip: CLIP) -> CLIP:
     """A CLIP of the same shapes on the meta device: it takes no memory, whatever is put into it."""
     memo: dict[int, Tensor] = {}
     for parameter in clip.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(
+            parameter.detach().to("meta"),
+            requires_grad=False,
+        )
     for buffer in clip.buffers():
         memo[id(buffer)] = buffer.to("meta")
     return copy.deepcopy(clip, memo).eval()
@@ -91,7 +94,11 @@ def frozen_hash(clip: CLIP) -> str:
     return digest.hexdigest()
 
 
-def update(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+def update(
+    digest: "hashlib._Hash",
+    name: str,
+    tensor: Tensor,
+) -> None:
     """Feed one named tensor to a hash."""
     tensor = tensor.detach().cpu().contiguous()
     digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

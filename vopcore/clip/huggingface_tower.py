@@ -43,7 +43,11 @@ M2M100 = LayerParts(
     attn="self_attn.out_proj",
     mlp="fc2",
 )
-PARTS = {"roberta": ROBERTA, "xlm-roberta": ROBERTA, "m2m_100": M2M100}  # by config.model_type
+PARTS = {
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "m2m_100": M2M100,
+}  # by config.model_type
 
 
 class OutputBeside(nn.Module):
@@ -93,7 +97,12 @@ class FirstLinear(nn.Module):
 class LastLinear(nn.Module):
     """The last linear layer of M2M-100's MLP, with an adapter over the input of the first."""
 
-    def __init__(self, linear: nn.Module, adapter: nn.Module, first: FirstLinear) -> None:
+    def __init__(
+        self,
+        linear: nn.Module,
+        adapter: nn.Module,
+        first: FirstLinear,
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.adapter = adapter
@@ -147,7 +156,12 @@ class HuggingFaceText(TextTower):
 
         text = text_module(self.clip)
         hidden = ids == text.config.pad_token_id
-        tokens = Tokens(x=self._embed(ids), tower=self, prefix=1, hidden=hidden)
+        tokens = Tokens(
+            x=self._embed(ids),
+            tower=self,
+            prefix=1,
+            hidden=hidden,
+        )
         for block in self.blocks:
             tokens = tokens.run(block)
 
@@ -164,11 +178,20 @@ class HuggingFaceText(TextTower):
         if length not in self._masks:
             assert tokens.hidden is not None, "`encode` says which tokens are padding"
             shown = (~tokens.hidden).long()
-            mask = create_bidirectional_mask(config=self.model.config, inputs_embeds=x, attention_mask=shown)
+            mask = create_bidirectional_mask(
+                config=self.model.config,
+                inputs_embeds=x,
+                attention_mask=shown,
+            )
             self._masks[length] = mask
         return block(x, self._masks[length])
 
-    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_beside(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """At the end of RoBERTa's branches; around M2M-100's attention and MLP."""
         if self.parts is ROBERTA:
             holder = block.attention if branch == "attn" else block
@@ -179,7 +202,12 @@ class HuggingFaceText(TextTower):
             block.fc1 = FirstLinear(block.fc1)
             block.fc2 = LastLinear(block.fc2, module, block.fc1)
 
-    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_behind(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Behind the last linear layer of the branch."""
         path = getattr(self.parts, branch)
         linear = block.get_submodule(path)
@@ -187,7 +215,12 @@ class HuggingFaceText(TextTower):
 
     def projections(self, block: LibraryModule) -> dict[str, Projection]:
         """Four matrices."""
-        paths = {"q": self.parts.query, "k": self.parts.key, "v": self.parts.value, "o": self.parts.attn}
+        paths = {
+            "q": self.parts.query,
+            "k": self.parts.key,
+            "v": self.parts.value,
+            "o": self.parts.attn,
+        }
         return {letter: Projection(block.get_submodule(path), "weight", 0) for letter, path in paths.items()}
 
     def output_projection(self) -> list[nn.Parameter]:

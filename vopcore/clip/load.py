@@ -209,7 +209,11 @@ def _published_preprocessing(model: str) -> dict[str, Any]:
     return dict(entries[0]) if entries and agree else {}
 
 
-def _wrong_activation(model: str, pretrained: str, known: dict[str, Any]) -> str:
+def _wrong_activation(
+    model: str,
+    pretrained: str,
+    known: dict[str, Any],
+) -> str:
     plain = model.removesuffix("-quickgelu")
     if known.get("quick_gelu"):
         trained, right = "quick-GELU", f"{plain}-quickgelu"
@@ -245,7 +249,11 @@ def _read_checkpoint(clip: CLIP, path: str) -> None:
         raise ValueError(f"{path}: not the weights of {model_name(clip)}: {message[:300]}") from None
 
 
-def _finish(clip: CLIP, name: str, preprocess: dict[str, Any]) -> CLIP:
+def _finish(
+    clip: CLIP,
+    name: str,
+    preprocess: dict[str, Any],
+) -> CLIP:
     """What vopcore keeps on a CLIP."""
     clip.model_name = name
     clip.text_settings = model_config(name)["text_cfg"]

@@ -19,14 +19,22 @@ class OneDNNLinear(nn.Linear):
         return linear(x, self.weight, self.bias) if self.training else super().forward(x)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
     """x [..., K], weight [O, K], bias [O] -> [..., O]; as F.linear, but for rounding."""
     if _suits(x, weight, bias):
         return _Frozen.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _suits(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> bool:
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     return frozen and plain and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
@@ -36,7 +44,12 @@ class _Frozen(torch.autograd.Function):
     """x W^T + b, of which only x may ask for a gradient."""
 
     @staticmethod
-    def forward(ctx: AutogradContext, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: AutogradContext,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(weight)
         return _onednn(x, weight, bias)
 
@@ -46,5 +59,16 @@ class _Frozen(torch.autograd.Function):
         return _onednn(gradient, weight.t(), None), None, None
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(
+        x,
+        weight,
+        bias,
+        "none",
+        [],
+        "",
+    )

@@ -33,7 +33,11 @@ class ParallelAttention(nn.Module):
         self.adapter = adapter
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, **options: object
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        **options: object,
     ) -> tuple[Tensor, Tensor | None]:
         """What nn.MultiheadAttention takes and gives."""
         output, weights = self.attn(query, key, value, **options)
@@ -75,24 +79,50 @@ class OpenClipTower(Tower):
     def run_block(self, block: LibraryModule, tokens: Tokens) -> Tensor:
         """open_clip's own forward, to the bit, but in training once `prepare_for_training` was called."""
         if block.training and isinstance(block, TrainingBlock) and not masks_pairs_of_each(tokens):
-            return attend(block, tokens.x, tokens.x[:, :0], **key_masks(tokens, 0), read=tokens.read)
+            return attend(
+                block,
+                tokens.x,
+                tokens.x[:, :0],
+                **key_masks(tokens, 0),
+                read=tokens.read,
+            )
         return block(tokens.x, attn_mask=attention_mask(tokens, block))
 
     def attend(
-        self, block: LibraryModule, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
+        self,
+        block: LibraryModule,
+        tokens: Tokens,
+        prompts: Tensor,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Prompts are only looked at: keys and values without queries or an MLP."""
         if masks_pairs_of_each(tokens):
             return super().attend(block, tokens, prompts, hidden)
         masks = key_masks(tokens, prompts.shape[1], hidden)
-        return attend(block, tokens.x, prompts, **masks, read=tokens.read)
+        return attend(
+            block,
+            tokens.x,
+            prompts,
+            **masks,
+            read=tokens.read,
+        )
 
-    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_beside(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Around `attn` or `mlp`."""
         parallel = {"attn": ParallelAttention, "mlp": ParallelMLP}[branch]
         setattr(block, branch, parallel(getattr(block, branch), module))
 
-    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_behind(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Behind the layer scale, which is the last of each residual branch."""
         site = {"attn": "ls_1", "mlp": "ls_2"}[branch]
         setattr(block, site, nn.Sequential(getattr(block, site), module))
@@ -163,9 +193,20 @@ class OpenClipVision(OpenClipTower, VisionTower):
         """frames Float [N, 3, H, W], normalised -> [N, L, width]: the class token, then the patches."""
         return self.clip.visual._embeds(frames)
 
-    def tokens(self, x: Tensor, frames: int, real: Tensor | None) -> Tokens:
+    def tokens(
+        self,
+        x: Tensor,
+        frames: int,
+        real: Tensor | None,
+    ) -> Tokens:
         """The class token is the prefix."""
-        return Tokens(x=x, tower=self, prefix=1, frames=frames, real=real)
+        return Tokens(
+            x=x,
+            tower=self,
+            prefix=1,
+            frames=frames,
+            real=real,
+        )
 
     def pool(self, tokens: Tokens) -> Tensor:
         """-> features [N, D]"""
@@ -177,7 +218,12 @@ class OpenClipVision(OpenClipTower, VisionTower):
         """Behind the norm before the attention."""
         block.ln_1 = nn.Sequential(block.ln_1, module)
 
-    def attention(self, block: LibraryModule, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
+    def attention(
+        self,
+        block: LibraryModule,
+        tokens: Tokens,
+        change: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
         """Of a `TrainingBlock`: with its projections, heads and scales."""
         x = tokens.x
         attn = block.attn
@@ -191,7 +237,12 @@ class OpenClipVision(OpenClipTower, VisionTower):
 
         bias = size_bias(tokens, queries.dtype)
         queries = queries[:, :, : tokens.read]
-        attended = nn.functional.scaled_dot_product_attention(queries, keys, values, bias)
+        attended = nn.functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            bias,
+        )
         attended = attn.out_proj(attended.transpose(1, 2).flatten(2))
         return x[:, : tokens.read] + block.ls_1(attended), keys.mean(dim=1)
 
@@ -268,7 +319,13 @@ class OpenClipText(OpenClipTower, TextTower):
         tokens = self._embed(ids)
         for block in self.blocks:
             if self.transformer.grad_checkpointing:
-                tokens = checkpoint(_run, tokens.x, tokens, block, use_reentrant=False)
+                tokens = checkpoint(
+                    _run,
+                    tokens.x,
+                    tokens,
+                    block,
+                    use_reentrant=False,
+                )
             else:
                 tokens = tokens.run(block)
         return self._project(self._pool(tokens.x, ids))
@@ -299,18 +356,32 @@ class OpenClipText(OpenClipTower, TextTower):
         hidden = None
         if self.class_embedding is not None:
             # CoCa's published weights know a mask that is one place off: padding hides what stands behind it.
-            x = torch.cat([x, self.class_embedding.to(x.dtype).expand(len(x), 1, -1)], dim=1)
+            x = torch.cat(
+                [x, self.class_embedding.to(x.dtype).expand(len(x), 1, -1)],
+                dim=1,
+            )
             hidden = nn.functional.pad(ids == text.pad_id, (1, 0), value=False)
         x = x + text.positional_embedding[: x.shape[1]].to(x.dtype)
         # Under autocast the residual stream is bf16, as that of the frames.
         x = x.to(autocast_dtype(x) or x.dtype)
-        return Tokens(x=x, tower=self, prefix=1, causal=text.attn_mask is not None, hidden=hidden)
+        return Tokens(
+            x=x,
+            tower=self,
+            prefix=1,
+            causal=text.attn_mask is not None,
+            hidden=hidden,
+        )
 
     def _pool(self, x: Tensor, ids: Tensor) -> Tensor:
         text = self.text
         if self.class_embedding is not None:
             return text.ln_final(x[:, -1])
-        return text_global_pool(text.ln_final(x), ids, self.pool_type, eos_token_id=self.eos_id)
+        return text_global_pool(
+            text.ln_final(x),
+            ids,
+            self.pool_type,
+            eos_token_id=self.eos_id,
+        )
 
     def _project(self, pooled: Tensor) -> Tensor:
         projection = self.text.text_projection
@@ -319,7 +390,11 @@ class OpenClipText(OpenClipTower, TextTower):
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
 
-def _run(x: Tensor, tokens: Tokens, block: LibraryModule) -> Tokens:
+def _run(
+    x: Tensor,
+    tokens: Tokens,
+    block: LibraryModule,
+) -> Tokens:
     return tokens.with_x(x).run(block)
 
 
@@ -345,7 +420,11 @@ def attention_mask(tokens: Tokens, block: LibraryModule) -> Tensor | None:
         return mask
 
     length = tokens.x.shape[1]
-    hidden = torch.zeros(tokens.hidden.shape, dtype=tokens.x.dtype, device=tokens.x.device)
+    hidden = torch.zeros(
+        tokens.hidden.shape,
+        dtype=tokens.x.dtype,
+        device=tokens.x.device,
+    )
     hidden = hidden.masked_fill(tokens.hidden, float("-inf"))
     pairs = hidden.unsqueeze(1).expand(-1, length, -1)
     if mask is not None:
@@ -354,7 +433,11 @@ def attention_mask(tokens: Tokens, block: LibraryModule) -> Tensor | None:
     return pairs.repeat_interleave(attention.num_heads, 0)
 
 
-def key_masks(tokens: Tokens, prompts: int, hidden_prompts: Tensor | None = None) -> dict[str, Tensor]:
+def key_masks(
+    tokens: Tokens,
+    prompts: int,
+    hidden_prompts: Tensor | None = None,
+) -> dict[str, Tensor]:
     """The mask that `attend` takes over `prompts` prompts and the tokens, if one is needed."""
     if tokens.causal:
         return {"attn_mask": causal_mask(tokens.x, prompts)}
@@ -363,7 +446,11 @@ def key_masks(tokens: Tokens, prompts: int, hidden_prompts: Tensor | None = None
 
     hidden = tokens.hidden
     if hidden is None:
-        hidden = torch.zeros(tokens.x.shape[:2], dtype=torch.bool, device=tokens.x.device)
+        hidden = torch.zeros(
+            tokens.x.shape[:2],
+            dtype=torch.bool,
+            device=tokens.x.device,
+        )
     if hidden_prompts is None:
         hidden_prompts = hidden.new_zeros(len(hidden), prompts)
     hidden = torch.cat([hidden_prompts, hidden], dim=1)
@@ -382,7 +469,12 @@ def causal_mask(x: Tensor, prompts: int = 0) -> Tensor:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # autograd may not keep what inference mode has made
-def kept_causal_mask(length: int, prompts: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def kept_causal_mask(
+    length: int,
+    prompts: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
     """The mask of `causal_mask`; not to be written to."""
     mask = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
     if not prompts:

@@ -99,11 +99,23 @@ class TimmVision(VisionTower):
             x, _ = x  # the rotary positions, which `tokens` asks for
         return trunk.norm_pre(x)
 
-    def tokens(self, x: Tensor, frames: int, real: Tensor | None) -> Tokens:
+    def tokens(
+        self,
+        x: Tensor,
+        frames: int,
+        real: Tensor | None,
+    ) -> Tokens:
         """With the rotary positions of one frame, if the tower has them."""
         rope = self.trunk.rope.get_embed() if getattr(self.trunk, "rope", None) is not None else None
         prefix = self.trunk.num_prefix_tokens
-        return Tokens(x=x, tower=self, prefix=prefix, frames=frames, real=real, rope=rope)
+        return Tokens(
+            x=x,
+            tower=self,
+            prefix=prefix,
+            frames=frames,
+            real=real,
+            rope=rope,
+        )
 
     def run_block(self, block: LibraryModule, tokens: Tokens) -> Tensor:
         """timm's own forward. Rotary positions are those of the tokens behind the prefix, prompts included
@@ -145,11 +157,21 @@ class TimmVision(VisionTower):
         trunk = self.trunk
         return parameters_of([trunk.norm, trunk.attn_pool, trunk.fc_norm, trunk.head, self.clip.visual.head])
 
-    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_beside(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Around `attn` or `mlp`."""
         setattr(block, branch, Parallel(getattr(block, branch), module))
 
-    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_behind(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Behind the stochastic depth, which is the last of each residual branch; scales come before it."""
         site = {"attn": "drop_path1", "mlp": "drop_path2"}[branch]
         setattr(block, site, nn.Sequential(getattr(block, site), module))

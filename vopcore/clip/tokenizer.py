@@ -22,7 +22,12 @@ LONG_WORD = 1024  # letters: merging byte pairs takes time that grows with their
 class Tokenizer:
     """captions -> Int64 [N, words]: start, words, end, padding. A long caption loses words, never its end."""
 
-    def __init__(self, tokenize: SimpleTokenizer | HFTokenizer, name: str, words: int) -> None:
+    def __init__(
+        self,
+        tokenize: SimpleTokenizer | HFTokenizer,
+        name: str,
+        words: int,
+    ) -> None:
         self.name = name
         self.words = words
         self._tokenize = tokenize
@@ -87,12 +92,22 @@ def text_settings(model: str | CLIP) -> dict[str, Any]:
     return {"context_length": DEFAULT_CONTEXT, "vocab_size": CLIP_VOCABULARY} | settings
 
 
-def _hugging_face(name: str, source: str, text: dict[str, Any], words: int) -> HFTokenizer:
+def _hugging_face(
+    name: str,
+    source: str,
+    text: dict[str, Any],
+    words: int,
+) -> HFTokenizer:
     """As `open_clip.get_tokenizer` makes it, for configs of one's own too."""
     check_transformers(name)
     options = dict(text.get("tokenizer_kwargs") or {})
     try:
-        return HFTokenizer(source, context_length=words, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        return HFTokenizer(
+            source,
+            context_length=words,
+            tokenizer_mode=text.get("tokenizer_mode"),
+            **options,
+        )
     except ImportError as error:
         raise ValueError(
             f"{name}: its tokenizer {source} needs a package that is not installed ({error.name or error}): "
@@ -112,7 +127,12 @@ def check_transformers(model: str) -> None:
         )
 
 
-def missing_files(name: str, what: str, source: str, error: Exception) -> str:
+def missing_files(
+    name: str,
+    what: str,
+    source: str,
+    error: Exception,
+) -> str:
     """One line: which files of Hugging Face are not there, and where they were looked for."""
     reason = " ".join(str(error).split())[:200]
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""

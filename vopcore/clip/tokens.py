@@ -73,13 +73,22 @@ class Tokens:
         if hidden is not None:
             if hidden_prompts is None:
                 hidden_prompts = hidden.new_zeros(len(hidden), count)
-            hidden = torch.cat([hidden[:, :place], hidden_prompts, hidden[:, place:]], dim=1)
+            hidden = torch.cat(
+                [hidden[:, :place], hidden_prompts, hidden[:, place:]],
+                dim=1,
+            )
 
         sizes = self.sizes
         if sizes is not None:
             ones = sizes.new_ones(len(sizes), count)
             sizes = torch.cat([sizes[:, :place], ones, sizes[:, place:]], dim=1)
-        return replace(self, x=x, prefix=place + count, hidden=hidden, sizes=sizes)
+        return replace(
+            self,
+            x=x,
+            prefix=place + count,
+            hidden=hidden,
+            sizes=sizes,
+        )
 
     def remove(self, count: int) -> "Tokens":
         """Without the last `count` tokens of the prefix."""
@@ -94,7 +103,13 @@ class Tokens:
         sizes = self.sizes
         if sizes is not None:
             sizes = torch.cat([sizes[:, :start], sizes[:, end:]], dim=1)
-        return replace(self, x=x, prefix=start, hidden=hidden, sizes=sizes)
+        return replace(
+            self,
+            x=x,
+            prefix=start,
+            hidden=hidden,
+            sizes=sizes,
+        )
 
     def frame_summaries(self) -> Tensor:
         """One token for each frame, [B, F, D]: what VoP calls the CLS of a frame.

@@ -73,7 +73,11 @@ class Tower(ABC):
         """A block that the tower was built with -> [N, L, D], or in training the part that is read."""
 
     def attend(
-        self, block: LibraryModule, tokens: Tokens, prompts: Tensor, hidden: Tensor | None = None
+        self,
+        block: LibraryModule,
+        tokens: Tokens,
+        prompts: Tensor,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """A block that the tower was built with, over `tokens` and prompts [N, p, D] of which no output is
         wanted; nobody looks at those that are hidden, Bool [N, p]. As `run_block` with the prompts behind the
@@ -86,11 +90,21 @@ class Tower(ABC):
     # The places inside a block where methods add something
 
     @abstractmethod
-    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_beside(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Let `module` read what the attention or the MLP of a block reads, and add its output to theirs."""
 
     @abstractmethod
-    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_behind(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Let what the attention or the MLP of a block adds to the tokens go through `module` first."""
 
     @abstractmethod
@@ -151,7 +165,12 @@ class VisionTower(Tower):
         """frames Float [N, 3, H, W], normalised -> what enters the first block, [N, L, width]."""
 
     @abstractmethod
-    def tokens(self, x: Tensor, frames: int, real: Tensor | None) -> Tokens:
+    def tokens(
+        self,
+        x: Tensor,
+        frames: int,
+        real: Tensor | None,
+    ) -> Tokens:
         """x [B * F, L, width] as `Tokens`, with the positions that blocks ask for; `real` Bool [B, F]."""
 
     @abstractmethod
@@ -162,7 +181,12 @@ class VisionTower(Tower):
         """Let what the attention of a block reads go through `module` first; the residual does not."""
         raise NotImplementedError
 
-    def attention(self, block: LibraryModule, tokens: Tokens, change: nn.Module) -> tuple[Tensor, Tensor]:
+    def attention(
+        self,
+        block: LibraryModule,
+        tokens: Tokens,
+        change: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
         """The first half of a block: x plus its attention, [N, L, D], of the `tokens.read` first ones if
         that is a number; and the keys [N, L, D / heads], the mean over the heads.
 

@@ -137,7 +137,13 @@ class AutocastLayerNorm(LayerNorm):  # type: ignore[misc]  # open_clip has no ty
             return super().forward(x)
         weight, bias = self._affine(x)
         with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+            return F.layer_norm(
+                x,
+                self.normalized_shape,
+                weight,
+                bias,
+                self.eps,
+            )
 
     def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias in the dtype of x; rounded once if they are frozen."""
@@ -203,6 +209,12 @@ def attend(
         masks["attn_mask"] = attn_mask.to(normed.dtype)
     if key_padding_mask is not None:
         masks["key_padding_mask"] = key_padding_mask.to(normed.dtype)
-    attended, _ = block.attn(queries, keys, keys, need_weights=False, **masks)
+    attended, _ = block.attn(
+        queries,
+        keys,
+        keys,
+        need_weights=False,
+        **masks,
+    )
     x = x + block.ls_1(attended)
     return x + block.ls_2(block.mlp(block.ln_2(x)))

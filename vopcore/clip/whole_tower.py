@@ -57,11 +57,21 @@ class WholeTower(Tower):
         """Refused."""
         return self._refuse()
 
-    def add_beside(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_beside(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Refused."""
         self._refuse()
 
-    def add_behind(self, block: LibraryModule, branch: Branch, module: nn.Module) -> None:
+    def add_behind(
+        self,
+        block: LibraryModule,
+        branch: Branch,
+        module: nn.Module,
+    ) -> None:
         """Refused."""
         self._refuse()
 
@@ -117,9 +127,20 @@ class WholeVision(WholeTower, VisionTower):
         """frames Float [N, 3, H, W], normalised -> their features [N, 1, D]."""
         return self.module(frames).unsqueeze(1)
 
-    def tokens(self, x: Tensor, frames: int, real: Tensor | None) -> Tokens:
+    def tokens(
+        self,
+        x: Tensor,
+        frames: int,
+        real: Tensor | None,
+    ) -> Tokens:
         """The feature of a frame is its only token."""
-        return Tokens(x=x, tower=self, prefix=1, frames=frames, real=real)
+        return Tokens(
+            x=x,
+            tower=self,
+            prefix=1,
+            frames=frames,
+            real=real,
+        )
 
     def pool(self, tokens: Tokens) -> Tensor:
         """-> features [N, D]"""

@@ -29,7 +29,11 @@ class Prompted(Block):
     """
 
     def __init__(
-        self, block: nn.Module, prompts: nn.Module | None, held: int = 0, keep: bool = False
+        self,
+        block: nn.Module,
+        prompts: nn.Module | None,
+        held: int = 0,
+        keep: bool = False,
     ) -> None:
         super().__init__(block)
         self.prompts = prompts
@@ -51,7 +55,12 @@ class Prompted(Block):
         return with_prompts(self.block, tokens, prompts, keep=self.keep)
 
 
-def with_prompts(block: nn.Module, tokens: Tokens, prompts: Tensor, keep: bool = False) -> Tokens:
+def with_prompts(
+    block: nn.Module,
+    tokens: Tokens,
+    prompts: Tensor,
+    keep: bool = False,
+) -> Tokens:
     """Run `block` on `[prefix, prompts, the rest]`; prompts [N or 1, p, D].
 
     In a causal tower the order of the longer sequence says who sees whom: a prompt is seen by whoever sees
@@ -68,7 +77,11 @@ def with_prompts(block: nn.Module, tokens: Tokens, prompts: Tensor, keep: bool =
     return tokens.with_x(tokens.tower.attend(block, tokens, prompts.to(tokens.x.dtype)))
 
 
-def wrap(tower: Tower, make: Callable[[int, nn.Module], nn.Module], layers: range | None = None) -> None:
+def wrap(
+    tower: Tower,
+    make: Callable[[int, nn.Module], nn.Module],
+    layers: range | None = None,
+) -> None:
     """Put `make(i, block)` in the place of the blocks numbered `layers` (all, if None), counted from 0."""
     for i in range(tower.layers) if layers is None else layers:
         tower.blocks[i] = make(i, tower.blocks[i])
