@@ -16,7 +16,12 @@ from vopcore.methods.base import require
 class Bottleneck(nn.Module):
     """`scale * up(relu(down(x)))`; zero at the start, because `up` is."""
 
-    def __init__(self, tower: Tower, hidden: int, scale: float) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        hidden: int,
+        scale: float,
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.down_weight = nn.Parameter(nn.init.kaiming_uniform_(tower.new(hidden, tower.width), a=5**0.5))
@@ -47,7 +52,11 @@ class AdapterFFN:
         """Put a bottleneck beside each MLP."""
         for tower in towers(clip)[:2]:
             for block in tower.blocks:
-                tower.add_beside(block, "mlp", Bottleneck(tower, self.hidden, self.scale))
+                tower.add_beside(
+                    block,
+                    "mlp",
+                    Bottleneck(tower, self.hidden, self.scale),
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,4 +67,8 @@ class AdapterAttn(AdapterFFN):
         """Put a bottleneck beside each self-attention."""
         for tower in towers(clip)[:2]:
             for block in tower.blocks:
-                tower.add_beside(block, "attn", Bottleneck(tower, self.hidden, self.scale))
+                tower.add_beside(
+                    block,
+                    "attn",
+                    Bottleneck(tower, self.hidden, self.scale),
+                )

@@ -6,7 +6,11 @@ from vopcore.clip import CLIP, Tuning, freeze, towers
 from vopcore.methods.base import Method
 
 
-def tune(clip: CLIP, method: Method, frames: int) -> CLIP:
+def tune(
+    clip: CLIP,
+    method: Method,
+    frames: int,
+) -> CLIP:
     """Freeze `clip`, attach `method` to it for videos of `frames` frames, and return it.
 
     Weights must be loaded before; the new parameters take the dtype and device of the CLIP and are drawn from
@@ -24,7 +28,12 @@ def tune(clip: CLIP, method: Method, frames: int) -> CLIP:
     for tower in (vision, text):
         tower.prepare_for_training()
     method.attach(clip, frames)
-    clip.tuning = Tuning(method_name(method), method, frames, getattr(method, "fixed_frames", False))
+    clip.tuning = Tuning(
+        method_name(method),
+        method,
+        frames,
+        getattr(method, "fixed_frames", False),
+    )
     return clip
 
 
@@ -40,4 +49,7 @@ def method_name(method: Method) -> str:
     """The name under which METHODS holds the class of `method`; the name of the class if it is not there."""
     from vopcore.methods import METHODS  # which imports this file
 
-    return next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)
+    return next(
+        (name for name, cls in METHODS.items() if cls is type(method)),
+        type(method).__name__,
+    )

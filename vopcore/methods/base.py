@@ -34,13 +34,22 @@ class Method(Protocol):
         """
 
 
-def require(field: str, value: object, allowed: bool, wanted: str) -> None:
+def require(
+    field: str,
+    value: object,
+    allowed: bool,
+    wanted: str,
+) -> None:
     """ValueError that names the field, its value and what would be right, unless `allowed`."""
     if not allowed:
         raise ValueError(f"{field}: {value} must be {wanted}")
 
 
-def read_as_changed(module: nn.Module, name: str, change: nn.Module) -> None:
+def read_as_changed(
+    module: nn.Module,
+    name: str,
+    change: nn.Module,
+) -> None:
     """Let `module.name` read as what `change` makes of the weight; the weight itself stays frozen."""
     parametrize.register_parametrization(module, name, change)
     weight = module.get_parameter(f"parametrizations.{name}.original")
@@ -52,7 +61,11 @@ def unmet_needs(method: Method | type[Method], vision: Tower) -> list[str]:
     return [need for need in getattr(method, "needs", ()) if not getattr(vision, need)]
 
 
-def check_needs(name: str, method: Method, vision: Tower) -> None:
+def check_needs(
+    name: str,
+    method: Method,
+    vision: Tower,
+) -> None:
     """ValueError, one line, if the vision tower is not one that this method can tune."""
     if not vision.has_blocks:
         _ = vision.blocks  # says which methods work with it
@@ -60,7 +73,11 @@ def check_needs(name: str, method: Method, vision: Tower) -> None:
         raise ValueError(f"{name} {NEEDS[need]}")
 
 
-def first_layers(field: str, layers: int | None, tower: Tower) -> range:
+def first_layers(
+    field: str,
+    layers: int | None,
+    tower: Tower,
+) -> range:
     """The first `layers` blocks of a tower, all of them if None."""
     if layers is None:
         return range(tower.layers)
@@ -69,7 +86,11 @@ def first_layers(field: str, layers: int | None, tower: Tower) -> range:
     return range(layers)
 
 
-def fits_context(field: str, prompts: int, context_length: int) -> None:
+def fits_context(
+    field: str,
+    prompts: int,
+    context_length: int,
+) -> None:
     """Text prompts take no word's position, but a text of nothing but prompts is surely a slip."""
     room = context_length - 2
     require(

@@ -34,7 +34,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class UpProjection(nn.Module):
     """Weight (channels, r) and bias (channels,) of an up-projection, or of the shared slice of two."""
 
-    def __init__(self, tower: Tower, channels: int, reduction: int) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        channels: int,
+        reduction: int,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(small(tower.new(channels, reduction)))
         self.bias = nn.Parameter(nn.init.zeros_(tower.new(channels)))
@@ -49,7 +54,12 @@ class SharedAdapter(nn.Module):
     """One A_k. `parts` are the up-projections that fill the channels in order, the shared one last."""
 
     def __init__(
-        self, tower: Tower, reduction: int, parts: list[UpProjection], activation: str, dropout: float
+        self,
+        tower: Tower,
+        reduction: int,
+        parts: list[UpProjection],
+        activation: str,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.down_weight = nn.Parameter(small(tower.new(reduction, tower.width)))
@@ -67,7 +77,11 @@ class SharedAdapter(nn.Module):
             assert isinstance(part, UpProjection)
             matrices.append(part.matrix)
         up = torch.cat(matrices)
-        summed = torch.addmm(z.flatten(0, -2), F.pad(hidden, (0, 1), value=1).flatten(0, -2), up.T)
+        summed = torch.addmm(
+            z.flatten(0, -2),
+            F.pad(hidden, (0, 1), value=1).flatten(0, -2),
+            up.T,
+        )
         return summed.view_as(z).to(z.dtype)
 
 
@@ -114,10 +128,20 @@ class CrossModalAdapter:
                     else None
                 )
                 for tower in here:
-                    tower.add_behind(tower.blocks[i], branch, self._adapter(tower, shared))
+                    tower.add_behind(
+                        tower.blocks[i],
+                        branch,
+                        self._adapter(tower, shared),
+                    )
 
     def _adapter(self, tower: Tower, shared: UpProjection | None) -> SharedAdapter:
         own = tower.width - (self.shared if shared else 0)
         parts = [UpProjection(tower, own, self.reduction)] if own else []
         parts += [shared] if shared else []
-        return SharedAdapter(tower, self.reduction, parts, self.activation, self.dropout)
+        return SharedAdapter(
+            tower,
+            self.reduction,
+            parts,
+            self.activation,
+            self.dropout,
+        )

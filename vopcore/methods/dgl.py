@@ -27,7 +27,14 @@ class QuickGELU(nn.Module):
 class LinearSpace(nn.Module):
     """Local prompts of a layer, the same for all frames, and text prompts that are a linear map of them."""
 
-    def __init__(self, vision: Tower, text: Tower, prompts: int, frames: int, bound: float) -> None:
+    def __init__(
+        self,
+        vision: Tower,
+        text: Tower,
+        prompts: int,
+        frames: int,
+        bound: float,
+    ) -> None:
         super().__init__()
         layers = max(vision.layers, text.layers)
         table = vision.new(prompts, layers, vision.width)
@@ -58,7 +65,14 @@ class TransformerSpace(nn.Module):
     attend to they stay.
     """
 
-    def __init__(self, vision: Tower, text: Tower, prompts: int, frames: int, bound: float) -> None:
+    def __init__(
+        self,
+        vision: Tower,
+        text: Tower,
+        prompts: int,
+        frames: int,
+        bound: float,
+    ) -> None:
         super().__init__()
         layers = max(vision.layers, text.layers)
         width = vision.width
@@ -71,7 +85,12 @@ class TransformerSpace(nn.Module):
         table = vision.new((2 + frames) * prompts, layers, width)
         self.table = nn.Parameter(nn.init.normal_(table))
         self.norm_1 = nn.LayerNorm(width, **options)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True, **options)
+        self.attention = nn.MultiheadAttention(
+            width,
+            heads,
+            batch_first=True,
+            **options,
+        )
         self.norm_2 = nn.LayerNorm(width, **options)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width, **options),
@@ -108,7 +127,12 @@ Space = LinearSpace | TransformerSpace
 class TextPrompted(Block):
     """A text block that reads the prompts which a space holds for it."""
 
-    def __init__(self, block: nn.Module, space: Space, layer: int) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        space: Space,
+        layer: int,
+    ) -> None:
         super().__init__(block)
         self.space = space
         self.layer = layer
@@ -123,7 +147,12 @@ class TextPrompted(Block):
 class GlobalPrompts(nn.Module):
     """Prompts of a whole video, that the first layer brings in."""
 
-    def __init__(self, tower: Tower, count: int, bound: float) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        count: int,
+        bound: float,
+    ) -> None:
         super().__init__()
         tokens = tower.new(count, tower.width)
         self.tokens = nn.Parameter(tokens.uniform_(-bound, bound))
@@ -185,7 +214,12 @@ class GlobalLocal(Block):
         seen = everything.flatten(1, 2)
         gathered = tokens.tower.attend(self.block, video, seen, hidden)
         if self.last:
-            return replace(video, x=gathered[:, :1], prefix=1, carried=None)
+            return replace(
+                video,
+                x=gathered[:, :1],
+                prefix=1,
+                carried=None,
+            )
 
         # Each frame sees itself, its local prompts and the global ones.
         of_each_frame = carried.repeat_interleave(tokens.frames, dim=0)

@@ -15,7 +15,13 @@ from vopcore.methods.base import read_as_changed, require
 class LowRank(nn.Module):
     """Adds `scale * B_k A_k` to some square `parts` of a weight, numbered from its first rows."""
 
-    def __init__(self, tower: Tower, parts: list[int], rank: int, scale: float) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        parts: list[int],
+        rank: int,
+        scale: float,
+    ) -> None:
         super().__init__()
         self.parts = parts
         self.scale = scale

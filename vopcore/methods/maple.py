@@ -16,7 +16,12 @@ from vopcore.methods.prompt import carry
 class Coupled(nn.Module):
     """The vision prompts of one layer: F_k(P_k), P_k the text prompts of that layer."""
 
-    def __init__(self, vision: Tower, text: Tower, prompts: Prompts) -> None:
+    def __init__(
+        self,
+        vision: Tower,
+        text: Tower,
+        prompts: Prompts,
+    ) -> None:
         super().__init__()
         self.source = prompts
         self.weight = nn.Parameter(nn.init.kaiming_uniform_(vision.new(vision.width, text.width), a=5**0.5))
@@ -52,4 +57,8 @@ class MaPLe:
         if self.prompts:
             own = [Prompts(text, self.prompts) for _ in range(self.depth)]
             carry(text, self.prompts, own)
-            carry(vision, self.prompts, [Coupled(vision, text, prompts) for prompts in own])
+            carry(
+                vision,
+                self.prompts,
+                [Coupled(vision, text, prompts) for prompts in own],
+            )

@@ -26,10 +26,21 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def new_linear(tower: Tower, width: int, out: int, bias: bool = True) -> nn.Linear:
+def new_linear(
+    tower: Tower,
+    width: int,
+    out: int,
+    bias: bool = True,
+) -> nn.Linear:
     """A linear layer of the tower's dtype and device."""
     like = tower.new(0)
-    return nn.Linear(width, out, bias=bias, dtype=like.dtype, device=like.device)
+    return nn.Linear(
+        width,
+        out,
+        bias=bias,
+        dtype=like.dtype,
+        device=like.device,
+    )
 
 
 def new_norm(tower: Tower) -> nn.LayerNorm:
@@ -130,7 +141,12 @@ class VisionAdapter(Adapter):
     tokens are then calibrated by a factor per channel.
     """
 
-    def __init__(self, tower: Tower, shared: nn.Parameter | None, frames: int) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        shared: nn.Parameter | None,
+        frames: int,
+    ) -> None:
         super().__init__(tower, shared)
         nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
 
@@ -187,7 +203,12 @@ class TextAdapter(Adapter):
     position share it.
     """
 
-    def __init__(self, tower: Tower, shared: nn.Parameter | None, words: int) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        shared: nn.Parameter | None,
+        words: int,
+    ) -> None:
         super().__init__(tower, shared)
         nn.init.normal_(self.down.weight, std=(2 * tower.width) ** -0.5)
         positions = tower.new(words, WIDTH)
@@ -204,7 +225,13 @@ class TextAdapter(Adapter):
         positions = self.positions[places].to(hidden.dtype)
         sequence = self.norm(hidden + positions)
 
-        seen = torch.ones(1, length, length, dtype=torch.bool, device=device)
+        seen = torch.ones(
+            1,
+            length,
+            length,
+            dtype=torch.bool,
+            device=device,
+        )
         if tokens.causal:
             seen = seen.tril()
         if tokens.hidden is not None:
@@ -218,7 +245,12 @@ class TextAdapter(Adapter):
 class Adapted(Block):
     """A block that tells its adapter which tokens go through."""
 
-    def __init__(self, block: nn.Module, adapter: Adapter, across_frames: bool) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        adapter: Adapter,
+        across_frames: bool,
+    ) -> None:
         super().__init__(block)
         self.across_frames = across_frames
         self._adapter = (adapter,)  # in a tuple: it stands inside the block already

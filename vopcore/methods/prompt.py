@@ -12,19 +12,32 @@ from vopcore.clip import CLIP, Prompted, Prompts, Tower, towers, wrap
 from vopcore.methods.base import first_layers, fits_context, require
 
 
-def prompt(tower: Tower, count: int, layers: range) -> None:
+def prompt(
+    tower: Tower,
+    count: int,
+    layers: range,
+) -> None:
     """Give each of these layers `count` prompts of its own, gone again before the next layer."""
     if count:
         wrap(tower, lambda i, block: Prompted(block, Prompts(tower, count)), layers)
 
 
-def carry(tower: Tower, count: int, prompts: Sequence[nn.Module]) -> None:
+def carry(
+    tower: Tower,
+    count: int,
+    prompts: Sequence[nn.Module],
+) -> None:
     """Give the first layers these `prompts`, one each; those of the last of them stay to the tower's end."""
     deep = len(prompts)
 
     def make(i: int, block: nn.Module) -> Prompted:
         keep = deep - 1 <= i < tower.layers - 1
-        return Prompted(block, prompts[i] if i < deep else None, held=count if i >= deep else 0, keep=keep)
+        return Prompted(
+            block,
+            prompts[i] if i < deep else None,
+            held=count if i >= deep else 0,
+            keep=keep,
+        )
 
     wrap(tower, make)
 

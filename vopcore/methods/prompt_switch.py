@@ -50,7 +50,13 @@ class Switched(Block):
 
     across_frames = True
 
-    def __init__(self, block: nn.Module, switch: Switch, prompts: PromptCube | None, last: bool) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        switch: Switch,
+        prompts: PromptCube | None,
+        last: bool,
+    ) -> None:
         super().__init__(block)
         self.switch = switch
         self.prompts = prompts

@@ -36,7 +36,11 @@ SETTINGS = {  # what a file says of itself, and what each is
 }
 
 
-def save_tuned(path: str | os.PathLike[str], clip: CLIP, pooling: str) -> None:
+def save_tuned(
+    path: str | os.PathLike[str],
+    clip: CLIP,
+    pooling: str,
+) -> None:
     """Write `tuned(clip)` and how to use it; `path` is there whole or not at all."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in tuned(clip).items()}
     settings = {
@@ -71,7 +75,10 @@ def load_tuned(clip: CLIP, path: str | os.PathLike[str]) -> CLIP:
     return copy
 
 
-def attach_tuned(clip: CLIP, path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]:
+def attach_tuned(
+    clip: CLIP,
+    path: str | os.PathLike[str],
+) -> tuple[CLIP, dict[str, Any]]:
     """`load_tuned` without the look at every frozen weight, and the settings of the file.
 
     `path` may be `hub:ORG/NAME`, or `hub:ORG/NAME@REVISION`.
@@ -98,7 +105,12 @@ def attach_tuned(clip: CLIP, path: str | os.PathLike[str]) -> tuple[CLIP, dict[s
     return copy, settings
 
 
-def _tuned_copy(copy: CLIP, method: Method, frames: int, tensors: Mapping[str, Tensor]) -> CLIP:
+def _tuned_copy(
+    copy: CLIP,
+    method: Method,
+    frames: int,
+    tensors: Mapping[str, Tensor],
+) -> CLIP:
     copy = tune(copy, method, frames)
     if "logit_scale" in tensors:  # learnt beside the method, or part of it
         thaw([copy.logit_scale])

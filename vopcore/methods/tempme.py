@@ -69,7 +69,12 @@ class GroupPositions(nn.Module):
 class FrameMerging(Block):
     """A block that merges `count` patches of each frame between its attention and its MLP."""
 
-    def __init__(self, block: nn.Module, low_rank: FusedLowRank, count: int) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        low_rank: FusedLowRank,
+        count: int,
+    ) -> None:
         super().__init__(block)
         self.low_rank = low_rank
         self.count = count
@@ -160,7 +165,11 @@ def vision_tower_of(tokens: Tokens) -> VisionTower:
     return tokens.tower
 
 
-def attend(block: nn.Module, low_rank: FusedLowRank, tokens: Tokens) -> tuple[Tokens, Tensor]:
+def attend(
+    block: nn.Module,
+    low_rank: FusedLowRank,
+    tokens: Tokens,
+) -> tuple[Tokens, Tensor]:
     """The tokens behind the attention of `block`, and its keys [N, L, C]."""
     x, keys = vision_tower_of(tokens).attention(block, tokens, low_rank)
     return tokens.with_x(x), keys
@@ -211,7 +220,11 @@ def join(tokens: Tokens, group: int) -> Tokens:
     )
 
 
-def merge(tokens: Tokens, metric: Tensor, count: int) -> Tokens:
+def merge(
+    tokens: Tokens,
+    metric: Tensor,
+    count: int,
+) -> Tokens:
     """Merge `count` patches into others, at most half of all; metric [N, L, C] says which are alike.
 
     Out come `[prefix, patches at even places that are left, patches at odd places]`.
@@ -269,7 +282,11 @@ def rows(x: Tensor, indices: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match(
-    sources: Tensor, targets: Tensor, hidden_sources: Tensor, hidden_targets: Tensor, count: int
+    sources: Tensor,
+    targets: Tensor,
+    hidden_sources: Tensor,
+    hidden_targets: Tensor,
+    count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which `count` of `sources` [N, S, C] go into which of `targets` [N, T, C]: those whose best match has
     the highest cosine.
@@ -285,7 +302,11 @@ def match(
     likeness, best = cosines.max(dim=-1)
     likeness = likeness.masked_fill(hidden_sources, float("inf"))
 
-    order = likeness.argsort(dim=1, descending=True, stable=True)
+    order = likeness.argsort(
+        dim=1,
+        descending=True,
+        stable=True,
+    )
     merged = order[:, :count]
     left = order[:, count:].sort(dim=1).values
     return merged, left, best.gather(1, merged)
@@ -345,7 +366,12 @@ class TempMe:
         for block in text.blocks:
             update(text, block, FusedLowRank(text, self.rank))
 
-    def _check(self, vision: VisionTower, text: Tower, frames: int) -> None:
+    def _check(
+        self,
+        vision: VisionTower,
+        text: Tower,
+        frames: int,
+    ) -> None:
         for tower in (vision, text):
             limit = f"at most {tower.width}, the {tower.name} width"
             require("rank", self.rank, self.rank <= tower.width, limit)
@@ -383,7 +409,11 @@ class TempMe:
         wrap(vision, make)
 
 
-def update(tower: Tower, block: nn.Module, low_rank: FusedLowRank) -> None:
+def update(
+    tower: Tower,
+    block: nn.Module,
+    low_rank: FusedLowRank,
+) -> None:
     """Let the weights of q, k and v of a block read as updated; they themselves stay frozen."""
     places = tower.projections(block)
     parts_of: dict[tuple[nn.Module, str], list[int]] = {}

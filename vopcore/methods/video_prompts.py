@@ -13,13 +13,23 @@ from torch import Tensor, nn
 
 from vopcore.clip import Block, Prompts, Tokens, Tower, with_prompts
 
-DIRECTIONS = {"bilstm": 2, "lstm": 1, "transformer": 0}  # in which a kind of context model reads
+DIRECTIONS = {
+    "bilstm": 2,
+    "lstm": 1,
+    "transformer": 0,
+}  # in which a kind of context model reads
 
 
 class FramePrompts(nn.Module):
     """Generic prompts, and prompts looked up by the frame's index in its video (VoP^P)."""
 
-    def __init__(self, tower: Tower, generic: int, specific: int, frames: int) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        generic: int,
+        specific: int,
+        frames: int,
+    ) -> None:
         super().__init__()
         self.generic = Prompts(tower, generic)
         table = tower.new(frames, specific, tower.width)
@@ -39,7 +49,13 @@ class ContextModel(nn.Module):
     to the first. Then a linear layer makes `specific` tokens of each frame's state.
     """
 
-    def __init__(self, tower: Tower, kind: str, specific: int, frames: int) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        kind: str,
+        specific: int,
+        frames: int,
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.specific = specific
@@ -65,7 +81,11 @@ class ContextModel(nn.Module):
                 norm_first=True,
                 **options,
             )
-            self.encoder = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
+            self.encoder = nn.TransformerEncoder(
+                layer,
+                num_layers=4,
+                enable_nested_tensor=False,
+            )
 
         state_width = max(1, directions) * width
         self.project = nn.Linear(state_width, specific * width, **options)
@@ -136,7 +156,12 @@ class ContextPrompted(Block):
 
     across_frames = True
 
-    def __init__(self, block: nn.Module, prompts: Prompts, model: ContextModel) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        prompts: Prompts,
+        model: ContextModel,
+    ) -> None:
         super().__init__(block)
         self.prompts = prompts
         self.model = model
@@ -169,7 +194,12 @@ class Joint(Block):
 
     across_frames = True
 
-    def __init__(self, block: nn.Module, prompts: Prompts, positions: FramePositions | None) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        prompts: Prompts,
+        positions: FramePositions | None,
+    ) -> None:
         super().__init__(block)
         self.prompts = prompts
         self.positions = positions
@@ -200,7 +230,11 @@ class Joint(Block):
         return tokens.with_x(torch.cat([prefix, patches], dim=2).flatten(0, 1))
 
 
-def _padding(real: Tensor, prefix: int, patches: int) -> Tensor:
+def _padding(
+    real: Tensor,
+    prefix: int,
+    patches: int,
+) -> Tensor:
     """real Bool [B, F] -> Bool [B, F * (prefix + patches)]: the tokens of padding frames in a joint
     sequence.
     """

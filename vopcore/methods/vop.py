@@ -40,7 +40,11 @@ class DeepPrompts:
         """Prompt the text tower, then the vision tower."""
         vision, text, context_length = towers(clip)
         fits_context("text_prompts", self.text_prompts, context_length)
-        prompt(text, self.text_prompts, first_layers("text_layers", self.text_layers, text))
+        prompt(
+            text,
+            self.text_prompts,
+            first_layers("text_layers", self.text_layers, text),
+        )
         self.attach_vision(vision, frames)
 
     def attach_vision(self, vision: Tower, frames: int) -> None:
@@ -59,7 +63,11 @@ class VoP(DeepPrompts):
 
     def attach_vision(self, vision: Tower, frames: int) -> None:
         """The same prompts for all frames."""
-        prompt(vision, self.vision_prompts, first_layers("vision_layers", self.vision_layers, vision))
+        prompt(
+            vision,
+            self.vision_prompts,
+            first_layers("vision_layers", self.vision_layers, vision),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +160,11 @@ class VoPF(DeepPrompts):
         first_layers("spatial_layers", self.spatial_layers, vision)
         early = range(self.spatial_layers)
         wrap(vision, self.early(vision, frames), early)
-        wrap(vision, self.joint(vision, frames), range(self.spatial_layers, vision.layers))
+        wrap(
+            vision,
+            self.joint(vision, frames),
+            range(self.spatial_layers, vision.layers),
+        )
 
     def early(self, vision: Tower, frames: int) -> Make:
         """How a layer up to K_s is prompted."""
