@@ -69,7 +69,10 @@ def crop(frames: Tensor, crops: Tensor) -> Tensor:
 
     # Shards hold channels last: put them first in the same pass that makes them floats.
     pixels = frames.to(torch.float32, memory_format=torch.contiguous_format)
-    channels = pixels.flatten(1, 2)  # [B, F * 3, S, S]: all frames of a video are cut alike
+    channels = pixels.flatten(
+        1,
+        2,
+    )  # [B, F * 3, S, S]: all frames of a video are cut alike
 
     cropped = F.grid_sample(
         channels,

@@ -66,7 +66,13 @@ def stills_recall(
     for start in range(0, count, STILLS_AT_ONCE):
         chunk = slice(start, start + STILLS_AT_ONCE)
         pixels = torch.from_numpy(images[chunk]).permute(0, 3, 1, 2)
-        videos = pixels[:, None].repeat(1, frames, 1, 1, 1)
+        videos = pixels[:, None].repeat(
+            1,
+            frames,
+            1,
+            1,
+            1,
+        )
         features = retriever.video(videos.to(device))
 
         nearest = retriever.similarity(text, features).argmax(dim=0)
