@@ -6,7 +6,12 @@ from torch import Tensor
 NUM_DRAWS = 1000
 
 
-def interval(hits: Tensor, video: Tensor, seed: int, num_draws: int = NUM_DRAWS) -> tuple[float, float]:
+def interval(
+    hits: Tensor,
+    video: Tensor,
+    seed: int,
+    num_draws: int = NUM_DRAWS,
+) -> tuple[float, float]:
     """The 2.5% and 97.5% quantiles, in percent, of the mean of `hits` Float64[Q] over draws of videos.
 
     `video` Int64[Q] is each query's video. Captions of one video succeed and fail together, so they are drawn

@@ -97,7 +97,11 @@ class CaptionCounter:
         num_videos = len(truth.gallery)
         is_found = truth.is_found
         unasked = torch.full((num_best, num_videos), torch.inf, dtype=torch.float64)
-        self.bounds = unasked.index_copy(1, truth.column[is_found], self._best[:, is_found])
+        self.bounds = unasked.index_copy(
+            1,
+            truth.column[is_found],
+            self._best[:, is_found],
+        )
 
         self._has_several = num_best > 1
         self._set_counts = torch.zeros(2, 1, num_videos, dtype=torch.int64)
@@ -140,7 +144,13 @@ class CaptionCounter:
 
         truth = self._truth
         above, tied = per_video(self._caption_counts, truth)
-        gain = gain_of_all(above, tied, self._best, self._correct_scores, truth.video)
+        gain = gain_of_all(
+            above,
+            tied,
+            self._best,
+            self._correct_scores,
+            truth.video,
+        )
 
         # several captions of a video may share its best score
         tied_right = num_equal(self._best[0], self._correct_scores, truth.video)
@@ -206,13 +216,23 @@ def best_correct(correct_scores: Tensor, video: Tensor) -> Tensor:
     return best
 
 
-def num_equal(bound: Tensor, correct_scores: Tensor, video: Tensor) -> Tensor:
+def num_equal(
+    bound: Tensor,
+    correct_scores: Tensor,
+    video: Tensor,
+) -> Tensor:
     """Int64[M]: how many of a video's captions score exactly `bound` Float64[M]."""
     is_equal = (correct_scores == bound[video]).double()
     return torch.bincount(video, weights=is_equal, minlength=len(bound)).long()
 
 
-def gain_of_all(above: Tensor, tied: Tensor, best: Tensor, correct_scores: Tensor, video: Tensor) -> Tensor:
+def gain_of_all(
+    above: Tensor,
+    tied: Tensor,
+    best: Tensor,
+    correct_scores: Tensor,
+    video: Tensor,
+) -> Tensor:
     """Float64[M]: nDCG where every caption of a video is a right answer.
 
     above, tied: Int64[S, M], counts of `best` Float64[S, M].
@@ -240,7 +260,11 @@ def full_precision(scores: Tensor) -> Tensor:
     return scores
 
 
-def refuse_infinite(similarity: Similarity, truth: Truth, block: int) -> None:
+def refuse_infinite(
+    similarity: Similarity,
+    truth: Truth,
+    block: int,
+) -> None:
     """Raises MetricError naming the videos, or else the captions, whose similarities are not finite."""
     num_captions = len(truth.video)
     bad_in_row = torch.zeros(num_captions, dtype=torch.int64)

@@ -87,7 +87,13 @@ class BoundedSimilarity(Protocol):
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Float32[P]: the scores of pairs of a caption and a gallery column, Int64[P] each."""
 
-    def block(self, rows: Tensor, row_floor: Tensor, column_floor: Tensor, num_top: int) -> Tensor:
+    def block(
+        self,
+        rows: Tensor,
+        row_floor: Tensor,
+        column_floor: Tensor,
+        num_top: int,
+    ) -> Tensor:
         """Float32[n, V]: the scores of captions `rows` Int64[n], -inf in the place of scores that are below
         the `row_floor` Float[n] of their caption, the `column_floor` Float[V] of their video and `num_top`
         scores of the same caption."""
@@ -127,9 +133,21 @@ def evaluate(
     truth = Truth.of(captions, gallery)
     by_caption = VideoCounter(truth, num_top)
     if bounded is None:
-        by_video = _count_all(similarity, truth, by_caption, block, workers)
+        by_video = _count_all(
+            similarity,
+            truth,
+            by_caption,
+            block,
+            workers,
+        )
     else:
-        by_video = _count_bounded(bounded, truth, by_caption, block, workers)
+        by_video = _count_bounded(
+            bounded,
+            truth,
+            by_caption,
+            block,
+            workers,
+        )
 
     # a query is a caption here, found if its video is in the gallery
     t2v = by_caption.ranks()
@@ -157,7 +175,11 @@ def evaluate(
 
 
 def _count_all(
-    similarity: Similarity, truth: Truth, by_caption: VideoCounter, block: int, workers: Workers
+    similarity: Similarity,
+    truth: Truth,
+    by_caption: VideoCounter,
+    block: int,
+    workers: Workers,
 ) -> CaptionCounter:
     """Two passes over all similarities: the second compares with the right scores of the first."""
     blocks = workers.share(truth.blocks(block))
@@ -180,7 +202,11 @@ def _count_all(
 
 
 def _count_bounded(
-    bounded: BoundedSimilarity, truth: Truth, by_caption: VideoCounter, block: int, workers: Workers
+    bounded: BoundedSimilarity,
+    truth: Truth,
+    by_caption: VideoCounter,
+    block: int,
+    workers: Workers,
 ) -> CaptionCounter:
     """One pass: the right scores first, pair by pair, then the scores that can stand above one of them."""
     column = truth.column[truth.video]

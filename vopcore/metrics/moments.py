@@ -19,7 +19,12 @@ class PredictedSpan(NamedTuple):
     score: float
 
 
-def overlap(start: float, end: float, true_start: float, true_end: float) -> float:
+def overlap(
+    start: float,
+    end: float,
+    true_start: float,
+    true_end: float,
+) -> float:
     """Intersection over union of two stretches; 1 for the same point in time, 0 for a point elsewhere."""
     later_start = max(start, true_start)
     earlier_end = min(end, true_end)
@@ -32,7 +37,11 @@ def overlap(start: float, end: float, true_start: float, true_end: float) -> flo
     return max(intersection, 0.0) / union
 
 
-def best_overlap(predicted: Sequence[PredictedSpan], true_start: float, true_end: float) -> float:
+def best_overlap(
+    predicted: Sequence[PredictedSpan],
+    true_start: float,
+    true_end: float,
+) -> float:
     """The overlap of the span that scores best; 0 without any."""
     if not predicted:
         return 0.0

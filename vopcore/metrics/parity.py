@@ -118,7 +118,12 @@ PARITY: dict[str, Callable[[Tensor, Tensor], Numbers]] = {
 }
 
 
-def published(name: str, similarity: Similarity, captions: Sequence[str], gallery: Sequence[str]) -> Numbers:
+def published(
+    name: str,
+    similarity: Similarity,
+    captions: Sequence[str],
+    gallery: Sequence[str],
+) -> Numbers:
     """What the script `name` prints, as `name`/t2v/R1 ...; the arguments are those of `evaluate`.
 
     Captions of videos that are not in the gallery are left out, as these scripts do. Holds all N x V
@@ -222,7 +227,10 @@ def padded(similarity: Tensor, owner: Tensor) -> Tensor:
 
     first_caption = num_captions.cumsum(0) - num_captions
     slot = torch.arange(len(owner)) - first_caption[owner]
-    padded_scores = similarity.new_full((num_videos, most_captions, num_videos), -torch.inf)
+    padded_scores = similarity.new_full(
+        (num_videos, most_captions, num_videos),
+        -torch.inf,
+    )
     padded_scores[owner, slot] = similarity
     return padded_scores
 

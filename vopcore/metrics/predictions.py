@@ -20,7 +20,11 @@ PREDICTIONS = pa.schema(
 )
 
 
-def predictions(split: pa.Table, gallery: Sequence[str], metrics: Metrics) -> pa.Table:
+def predictions(
+    split: pa.Table,
+    gallery: Sequence[str],
+    metrics: Metrics,
+) -> pa.Table:
     """PREDICTIONS, a row per row of `split` (rows of ANNOTATIONS).
 
     gallery: [V], the ids of the videos in the order of the columns.

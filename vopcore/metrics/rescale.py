@@ -14,7 +14,11 @@ from torch import Tensor
 from vopcore.metrics.count import BLOCK, Similarity
 
 
-def dsl(similarity: Similarity, num_captions: int, scale: float = 100.0) -> Similarity:
+def dsl(
+    similarity: Similarity,
+    num_captions: int,
+    scale: float = 100.0,
+) -> Similarity:
     """Dual softmax at test as in TS2-Net: s * softmax(s over the captions), s = scale x cosine.
 
     CAMoE (Cheng et al., 2021) brought it in as a loss; 100 is CLIP's temperature. Serves both directions.
@@ -61,7 +65,11 @@ def qb_norm(
     return rescaled
 
 
-def sum_exp(similarity: Similarity, num_captions: int, scale: float) -> Tensor:
+def sum_exp(
+    similarity: Similarity,
+    num_captions: int,
+    scale: float,
+) -> Tensor:
     """Float64[V]: log of the sum over captions of exp(scale * s)."""
     log_sums = []
     for rows in blocks(similarity, num_captions):

@@ -38,7 +38,12 @@ class TwoStage:
     them; temperature: of the softmax. Every text and every video has a finite length above 0.
     """
 
-    def __init__(self, text: Tensor, video: Tensor, temperature: float) -> None:
+    def __init__(
+        self,
+        text: Tensor,
+        video: Tensor,
+        temperature: float,
+    ) -> None:
         self._text = text
         self._video = video
         self._temperature = temperature
@@ -83,7 +88,13 @@ class TwoStage:
             scores[numbers[is_pair]] = exact[is_pair]
         return scores
 
-    def block(self, rows: Tensor, row_floor: Tensor, column_floor: Tensor, num_top: int) -> Tensor:
+    def block(
+        self,
+        rows: Tensor,
+        row_floor: Tensor,
+        column_floor: Tensor,
+        num_top: int,
+    ) -> Tensor:
         """Float32[n, V]: exact scores where the bound reaches a floor, -inf elsewhere."""
         device = self._text.device
         rows = rows.to(device)
@@ -104,7 +115,12 @@ class TwoStage:
         scores[places, columns] = self.pairs(rows[places], columns)
         return scores
 
-    def _top_floor(self, rows: Tensor, bound: Tensor, num_top: int) -> Tensor:
+    def _top_floor(
+        self,
+        rows: Tensor,
+        bound: Tensor,
+        num_top: int,
+    ) -> Tensor:
         """Float32[n]: a score that at least `num_top` videos of each text reach; below it none is on top.
 
         It is taken from exact scores of the videos whose `bound` Float32[n, V] is largest.
@@ -179,7 +195,10 @@ class PairsByVideo(NamedTuple):
 
 def pairs_by_video(columns: Tensor) -> PairsByVideo:
     """Groups pairs by their video, `columns` Int64[P]; small groups come first."""
-    videos, group_of_pair, num_pairs = columns.unique(return_inverse=True, return_counts=True)
+    videos, group_of_pair, num_pairs = columns.unique(
+        return_inverse=True,
+        return_counts=True,
+    )
     by_count = num_pairs.argsort(stable=True)
 
     position_of_group = torch.empty_like(by_count)

@@ -74,7 +74,11 @@ class Estimate:
     chance_above: float
 
 
-def paired(old: Sequence[np.ndarray], new: Sequence[np.ndarray], video: np.ndarray) -> Evidence:
+def paired(
+    old: Sequence[np.ndarray],
+    new: Sequence[np.ndarray],
+    video: np.ndarray,
+) -> Evidence:
     """From the hits of both runs on the same queries, Float[Q] in 0..1 for each seed.
 
     video: Int[Q], the number of each query's video.
@@ -100,7 +104,11 @@ def paired(old: Sequence[np.ndarray], new: Sequence[np.ndarray], video: np.ndarr
     return Evidence(by_seed, variance, freedom)
 
 
-def unpaired(old: Sequence[float], new: Sequence[float], reaches: Sequence[float]) -> Evidence:
+def unpaired(
+    old: Sequence[float],
+    new: Sequence[float],
+    reaches: Sequence[float],
+) -> Evidence:
     """From each seed's R@1, where predictions are gone.
 
     reaches: half the 95% interval over queries of every run, old and new.
@@ -114,7 +122,11 @@ def unpaired(old: Sequence[float], new: Sequence[float], reaches: Sequence[float
     return Evidence(by_seed, 2 * statistics.mean(variances))
 
 
-def judge(rows: Sequence[Evidence], false_alarms: float, seed_std: float) -> list[Change]:
+def judge(
+    rows: Sequence[Evidence],
+    false_alarms: float,
+    seed_std: float,
+) -> list[Change]:
     """What has changed in each row of a benchmark."""
     common = common_variance(rows, seed_std)
     estimates = [estimate_of(row, common) for row in rows]
@@ -150,7 +162,13 @@ def common_variance(rows: Sequence[Evidence], seed_std: float) -> SeedVariance:
 def estimate_of(row: Evidence, common: SeedVariance) -> Estimate:
     """A row's change by Student's t, with the variances of queries and of seeds added up."""
     if not row.has_changed:
-        return Estimate(0.0, 0.0, 0.0, chance_below=1.0, chance_above=1.0)
+        return Estimate(
+            0.0,
+            0.0,
+            0.0,
+            chance_below=1.0,
+            chance_above=1.0,
+        )
 
     # a row's variance of two or three seeds is often small by chance: the common one is the least
     num_seeds = len(row.by_seed)
@@ -165,7 +183,13 @@ def estimate_of(row: Evidence, common: SeedVariance) -> Estimate:
         # all seeds moved by the same, and nothing says how far that may be off
         is_not_below = float(change >= 0)
         is_not_above = float(change <= 0)
-        return Estimate(change, change, change, chance_below=is_not_below, chance_above=is_not_above)
+        return Estimate(
+            change,
+            change,
+            change,
+            chance_below=is_not_below,
+            chance_above=is_not_above,
+        )
 
     # Welch and Satterthwaite's degrees of freedom
     doubt = row.queries**2 / row.freedom + seeds**2 / common.freedom
@@ -187,7 +211,10 @@ def estimate_of(row: Evidence, common: SeedVariance) -> Estimate:
 def holm(chances: Sequence[float], level: float) -> list[bool]:
     """Which hypotheses are rejected; with a chance of `level` at most, a true one is among them."""
     num_hypotheses = len(chances)
-    least_likely_first = sorted(range(num_hypotheses), key=lambda number: chances[number])
+    least_likely_first = sorted(
+        range(num_hypotheses),
+        key=lambda number: chances[number],
+    )
 
     rejected = [False] * num_hypotheses
     for num_rejected, number in enumerate(least_likely_first):
