@@ -44,7 +44,12 @@ def activitynet(annotations: Path, videos: str | Path | VideosFolder) -> pa.Tabl
     return reading.table(f"{layout} ({file_names})")
 
 
-def read_split(split: str, json_path: Path, list_path: Path | None, reading: Reading) -> None:
+def read_split(
+    split: str,
+    json_path: Path,
+    list_path: Path | None,
+    reading: Reading,
+) -> None:
     """Adds the paragraphs of a split: of the ids in a list, or of all."""
     entries = {}
     for video, entry in read_json(json_path, reading, dict).items():
@@ -89,7 +94,11 @@ def bare(video: str) -> str:
     return video.removeprefix("v_")
 
 
-def read_paragraph(entry: object, source: Path, reading: Reading) -> Paragraph:
+def read_paragraph(
+    entry: object,
+    source: Path,
+    reading: Reading,
+) -> Paragraph:
     """What an entry of the json says; nothing of an entry that is none."""
     if entry is None:
         return Paragraph([], None, [])

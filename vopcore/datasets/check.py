@@ -99,7 +99,9 @@ def leakage(table: pa.Table, splits: Mapping[str, Rows]) -> dict[str, dict[str, 
 
 
 def shared_with_train(
-    rows: Rows, of_train: Mapping[str, set[str]], cut_from: Mapping[str, str]
+    rows: Rows,
+    of_train: Mapping[str, set[str]],
+    cut_from: Mapping[str, str],
 ) -> dict[str, int]:
     """What one split shares with the `traits` of train."""
     of_split = traits(rows, cut_from)
@@ -130,7 +132,11 @@ def normal(caption: str) -> str:
     return " ".join(words)
 
 
-def tokens(rows: Rows, limit: int, count: Callable[[str], int]) -> dict[str, float]:
+def tokens(
+    rows: Rows,
+    limit: int,
+    count: Callable[[str], int],
+) -> dict[str, float]:
     """How long captions are, by `count` (start and end included), and how much of them is beyond `limit`."""
     # captions repeat, and counting is slow: each text once
     distinct = {row["caption"] for row in rows}
@@ -176,4 +182,8 @@ def unreadable(
         reason = probe(file)
         if reason is not None:
             bad_files.append({"file": file, "reason": reason})
-    return {"checked": len(chosen), "files": len(files), "unreadable": bad_files}
+    return {
+        "checked": len(chosen),
+        "files": len(files),
+        "unreadable": bad_files,
+    }

@@ -22,7 +22,11 @@ from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import SPLITS, Reading, Sentence
 
 # (videos, paragraphs): the lists of Collaborative Experts; CLIP4Clip finds 1,003 test videos, others 979
-PUBLISHED = {"train": (8392, 8392), "val": (1065, 1065), "test": (1004, 1004)}
+PUBLISHED = {
+    "train": (8392, 8392),
+    "val": (1065, 1065),
+    "test": (1004, 1004),
+}
 
 END = 31.0  # seconds
 PIECE = 5.0  # seconds; moments are marked as the first and the last of six pieces
@@ -42,7 +46,13 @@ def didemo(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
             reading.absent(files.root / json_name, split)
             continue
         json_names.append(json_name)
-        read_split(split, json_path, files, hashes, reading)
+        read_split(
+            split,
+            json_path,
+            files,
+            hashes,
+            reading,
+        )
 
     if not json_names:
         looked_for = ", ".join(f"{split}_data.json" for split in SPLITS)
@@ -51,7 +61,11 @@ def didemo(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
 
 
 def read_split(
-    split: str, json_path: Path, files: AnnotationFiles, hashes: dict[str, str], reading: Reading
+    split: str,
+    json_path: Path,
+    files: AnnotationFiles,
+    hashes: dict[str, str],
+    reading: Reading,
 ) -> None:
     """Adds the paragraphs of a split: of the ids in its list, or of all where there is no list."""
     paragraphs = read_paragraphs(json_path, reading)
@@ -59,7 +73,10 @@ def read_split(
     list_path = files.find(list_name)
     if list_path is None:
         ids = dict.fromkeys(paragraphs, Line(json_path))
-        reading.problem(Line(files.root / list_name), f"not there: all {len(ids)} videos taken")
+        reading.problem(
+            Line(files.root / list_name),
+            f"not there: all {len(ids)} videos taken",
+        )
     else:
         ids = read_ids(list_path, reading)
 

@@ -50,7 +50,11 @@ class AnnotationFiles:
                 return matches[0]
         return None
 
-    def choose(self, dataset: str, layouts: Mapping[str, Sequence[str]]) -> tuple[str, list[Path]]:
+    def choose(
+        self,
+        dataset: str,
+        layouts: Mapping[str, Sequence[str]],
+    ) -> tuple[str, list[Path]]:
         """The first layout (name -> files) that is complete, and its files.
 
         Raises DatasetError saying what was looked for and what of it is missing.
@@ -87,7 +91,10 @@ def read_text(path: Path, reading: Reading) -> str:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                reading.problem(Line(path, number), f"byte {error.start + 1} is not UTF-8; read as \ufffd")
+                reading.problem(
+                    Line(path, number),
+                    f"byte {error.start + 1} is not UTF-8; read as \ufffd",
+                )
     return text
 
 
@@ -141,7 +148,11 @@ def read_names(path: Path) -> list[str]:
     return texts
 
 
-def read_csv(path: Path, columns: Sequence[str], reading: Reading) -> list[tuple[Line, dict[str, str]]]:
+def read_csv(
+    path: Path,
+    columns: Sequence[str],
+    reading: Reading,
+) -> list[tuple[Line, dict[str, str]]]:
     """Rows of a csv with a header; rows too short for `columns` are recorded and left out.
 
     Raises DatasetError if the header lacks one of `columns`.
@@ -161,7 +172,10 @@ def read_csv(path: Path, columns: Sequence[str], reading: Reading) -> list[tuple
                 record = dict(zip(header, row, strict=True))
                 records.append((where, record))
             elif row:
-                reading.problem(where, f"{len(row)} fields, not {len(header)}; left out")
+                reading.problem(
+                    where,
+                    f"{len(row)} fields, not {len(header)}; left out",
+                )
     except csv.Error as error:  # a quote that is never closed, a field of more than 131,072 characters
         raise DatasetError(f"{path}:{rows.line_num}: not csv ({error})") from error
     return records
@@ -182,7 +196,12 @@ def read_json(path: Path, reading: Reading, kind: type) -> Any:  # noqa: ANN401 
     return value
 
 
-def entries(items: object, keys: Mapping[str, type], path: Path, reading: Reading) -> list[tuple[Any, ...]]:
+def entries(
+    items: object,
+    keys: Mapping[str, type],
+    path: Path,
+    reading: Reading,
+) -> list[tuple[Any, ...]]:
     """The values of `keys` of each object of a list; objects that lack one are recorded and left out.
 
     Raises DatasetError if `items` is no list or none of its objects has all keys.
@@ -209,7 +228,11 @@ def has_all(item: object, keys: Mapping[str, type]) -> bool:
     return all(isinstance(item.get(key), kind) for key, kind in keys.items())
 
 
-def lists_by_video(content: Mapping[Any, Any], path: Path, reading: Reading) -> dict[str, list[Any]]:
+def lists_by_video(
+    content: Mapping[Any, Any],
+    path: Path,
+    reading: Reading,
+) -> dict[str, list[Any]]:
     """The entries of a dict of lists by video; others are recorded and left out.
 
     Raises DatasetError if none is a list.
@@ -219,7 +242,10 @@ def lists_by_video(content: Mapping[Any, Any], path: Path, reading: Reading) -> 
         if isinstance(value, list):
             lists[str(video)] = value
         else:
-            reading.problem(Line(path), f"entry {video!r} left out: no list of captions")
+            reading.problem(
+                Line(path),
+                f"entry {video!r} left out: no list of captions",
+            )
     if not lists:
         raise DatasetError(f"{path}: none of its {len(content)} entries is a list of captions")
     return lists

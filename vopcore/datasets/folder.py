@@ -78,7 +78,10 @@ def folder(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
         raise DatasetError(f"{path} holds no usable line: {KEYS}")
     known = ", ".join(sorted(KNOWN))
     for key, count in unknown_keys.items():
-        reading.problem(Line(path), f"key {key!r} of {count:,} lines is not read; known: {known}")
+        reading.problem(
+            Line(path),
+            f"key {key!r} of {count:,} lines is not read; known: {known}",
+        )
     return reading.table("folder")
 
 
@@ -121,7 +124,13 @@ def caption_line(entry: dict[str, Any]) -> CaptionLine:
     if not 0 <= first_second < last_second:
         times = f"start {entry.get('start')} and end {entry.get('end')}"
         raise ValueError(f"{times} are no moment: 0 <= start < end, in seconds")
-    return CaptionLine(video, split, captions, start, end)
+    return CaptionLine(
+        video,
+        split,
+        captions,
+        start,
+        end,
+    )
 
 
 def moment_end(entry: dict[str, Any], key: str) -> float | None:

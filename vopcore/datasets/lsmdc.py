@@ -17,7 +17,11 @@ from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import Reading
 
 # (clips, sentences); None: not published as such. Sentences as LSMDC's readme says, test counted on its file.
-PUBLISHED = {"train": (None, 101_079), "val": (None, 7408), "test": (1000, 1000)}
+PUBLISHED = {
+    "train": (None, 101_079),
+    "val": (None, 7408),
+    "test": (1000, 1000),
+}
 
 FILES = {
     "train": "LSMDC16_annos_training.csv",
@@ -46,18 +50,32 @@ def lsmdc(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
     return reading.table(f"CLIP4Clip ({', '.join(file_names)})")
 
 
-def read_sentences(path: Path, split: str, reading: Reading) -> None:
+def read_sentences(
+    path: Path,
+    split: str,
+    reading: Reading,
+) -> None:
     """Adds the sentences of one file."""
     for where, line in read_lines(path, reading):
         fields = line.split("\t")
         if len(fields) != NUM_COLUMNS:
-            reading.problem(where, f"{len(fields)} columns between tabs, not {NUM_COLUMNS}; left out")
+            reading.problem(
+                where,
+                f"{len(fields)} columns between tabs, not {NUM_COLUMNS}; left out",
+            )
             continue
 
         # a name holds dots, so the suffix has to be asked for as well
         video = fields[0].strip()
         sentence = fields[-1].strip()
-        reading.add(split, video, [sentence], where, names=[video, f"{video}.avi"], source=film(video))
+        reading.add(
+            split,
+            video,
+            [sentence],
+            where,
+            names=[video, f"{video}.avi"],
+            source=film(video),
+        )
 
 
 def film(video: str) -> str:

@@ -143,7 +143,11 @@ def list_files(root: Path, outside: list[str] | None = None) -> Iterable[str]:
             yield name if below == "." else f"{below}/{name}"
 
 
-def _take_out_links(folder: str, names: list[str], real_root: Path) -> list[str]:
+def _take_out_links(
+    folder: str,
+    names: list[str],
+    real_root: Path,
+) -> list[str]:
     """Takes links that lead out of `real_root` out of `names`, which are in `folder`; returns their paths."""
     inside = []
     links = []
@@ -164,7 +168,11 @@ def _leads_out(path: str, real_root: Path) -> bool:
     return not Path(path).resolve().is_relative_to(real_root)
 
 
-def list_remote(filesystem: fs.FileSystem, root: str, place: str) -> Iterable[str]:
+def list_remote(
+    filesystem: fs.FileSystem,
+    root: str,
+    place: str,
+) -> Iterable[str]:
     """Paths below the folder `root` of an object store, with `/`, of all files; errors name `place`."""
     selector = fs.FileSelector(root, recursive=True)
     try:

@@ -33,7 +33,11 @@ from vopcore.datasets.table import Reading
 # 612aec57 test)
 PUBLISHED_9K = {"train": (9000, 180_000), "test": (1000, 1000)}
 PUBLISHED_7K = {"train": (7010, 140_200), "test": (1000, 1000)}
-PUBLISHED_FULL = {"train": (6513, 130_260), "val": (497, 9940), "test": (2990, 59_800)}
+PUBLISHED_FULL = {
+    "train": (6513, 130_260),
+    "val": (497, 9940),
+    "test": (2990, 59_800),
+}
 
 CAPTIONS = {
     "CLIP4Clip": ["MSRVTT_data.json"],
@@ -49,7 +53,11 @@ TEST = {
 
 LISTS_9K = ["MSRVTT_train.9k.csv", "train_list_jsfusion.txt", "train_list_9k.txt"]
 LISTS_7K = ["MSRVTT_train.7k.csv", "train_list_7k.txt"]
-OFFICIAL_SPLITS = {"train": "train", "val": "validate", "test": "test"}  # ours -> as the files say it
+OFFICIAL_SPLITS = {
+    "train": "train",
+    "val": "validate",
+    "test": "test",
+}  # ours -> as the files say it
 
 
 def msrvtt_9k(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
@@ -92,19 +100,42 @@ class MsrvttCaptions:
         for path in paths:
             content = read_json(path, reading, dict)
             if name == "Frozen":
-                self._read_captions(content.get("annotations"), "image_id", path, reading)
+                self._read_captions(
+                    content.get("annotations"),
+                    "image_id",
+                    path,
+                    reading,
+                )
             else:
                 self._read_captions(content.get("sentences"), "video_id", path, reading)
             self._read_videos(content.get("videos"), path, reading)
 
-    def _read_captions(self, items: object, id_key: str, path: Path, reading: Reading) -> None:
+    def _read_captions(
+        self,
+        items: object,
+        id_key: str,
+        path: Path,
+        reading: Reading,
+    ) -> None:
         for video, caption in entries(items, {id_key: str, "caption": str}, path, reading):
             self.captions[video].append(caption)
 
-    def _read_videos(self, items: object, path: Path, reading: Reading) -> None:
+    def _read_videos(
+        self,
+        items: object,
+        path: Path,
+        reading: Reading,
+    ) -> None:
         if not items:
             return
-        self.splits.update(entries(items, {"video_id": str, "split": str}, path, reading))
+        self.splits.update(
+            entries(
+                items,
+                {"video_id": str, "split": str},
+                path,
+                reading,
+            )
+        )
         for item in items if isinstance(items, list) else ():
             if isinstance(item, dict) and "url" in item:
                 self.urls[str(item.get("video_id"))] = str(item["url"])
@@ -118,10 +149,21 @@ class MsrvttCaptions:
             raise DatasetError(f"{self.path} does not say which split a video is of: a list of ids is needed")
         return {video: where for video, split in self.splits.items() if split in official}
 
-    def add_to(self, reading: Reading, split: str, ids: dict[str, Line]) -> None:
+    def add_to(
+        self,
+        reading: Reading,
+        split: str,
+        ids: dict[str, Line],
+    ) -> None:
         """Adds the videos `ids` with all their captions."""
         for video, where in ids.items():
-            reading.add(split, video, self.captions.get(video, ()), where, source=self.urls.get(video))
+            reading.add(
+                split,
+                video,
+                self.captions.get(video, ()),
+                where,
+                source=self.urls.get(video),
+            )
 
 
 class JsfusionVideo(NamedTuple):
@@ -161,7 +203,13 @@ def with_1ka(
     captions.add_to(reading, "train", ids)
 
     for video, entry in test.items():
-        reading.add("test", video, entry.captions, entry.where, source=captions.urls.get(video))
+        reading.add(
+            "test",
+            video,
+            entry.captions,
+            entry.where,
+            source=captions.urls.get(video),
+        )
     return reading.table(f"captions: {captions.layout}; train: {train}; test: {name} ({paths[0].name})")
 
 
@@ -181,7 +229,10 @@ def jsfusion_test(path: Path, reading: Reading) -> dict[str, JsfusionVideo]:
 
 
 def frozen_test(
-    list_path: Path, index_path: Path, captions: MsrvttCaptions, reading: Reading
+    list_path: Path,
+    index_path: Path,
+    captions: MsrvttCaptions,
+    reading: Reading,
 ) -> dict[str, JsfusionVideo]:
     """The 1kA test by video, from Frozen's list and its index, which says which of 20 captions is meant."""
     caption_numbers = read_pickle(index_path)
@@ -201,7 +252,10 @@ def read_list(path: Path, reading: Reading) -> dict[str, Line]:
     return read_ids(path, reading)
 
 
-def unique_ids(rows: list[tuple[Line, dict[str, str]]], reading: Reading) -> dict[str, Line]:
+def unique_ids(
+    rows: list[tuple[Line, dict[str, str]]],
+    reading: Reading,
+) -> dict[str, Line]:
     """The column `video_id` of a csv."""
     listed = [(where, row["video_id"]) for where, row in rows]
     return unique(listed, reading)

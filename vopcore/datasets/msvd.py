@@ -22,7 +22,11 @@ from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import SPLITS, Reading
 
 # (videos, captions), counted on captions_msvd.json and the lists; CLIP4Clip's last cut-off point is 27,763
-PUBLISHED = {"train": (1200, 48_774), "val": (100, 4290), "test": (670, 27_763)}
+PUBLISHED = {
+    "train": (1200, 48_774),
+    "val": (100, 4290),
+    "test": (670, 27_763),
+}
 
 LISTS = [f"{split}_list.txt" for split in SPLITS]
 LAYOUTS = {"CLIP4Clip": ["raw-captions.pkl", *LISTS], "X-Pool": ["captions_msvd.json", *LISTS]}
@@ -46,7 +50,14 @@ def msvd(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
             names = [video]
             if video in other_names:
                 names.append(other_names[video])
-            reading.add(split, video, captions.get(video, ()), where, names=names, source=cut_from(video))
+            reading.add(
+                split,
+                video,
+                captions.get(video, ()),
+                where,
+                names=names,
+                source=cut_from(video),
+            )
     return reading.table(f"{layout} ({path.name})")
 
 

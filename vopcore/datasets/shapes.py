@@ -78,7 +78,12 @@ def ball(colour: str) -> str:
     return f"a {colour} ball"
 
 
-def draw(canvas: np.ndarray, colour: str, centre: tuple[float, float], radius: float) -> None:
+def draw(
+    canvas: np.ndarray,
+    colour: str,
+    centre: tuple[float, float],
+    radius: float,
+) -> None:
     """Paint a ball onto `canvas` (uint8 [S, S, 3]), `centre` as (x, y) and `radius` in pixels."""
     height, width = canvas.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -101,7 +106,11 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
     return ground.astype(np.uint8)
 
 
-def stills(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray, list[str]]:
+def stills(
+    rng: np.random.Generator,
+    count: int,
+    side: int,
+) -> tuple[np.ndarray, list[str]]:
     """Draw `count` stills, uint8 [count, side, side, 3], and their captions.
 
     One ball on the left or on the right, or one left of another. Each still is followed by the same one with
@@ -149,7 +158,12 @@ def still_captions() -> list[str]:
     return captions
 
 
-def video_frames(rng: np.random.Generator, first: str, second: str, side: int = SIDE) -> np.ndarray:
+def video_frames(
+    rng: np.random.Generator,
+    first: str,
+    second: str,
+    side: int = SIDE,
+) -> np.ndarray:
     """The pictures of one video, uint8 [T, side, side, 3]: the ball `first` drifting about the middle, then
     `second`, 1.6 to 2.4 s.
     """
@@ -168,7 +182,12 @@ def video_frames(rng: np.random.Generator, first: str, second: str, side: int = 
     return np.stack(frames)
 
 
-def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None:
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    codec: str,
+    sound: bool,
+) -> None:
     """Encode uint8 [T, H, W, 3] at 25 fps with the codec's own GOP and B-frames; `sound` adds a tone."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS)
@@ -188,7 +207,10 @@ def write_video(path: Path, frames: np.ndarray, codec: str, sound: bool) -> None
                 container.mux(packet)
 
 
-def _tone(stream: av.AudioStream, seconds: float) -> "Iterator[av.Packet[av.AudioStream]]":
+def _tone(
+    stream: av.AudioStream,
+    seconds: float,
+) -> "Iterator[av.Packet[av.AudioStream]]":
     samples = np.arange(int(SOUND_RATE * seconds))
     wave = 0.2 * np.sin(samples * 0.17)
     wave = wave.astype(np.float32)
@@ -202,7 +224,11 @@ def _tone(stream: av.AudioStream, seconds: float) -> "Iterator[av.Packet[av.Audi
     yield from stream.encode(None)
 
 
-def _plan(videos: int, twins: int, seed: int) -> list[PlannedVideo]:
+def _plan(
+    videos: int,
+    twins: int,
+    seed: int,
+) -> list[PlannedVideo]:
     """Every video to render; no pair of colours is in both splits, twins are adjacent."""
     pairs = list(itertools.combinations(COLOURS, 2))
     if not 0 < twins < len(pairs):
@@ -214,19 +240,49 @@ def _plan(videos: int, twins: int, seed: int) -> list[PlannedVideo]:
     for i, (first, second) in enumerate(pairs[:twins]):
         # the same number: what is drawn at random is the same in both
         number = 2 * i
-        plan.append(PlannedVideo(f"test{i:04}", "test", first, second, number))
-        plan.append(PlannedVideo(f"test{i:04}_twin", "test", second, first, number, reversed=True))
+        plan.append(
+            PlannedVideo(
+                f"test{i:04}",
+                "test",
+                first,
+                second,
+                number,
+            )
+        )
+        plan.append(
+            PlannedVideo(
+                f"test{i:04}_twin",
+                "test",
+                second,
+                first,
+                number,
+                reversed=True,
+            )
+        )
 
     train_pairs = pairs[twins:]
     for i in range(videos):
         pair_number = int(rng.integers(len(train_pairs)))
         first, second = rng.permutation(train_pairs[pair_number]).tolist()
         number = 2 * twins + i
-        plan.append(PlannedVideo(f"train{i:05}", "train", first, second, number))
+        plan.append(
+            PlannedVideo(
+                f"train{i:05}",
+                "train",
+                first,
+                second,
+                number,
+            )
+        )
     return plan
 
 
-def render(root: Path, videos: int, twins: int, seed: int) -> Iterator[str]:
+def render(
+    root: Path,
+    videos: int,
+    twins: int,
+    seed: int,
+) -> Iterator[str]:
     """Write the corpus under `root`, yielding each video's path as it is done; `captions.jsonl` comes last.
 
     `videos` to train on, `twins` test videos beside their reversed twins, and two training entries that are
@@ -262,7 +318,12 @@ def render(root: Path, videos: int, twins: int, seed: int) -> Iterator[str]:
     partial.rename(root / "captions.jsonl")
 
 
-def _write_planned(folder: Path, index: int, video: PlannedVideo, seed: int) -> Path:
+def _write_planned(
+    folder: Path,
+    index: int,
+    video: PlannedVideo,
+    seed: int,
+) -> Path:
     """Draw and encode one video; returns its file."""
     # a twin has the codec of its video, or the codec would tell them apart: the test split is H.264
     suffix = ".mp4"

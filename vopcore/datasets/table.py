@@ -115,7 +115,10 @@ class Reading:
         names = names or (video,)
         is_inside = all(is_safe(name) for name in (video, *names))
         if not is_inside:
-            self.problem(where, f"id {video!r} refused: it is no name below the videos' folder")
+            self.problem(
+                where,
+                f"id {video!r} refused: it is no name below the videos' folder",
+            )
             return
 
         usable = [caption for caption in captions if self._is_caption(caption, video, where)]
@@ -126,7 +129,13 @@ class Reading:
         number = self._number_of[split].get(video)
         if number is None:
             path = self._path(video, names, where)
-            number = self._add_moment(split, video, path, start, end)
+            number = self._add_moment(
+                split,
+                video,
+                path,
+                start,
+                end,
+            )
 
         # the column tells "not known" (null) from a list, which is never empty
         timed = [sentence._asdict() for sentence in sentences] or None
@@ -138,7 +147,12 @@ class Reading:
             self.sources[video] = source
 
     def _add_moment(
-        self, split: str, video: str, path: str | None, start: float | None, end: float | None
+        self,
+        split: str,
+        video: str,
+        path: str | None,
+        start: float | None,
+        end: float | None,
     ) -> int:
         number = self._num_moments
         self._num_moments += 1
@@ -149,12 +163,23 @@ class Reading:
             self._moments[name].append(value)
         return number
 
-    def _is_caption(self, caption: str, video: str, where: Line) -> bool:
+    def _is_caption(
+        self,
+        caption: str,
+        video: str,
+        where: Line,
+    ) -> bool:
         if not isinstance(caption, str):
-            self.problem(where, f"caption of {video!r} left out: it is {type(caption).__name__}, not text")
+            self.problem(
+                where,
+                f"caption of {video!r} left out: it is {type(caption).__name__}, not text",
+            )
             return False
         if not is_text(caption):
-            self.problem(where, f"caption of {video!r} left out: half of a surrogate pair is no text")
+            self.problem(
+                where,
+                f"caption of {video!r} left out: half of a surrogate pair is no text",
+            )
             return False
         if not caption or caption.isspace():
             self.problem(where, f"empty caption of {video!r} left out")
@@ -164,10 +189,18 @@ class Reading:
         if len(caption) > 2 * MAX_WORDS:
             num_words = len(caption.split())
             if num_words > MAX_WORDS:
-                self.problem(where, f"caption of {video!r} has {num_words} words; the tokenizer will cut it")
+                self.problem(
+                    where,
+                    f"caption of {video!r} has {num_words} words; the tokenizer will cut it",
+                )
         return True
 
-    def _path(self, video: str, names: Sequence[str], where: Line) -> str | None:
+    def _path(
+        self,
+        video: str,
+        names: Sequence[str],
+        where: Line,
+    ) -> str | None:
         """The file of a video; what is odd about it is a problem."""
         paths = self.files.at(names) if self.by_path else self.files.find(names)
         if not paths:
@@ -180,9 +213,15 @@ class Reading:
         best = paths[0]
         if len(paths) > 1:
             others = ", ".join(paths[1:])
-            self.problem(where, f"{len(paths)} files for {video!r}: took {best}, not {others}")
+            self.problem(
+                where,
+                f"{len(paths)} files for {video!r}: took {best}, not {others}",
+            )
         if not is_text(best):
-            self.problem(where, f"the file of {video!r} is left out, rename it: {best!r} is not UTF-8")
+            self.problem(
+                where,
+                f"the file of {video!r} is left out, rename it: {best!r} is not UTF-8",
+            )
             return None
         return best
 

@@ -18,7 +18,11 @@ from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import Reading
 
 # (videos, captions): the lists as EMCL holds them, ten captions each
-PUBLISHED = {"train": (25_991, 259_910), "val": (1500, 15_000), "test": (1500, 15_000)}
+PUBLISHED = {
+    "train": (25_991, 259_910),
+    "val": (1500, 15_000),
+    "test": (1500, 15_000),
+}
 
 CAPTIONS = {
     "HGR / TS2-Net": ["ref_captions.json"],
@@ -50,13 +54,23 @@ def vatex(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:
             continue
         for video, where in read_ids(path, reading).items():
             youtube_id = video.rsplit("_", 2)[0]
-            reading.add(split, video, captions.get(video, ()), where, source=youtube_id)
+            reading.add(
+                split,
+                video,
+                captions.get(video, ()),
+                where,
+                source=youtube_id,
+            )
 
     file_names = ", ".join(path.name for path in paths)
     return reading.table(f"{layout} ({file_names})")
 
 
-def read_captions(layout: str, paths: list[Path], reading: Reading) -> dict[str, list[str]]:
+def read_captions(
+    layout: str,
+    paths: list[Path],
+    reading: Reading,
+) -> dict[str, list[str]]:
     """English captions by video."""
     if layout == "official":
         keys = {"videoID": str, "enCap": list}

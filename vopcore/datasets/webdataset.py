@@ -61,7 +61,13 @@ def webdataset(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table
     folder.mkdir(parents=True, exist_ok=True)
     reading = Reading(VideoFiles(folder), by_path=True)
     for tar, sample in samples:
-        _add(reading, sample, tar, annotations, folder)
+        _add(
+            reading,
+            sample,
+            tar,
+            annotations,
+            folder,
+        )
     if reading.is_empty:
         raise DatasetError(f"{annotations}: no sample of its {len(tars)} tars has a video and a caption")
     return reading.table("webdataset")
@@ -102,7 +108,13 @@ def read_tar(tar: Path, folder: Path) -> Iterator[TarSample]:
                     sample = None
                 if sample is None:
                     sample = TarSample(key)
-                _read_member(archive, member, ending.lower(), sample, folder)
+                _read_member(
+                    archive,
+                    member,
+                    ending.lower(),
+                    sample,
+                    folder,
+                )
 
             if sample is not None:
                 yield sample
@@ -112,7 +124,11 @@ def read_tar(tar: Path, folder: Path) -> Iterator[TarSample]:
 
 
 def _read_member(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str, sample: TarSample, folder: Path
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    ending: str,
+    sample: TarSample,
+    folder: Path,
 ) -> None:
     stream = archive.extractfile(member)
     assert stream is not None, "a regular file has content"
@@ -133,19 +149,38 @@ def _read_member(
         sample.facts = facts if isinstance(facts, dict) else {}
 
 
-def _add(reading: Reading, sample: TarSample, tar: Path, root: Path, folder: Path) -> None:
+def _add(
+    reading: Reading,
+    sample: TarSample,
+    tar: Path,
+    root: Path,
+    folder: Path,
+) -> None:
     where = Line(tar)
     if sample.video is None:
-        reading.problem(where, f"sample {sample.key!r} left out: no video ({', '.join(VIDEOS)})")
+        reading.problem(
+            where,
+            f"sample {sample.key!r} left out: no video ({', '.join(VIDEOS)})",
+        )
         return
 
     tar_name = tar.relative_to(root).with_suffix("")
     path = sample.video.relative_to(folder).as_posix()
     split = _split(tar, root, sample)
-    reading.add(split, f"{tar_name}/{sample.key}", _captions(sample), where, names=[path])
+    reading.add(
+        split,
+        f"{tar_name}/{sample.key}",
+        _captions(sample),
+        where,
+        names=[path],
+    )
 
 
-def _split(tar: Path, root: Path, sample: TarSample) -> str:
+def _split(
+    tar: Path,
+    root: Path,
+    sample: TarSample,
+) -> str:
     """The split by the tar's folder, its name, or the sample's JSON."""
     folder = tar.relative_to(root).parts[0]
     word = re.split("[-_]", tar.name)[0]
