@@ -17,7 +17,10 @@ PER_TAR = 1000  # videos
 
 
 def export_webdataset(
-    shards: Shards, annotations: pa.Table, folder: Path, per_tar: int = PER_TAR
+    shards: Shards,
+    annotations: pa.Table,
+    folder: Path,
+    per_tar: int = PER_TAR,
 ) -> list[Path]:
     """Write the decoded videos of each split to `folder`/SPLIT-00000.tar and so on; returns the tars.
 
@@ -39,13 +42,23 @@ def export_webdataset(
             path = folder / f"{split}-{number:05}.tar"
             videos = decoded[start : start + per_tar]
             samples = {video: captions[video] for video in videos}
-            _write_tar(path, split, start, samples, shards)
+            _write_tar(
+                path,
+                split,
+                start,
+                samples,
+                shards,
+            )
             tars.append(path)
     return tars
 
 
 def _write_tar(
-    path: Path, split: str, start: int, samples: Mapping[str, Sequence[str]], shards: Shards
+    path: Path,
+    split: str,
+    start: int,
+    samples: Mapping[str, Sequence[str]],
+    shards: Shards,
 ) -> None:
     partial = path.with_name(f"{path.name}.part")
     with tarfile.open(partial, "w") as archive:
@@ -57,13 +70,21 @@ def _write_tar(
                 _add(archive, f"{key}.{frame_number:03}.jpg", jpeg)
 
             entry = asdict(shards.videos[video])
-            facts = {"split": split, "captions": list(captions), **entry}
+            facts = {
+                "split": split,
+                "captions": list(captions),
+                **entry,
+            }
             _add(archive, f"{key}.txt", captions[0].encode())
             _add(archive, f"{key}.json", json.dumps(facts).encode())
     partial.replace(path)
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add(
+    archive: tarfile.TarFile,
+    name: str,
+    data: bytes,
+) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     archive.addfile(member, io.BytesIO(data))

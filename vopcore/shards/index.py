@@ -61,7 +61,12 @@ class ShardIndex:
     same.
     """
 
-    def __init__(self, table: pa.Table, shards: Mapping[int, ShardFile], is_saved: bool) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        shards: Mapping[int, ShardFile],
+        is_saved: bool,
+    ) -> None:
         self.table = table
         self.shards = dict(shards)
         self.is_saved = is_saved
@@ -247,12 +252,20 @@ def _saved(store: Store, cache: ShardCache) -> ShardIndex | None:
         for fact in json.loads(table.schema.metadata[b"shards"]):
             layout = Layout(**fact.pop("layout"))
             stamp = Stamp(*fact.pop("stamp"))
-            shards[fact["number"]] = ShardFile(**fact, layout=layout, stamp=stamp)
+            shards[fact["number"]] = ShardFile(
+                **fact,
+                layout=layout,
+                stamp=stamp,
+            )
         return ShardIndex(table, shards, is_saved=True)
     return None
 
 
-def _shard_file(number: int, sidecar: dict[str, Any], stamp: Stamp) -> ShardFile:
+def _shard_file(
+    number: int,
+    sidecar: dict[str, Any],
+    stamp: Stamp,
+) -> ShardFile:
     return ShardFile(
         number=number,
         rows=sidecar["rows"],

@@ -76,7 +76,12 @@ def moments_of(table: pa.Table) -> list[Moment]:
     return [Moment(*row) for row in zip(*columns, strict=True)]
 
 
-def states(moments: pa.Table, index: ShardIndex, facts: pa.Table, clock: float = 1e-6) -> np.ndarray:
+def states(
+    moments: pa.Table,
+    index: ShardIndex,
+    facts: pa.Table,
+    clock: float = 1e-6,
+) -> np.ndarray:
     """The State of each moment, int8 [N], given `facts` of its file now (FACTS, null where there is none).
 
     Frames stand as long as their file has the size it had when it was decoded; with another time of change
@@ -117,7 +122,11 @@ def _flags(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return filled.to_numpy(zero_copy_only=False).astype(bool)
 
 
-def _same(left: pa.ChunkedArray, right: pa.ChunkedArray, tolerance: float = 0.0) -> np.ndarray:
+def _same(
+    left: pa.ChunkedArray,
+    right: pa.ChunkedArray,
+    tolerance: float = 0.0,
+) -> np.ndarray:
     """Where two columns of numbers hold the same, or both nothing, bool [N]."""
     first = _numbers(left)
     second = _numbers(right)
@@ -131,7 +140,12 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, num_cpus: int) -> int:
+def rows_per_shard(
+    num_videos: int,
+    bytes_per_video: int,
+    shard_megabytes: int,
+    num_cpus: int,
+) -> int:
     """As many as fit, but few enough to keep every CPU busy.
 
     Counts all videos, committed or not, so that a run that is resumed cuts the same shards.
@@ -143,7 +157,9 @@ def rows_per_shard(num_videos: int, bytes_per_video: int, shard_megabytes: int, 
 
 
 def shard_plan(
-    moments: Sequence[Moment], committed: Iterable[int], rows_per_shard: int
+    moments: Sequence[Moment],
+    committed: Iterable[int],
+    rows_per_shard: int,
 ) -> list[tuple[int, list[Moment]]]:
     """The shards to write: a number and moments each.
 

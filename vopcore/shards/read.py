@@ -100,7 +100,10 @@ class Shards:
         return shard.sha256, self._index.value("row", position)
 
     def frames(
-        self, video: str, indices: list[int] | None = None, out: np.ndarray | None = None
+        self,
+        video: str,
+        indices: list[int] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """The stored frames of a video, uint8 [F, size, size, 3], or those at `indices`; into `out` if given.
 

@@ -42,7 +42,12 @@ class ArrowFiles:
     readers are free. Of those that are free at most `capacity` stay open, the ones used last.
     """
 
-    def __init__(self, store: Store, cache: ShardCache, capacity: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cache: ShardCache,
+        capacity: int | None = None,
+    ) -> None:
         self._store = store
         self._cache = cache
         # a quarter of the descriptors: others need some too
@@ -72,7 +77,10 @@ class ArrowFiles:
         with self._lock:
             # made when it is first needed: a local store has no use for it
             if self._prefetchers is None:
-                self._prefetchers = ThreadPoolExecutor(PREFETCH_THREADS, thread_name_prefix="prefetch")
+                self._prefetchers = ThreadPoolExecutor(
+                    PREFETCH_THREADS,
+                    thread_name_prefix="prefetch",
+                )
 
             for file in dict.fromkeys(files):
                 if file not in self._free and file not in self._coming:

@@ -99,7 +99,10 @@ class Layout:
         return pa.ListArray.from_arrays(offsets, images)
 
     def pixels(
-        self, batch: pa.RecordBatch, indices: list[int] | None = None, out: np.ndarray | None = None
+        self,
+        batch: pa.RecordBatch,
+        indices: list[int] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """The frames of one video, uint8 [F, size, size, 3]; all of a raw one without a copy.
 
@@ -154,10 +157,19 @@ def default_storage(stored_frames: int, size: int) -> Storage:
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
     """4:4:4, which at quality 95 keeps 42-44 dB; the usual 4:2:0 keeps 33-40."""
-    return simplejpeg.encode_jpeg(rgb, quality=quality, colorspace="RGB", colorsubsampling="444")
+    return simplejpeg.encode_jpeg(
+        rgb,
+        quality=quality,
+        colorspace="RGB",
+        colorsubsampling="444",
+    )
 
 
-def pick(frames: np.ndarray, indices: list[int] | None, out: np.ndarray | None) -> np.ndarray:
+def pick(
+    frames: np.ndarray,
+    indices: list[int] | None,
+    out: np.ndarray | None,
+) -> np.ndarray:
     """The frames at `indices`, or all; written to `out` if there is one, each with one copy."""
     if out is None:
         return frames if indices is None else frames[indices]

@@ -24,7 +24,10 @@ def sidecar_name(number: int) -> str:
 
 
 def write_shard(
-    store: Store, number: int, layout: Layout, videos: Iterable[tuple[Entry, np.ndarray | None]]
+    store: Store,
+    number: int,
+    layout: Layout,
+    videos: Iterable[tuple[Entry, np.ndarray | None]],
 ) -> list[Entry]:
     """Writes shard `number`, holding one video in memory at a time, and returns its entries.
 
