@@ -12,7 +12,11 @@ from urllib.parse import unquote
 
 from pyarrow import fs
 
-SQLITE_CODES = {"%": "%25", "?": "%3F", "#": "%23"}  # in this order: the codes hold a percent sign
+SQLITE_CODES = {
+    "%": "%25",
+    "?": "%3F",
+    "#": "%23",
+}  # in this order: the codes hold a percent sign
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 OPTIONS = re.compile(r"\?([a-z_]+=[^&?]*(?:&[a-z_]+=[^&?]*)*)$", re.IGNORECASE)

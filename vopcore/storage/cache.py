@@ -31,13 +31,22 @@ PIECE = 2**22  # bytes that are fetched at a time
 class ShardCache:
     """At most `gigabytes` (10^9 bytes) of shards in `folder`, over all processes that use it."""
 
-    def __init__(self, folder: str | Path | None = None, gigabytes: float = 100) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        gigabytes: float = 100,
+    ) -> None:
         self.folder = Path(folder or Path(tempfile.gettempdir()) / "vopcore-shards")
         self.limit = int(gigabytes * 1e9)
         self._is_full = False
         self._verified: dict[str, tuple[int, int, int]] = {}  # the state of a copy that was found whole
 
-    def open(self, store: Store, name: str, sha256: str) -> tuple[pa.NativeFile, BinaryIO | None]:
+    def open(
+        self,
+        store: Store,
+        name: str,
+        sha256: str,
+    ) -> tuple[pa.NativeFile, BinaryIO | None]:
         """A file of a store, to be read anywhere in it, and what has to be kept open as long as it is.
 
         A local file is itself. A remote one comes from the cache, or where there is no room for it, as all
@@ -57,7 +66,12 @@ class ShardCache:
         path = held.name.removesuffix(".part")
         return _mapped(path), held
 
-    def _hold(self, filesystem: fs.FileSystem, source: str, sha256: str) -> BinaryIO | None:
+    def _hold(
+        self,
+        filesystem: fs.FileSystem,
+        source: str,
+        sha256: str,
+    ) -> BinaryIO | None:
         """The cached file, fetched if need be; locked until it is closed. None if there is no room for it."""
         path = self.folder / f"{sha256}.arrow"
         part = self.folder / f"{sha256}.arrow.part"
@@ -74,7 +88,14 @@ class ShardCache:
 
             # fetching takes long, and happens outside of that
             if coming:
-                file = _fetch(coming, part, path, sha256, filesystem, source)
+                file = _fetch(
+                    coming,
+                    part,
+                    path,
+                    sha256,
+                    filesystem,
+                    source,
+                )
                 self._verified[sha256] = _state(path)
                 return file
 
@@ -112,7 +133,10 @@ class ShardCache:
 
     def _make_room(self, num_bytes: int) -> bool:
         """Delete what nobody reads, the longest unused first, until `num_bytes` fit."""
-        files = sorted(self.folder.glob("*.arrow*"), key=lambda path: path.stat().st_atime)
+        files = sorted(
+            self.folder.glob("*.arrow*"),
+            key=lambda path: path.stat().st_atime,
+        )
         sizes = {path: path.stat().st_size for path in files}
         excess = sum(sizes.values()) + num_bytes - self.limit
         for path in files:
@@ -131,7 +155,11 @@ class ShardCache:
 
     def _say_full(self, why: str) -> None:
         if not self._is_full:
-            log.warning("%s is full (%s): more shards are read over the network each time", self.folder, why)
+            log.warning(
+                "%s is full (%s): more shards are read over the network each time",
+                self.folder,
+                why,
+            )
         self._is_full = True
 
     @contextmanager
@@ -160,7 +188,12 @@ def _mapped(path: str) -> pa.BufferReader:
 
 
 def _fetch(
-    part: BinaryIO, partial: Path, path: Path, sha256: str, filesystem: fs.FileSystem, source: str
+    part: BinaryIO,
+    partial: Path,
+    path: Path,
+    sha256: str,
+    filesystem: fs.FileSystem,
+    source: str,
 ) -> BinaryIO:
     try:
         with filesystem.open_input_stream(source) as stream:

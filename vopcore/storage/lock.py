@@ -236,7 +236,13 @@ def _written_writer(store: Store) -> Writer | None:
 def _unknown_writer() -> Writer:
     """Somebody who has the lock and has not written yet who it is."""
     return Writer(
-        user="somebody", host="some machine", machine="", pid=0, command="", since=time.time(), token=""
+        user="somebody",
+        host="some machine",
+        machine="",
+        pid=0,
+        command="",
+        since=time.time(),
+        token="",
     )
 
 
@@ -250,7 +256,11 @@ def _renewed(lock: _DiskLock | _BucketLock) -> Iterator[None]:
             with suppress(OSError):
                 lock.renew()
 
-    thread = threading.Thread(target=renew, name="writer lock", daemon=True)
+    thread = threading.Thread(
+        target=renew,
+        name="writer lock",
+        daemon=True,
+    )
     thread.start()
     try:
         yield

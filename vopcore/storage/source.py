@@ -43,7 +43,10 @@ def source_facts(filesystem: fs.FileSystem, path: str | None) -> SourceFacts:
     return _facts_of(info)
 
 
-def all_source_facts(filesystem: fs.FileSystem, paths: Sequence[str | None]) -> pa.Table:
+def all_source_facts(
+    filesystem: fs.FileSystem,
+    paths: Sequence[str | None],
+) -> pa.Table:
     """FACTS of many files, in their order: of a disk in threads, of an object store from its listing."""
     if not paths:
         return FACTS.empty_table()

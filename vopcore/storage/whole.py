@@ -30,7 +30,11 @@ def written_whole(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.{machine_id()}-{os.getpid()}-"
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=prefix,
+        suffix=".part",
+        dir=path.parent,
+    )
     os.close(handle)
     partial = Path(name)
     try:
