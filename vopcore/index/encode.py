@@ -184,7 +184,11 @@ class FrozenText:
             raise _unreadable(folder, error) from None
 
 
-def save_text_tower(folder: Path, clip: CLIP, tuned: str) -> str:
+def save_text_tower(
+    folder: Path,
+    clip: CLIP,
+    tuned: str,
+) -> str:
     """Write the frozen tensors that a text passes; returns the hash of all frozen weights.
 
     clip: untuned; tuned: the hash of the tuned tensors that were checked to belong to it.
@@ -242,7 +246,11 @@ def _file_in(folder: Path, name: str) -> str:
     return str(folder / name) if (folder / name).is_file() else name
 
 
-def _set_tensor(clip: CLIP, name: str, tensor: Tensor) -> None:
+def _set_tensor(
+    clip: CLIP,
+    name: str,
+    tensor: Tensor,
+) -> None:
     """Put a tensor in the place of a parameter or buffer of the same shape."""
     path, _, leaf = name.rpartition(".")
     holder = clip.get_submodule(path)

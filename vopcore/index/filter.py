@@ -44,7 +44,10 @@ class VideoFilter:
             "size INTEGER, duration REAL)"
         )
         rows = [_row(number, video) for number, video in enumerate(videos)]
-        self._database.executemany("INSERT INTO videos VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._database.executemany(
+            "INSERT INTO videos VALUES (?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
         self._database.commit()
         self._database.execute("PRAGMA query_only = ON")
         self._database.set_authorizer(_authorise)
@@ -85,7 +88,12 @@ class VideoFilter:
             rows = self._database.execute("SELECT DISTINCT folder FROM videos ORDER BY folder").fetchall()
         return [folder for (folder,) in rows]
 
-    def _numbers(self, condition: str, values: list[str], where: str | None) -> list[int]:
+    def _numbers(
+        self,
+        condition: str,
+        values: list[str],
+        where: str | None,
+    ) -> list[int]:
         steps = 0
 
         def count_step() -> int:
@@ -96,14 +104,20 @@ class VideoFilter:
         with self._lock:
             self._database.set_progress_handler(count_step, 100_000)
             try:
-                rows = self._database.execute(f"SELECT number FROM videos WHERE {condition}", values)
+                rows = self._database.execute(
+                    f"SELECT number FROM videos WHERE {condition}",
+                    values,
+                )
                 return [number for (number,) in rows]
             except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
                 reason = "it takes too long" if "interrupted" in str(error) else str(error)
                 raise FilterError(_message(where or condition, reason)) from None
 
 
-def _row(number: int, video: IndexedVideo) -> tuple[int, str, str, str, str, int, float]:
+def _row(
+    number: int,
+    video: IndexedVideo,
+) -> tuple[int, str, str, str, str, int, float]:
     path = PurePosixPath(video.video)
     folder = str(path.parent)
     date = datetime.fromtimestamp(video.mtime).strftime("%Y-%m-%d")
@@ -149,7 +163,12 @@ def _date(text: str) -> str:
         raise FilterError(f"{text!r} is no date; write it as 2026-07-31") from None
 
 
-def _authorise(action: int, first: str | None, second: str | None, *_: object) -> int:
+def _authorise(
+    action: int,
+    first: str | None,
+    second: str | None,
+    *_: object,
+) -> int:
     if action not in ALLOWED:
         return sqlite3.SQLITE_DENY
     if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() not in HARMLESS_FUNCTIONS:

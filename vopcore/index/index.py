@@ -50,7 +50,12 @@ class Question:
 class Index:
     """The moments of a folder of videos. Searching and refreshing are safe from several threads."""
 
-    def __init__(self, store: Store, header: IndexHeader, table: MomentTable) -> None:
+    def __init__(
+        self,
+        store: Store,
+        header: IndexHeader,
+        table: MomentTable,
+    ) -> None:
         self.store = store
         self.header = header
         self.table = table
@@ -118,7 +123,12 @@ class Index:
                 break
         return answers
 
-    def _scores(self, question: Question, unit: Tensor, candidates: Candidates) -> Tensor:
+    def _scores(
+        self,
+        question: Question,
+        unit: Tensor,
+        candidates: Candidates,
+    ) -> Tensor:
         """float32 [K], computed from the stored vectors: the same numbers with every engine."""
         if self.header.pooling == "mean" or question.is_example:
             return (candidates.vectors.float() * unit).sum(dim=-1)
@@ -130,7 +140,13 @@ class Index:
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
         return query_aware_similarity(question.features[None], padded, mask)[0]
 
-    def _refined(self, video: int, group: Sequence[ScoredWindow], base: float, unit: Tensor) -> Answer:
+    def _refined(
+        self,
+        video: int,
+        group: Sequence[ScoredWindow],
+        base: float,
+        unit: Tensor,
+    ) -> Answer:
         """One answer from neighbouring windows of a video."""
         entry = self.table.videos[video]
         best = max(group, key=lambda window: window.score)
@@ -138,7 +154,10 @@ class Index:
         bounds = Span(group[0].start, max(window.end for window in group))
         if not is_whole:
             every = self.header.every
-            bounds = Span(max(0.0, bounds.start - every), min(entry.duration, bounds.end + every))
+            bounds = Span(
+                max(0.0, bounds.start - every),
+                min(entry.duration, bounds.end + every),
+            )
 
         times, features = self.table.frames_between(video, *bounds)
         cosines = F.normalize(features, dim=-1) @ unit
@@ -194,7 +213,11 @@ def require_engine(engine: Engine) -> None:
         require_lancedb()
 
 
-def open_table(store: Store, header: IndexHeader, cache: ShardCache | None = None) -> MomentTable:
+def open_table(
+    store: Store,
+    header: IndexHeader,
+    cache: ShardCache | None = None,
+) -> MomentTable:
     """The engine that the header names. Raises BadIndexError, also where LanceDB is not installed."""
     if header.engine == "lance":
         from vopcore.index.lance import LanceMoments

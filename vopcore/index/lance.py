@@ -168,7 +168,12 @@ class LanceMoments:
         self._videos.optimize()
         self.refresh()
 
-    def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
+    def nearest(
+        self,
+        query: Tensor,
+        count: int,
+        is_picked: np.ndarray | None,
+    ) -> Candidates:
         # LanceDB gives it the type of all kinds of queries.
         request: Any = self._moments.search(query.numpy(), vector_column_name="vector")
         request = request.distance_type("dot")
@@ -206,7 +211,12 @@ class LanceMoments:
         features = np.array(window["features"], np.float32)
         return torch.tensor(features)
 
-    def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
+    def frames_between(
+        self,
+        video: int,
+        start: float,
+        end: float,
+    ) -> FrameFeatures:
         name = _quoted([self.videos[video].video])
         condition = f'video = {name} AND "end" >= {start} AND start <= {end}'
         rows = self._where(condition, ["times", "features"])
@@ -295,7 +305,11 @@ def _entries(listed: pa.Table) -> list[IndexedVideo]:
     return [IndexedVideo(**row) for row in rows]
 
 
-def _vectors(table: pa.Table, column: str, dimension: int) -> Tensor:
+def _vectors(
+    table: pa.Table,
+    column: str,
+    dimension: int,
+) -> Tensor:
     """float16 [N, D]: a column of fixed-size lists."""
     whole = table[column].combine_chunks()
     flat = whole.flatten().to_numpy(zero_copy_only=False)
@@ -303,7 +317,12 @@ def _vectors(table: pa.Table, column: str, dimension: int) -> Tensor:
     return torch.from_numpy(matrix)
 
 
-def _candidates(nearby: pa.Table, numbers: dict[str, int], query: Tensor, count: int) -> Candidates:
+def _candidates(
+    nearby: pa.Table,
+    numbers: dict[str, int],
+    query: Tensor,
+    count: int,
+) -> Candidates:
     """The best of these windows, by the product of the query with the stored vectors."""
     # What a killed update has left has no video.
     listed = pa.array(list(numbers), pa.string())
@@ -326,7 +345,12 @@ def _candidates(nearby: pa.Table, numbers: dict[str, int], query: Tensor, count:
     )
 
 
-def _moments_of(video: str, windows: MomentRows, first_row: int, dimension: int) -> pa.Table:
+def _moments_of(
+    video: str,
+    windows: MomentRows,
+    first_row: int,
+    dimension: int,
+) -> pa.Table:
     rows = []
     for number, span in enumerate(windows.spans):
         frames = list(windows.frames[number])

@@ -36,11 +36,19 @@ def prepare_plain_model(folder: Path, settings: ModelSettings) -> None:
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
         clip = load_frozen(Path(scratch), settings)
         tuned_file = Path(scratch) / TUNED_FILE
-        save_tuned(tuned_file, tune(clip, METHODS["zero_shot"](), settings.frames), "mean")
+        save_tuned(
+            tuned_file,
+            tune(clip, METHODS["zero_shot"](), settings.frames),
+            "mean",
+        )
         save_model(folder, settings, tuned_file, None)
 
 
-def prepare_tuned_file(folder: Path, settings: ModelSettings, tuned_file: Path) -> None:
+def prepare_tuned_file(
+    folder: Path,
+    settings: ModelSettings,
+    tuned_file: Path,
+) -> None:
     """Write a file of tuned weights with its CLIP as a saved model. Raises ValueError, one line."""
     stored, _ = saved.read(tuned_file)
     save_model(folder, replace(settings, frames=stored["frames"]), tuned_file, None)

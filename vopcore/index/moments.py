@@ -67,7 +67,10 @@ class ScoredWindow:
     score: float
 
 
-def merge_windows(windows: Sequence[ScoredWindow], base: float) -> list[list[ScoredWindow]]:
+def merge_windows(
+    windows: Sequence[ScoredWindow],
+    base: float,
+) -> list[list[ScoredWindow]]:
     """Group the windows of ONE video: neighbours that match about as well are one answer.
 
     The best window takes in its neighbours, left and right, as long as they touch and score at least half
@@ -100,17 +103,32 @@ def merge_windows(windows: Sequence[ScoredWindow], base: float) -> list[list[Sco
     return groups
 
 
-def _joins(earlier: ScoredWindow, window: ScoredWindow, is_taken: bool, threshold: float) -> bool:
+def _joins(
+    earlier: ScoredWindow,
+    window: ScoredWindow,
+    is_taken: bool,
+    threshold: float,
+) -> bool:
     """Whether the window before is part of the same answer."""
     return not is_taken and earlier.end >= window.start - SLACK and earlier.score >= threshold
 
 
-def _follows(window: ScoredWindow, later: ScoredWindow, is_taken: bool, threshold: float) -> bool:
+def _follows(
+    window: ScoredWindow,
+    later: ScoredWindow,
+    is_taken: bool,
+    threshold: float,
+) -> bool:
     """Whether the window behind is part of the same answer."""
     return not is_taken and later.start <= window.end + SLACK and later.score >= threshold
 
 
-def refine(times: np.ndarray, scores: np.ndarray, base: float, bounds: Span) -> tuple[Span, float]:
+def refine(
+    times: np.ndarray,
+    scores: np.ndarray,
+    base: float,
+    bounds: Span,
+) -> tuple[Span, float]:
     """Which seconds within `bounds` match, and the time of the best frame.
 
     times: float [F], ascending, seconds of the frames within `bounds`; scores: float [F], their cosines with

@@ -145,14 +145,24 @@ class MomentTable(Protocol):
     def tidy(self) -> None:
         """What is worth doing once after many changes."""
 
-    def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
+    def nearest(
+        self,
+        query: Tensor,
+        count: int,
+        is_picked: np.ndarray | None,
+    ) -> Candidates:
         """query: unit float32 [D]. The `count` windows with the largest products, of the picked videos
         (bool [V]; None: all), best first."""
 
     def window_frames(self, row: int) -> Tensor:
         """The features a window was made of, float32 [F, D]."""
 
-    def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
+    def frames_between(
+        self,
+        video: int,
+        start: float,
+        end: float,
+    ) -> FrameFeatures:
         """The encoded frames of a video from `start` to `end`."""
 
     def window_at(self, video: int, start: float) -> int:
@@ -174,7 +184,13 @@ class MomentTable(Protocol):
 class Segment:
     """One update, mapped. `owned`: for each of its videos whether it is the last segment that lists it."""
 
-    def __init__(self, number: int, videos: pa.Table, moments: pa.Table, frames: pa.Table) -> None:
+    def __init__(
+        self,
+        number: int,
+        videos: pa.Table,
+        moments: pa.Table,
+        frames: pa.Table,
+    ) -> None:
         self.number = number
         self.moments = moments
         self.frames = frames
@@ -217,7 +233,12 @@ _ENTRY_COLUMNS = ["video", "size", "mtime", "status", "error", "duration"]
 class ArrowMoments:
     """The exact engine over the segments of a folder or bucket."""
 
-    def __init__(self, store: Store, dimension: int, cache: ShardCache | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        dimension: int,
+        cache: ShardCache | None = None,
+    ) -> None:
         """cache: where segments of a bucket are kept on this machine."""
         self._store = store
         self._dimension = dimension
@@ -318,7 +339,12 @@ class ArrowMoments:
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise BadIndexError(f"{self._store.folder}: segment {number:06d}: {error}") from None
 
-    def _table(self, number: int, kind: str, sha256: str | None) -> pa.Table:
+    def _table(
+        self,
+        number: int,
+        kind: str,
+        sha256: str | None,
+    ) -> pa.Table:
         name = f"{number:06d}.{kind}.arrow"
         try:
             if sha256 is None:
@@ -396,7 +422,12 @@ class ArrowMoments:
             pa.concat_tables(frames),
         )
 
-    def _write(self, videos: pa.Table, moments: pa.Table, frames: pa.Table) -> None:
+    def _write(
+        self,
+        videos: pa.Table,
+        moments: pa.Table,
+        frames: pa.Table,
+    ) -> None:
         number = max(self._segments, default=0) + 1
         hashes = {
             MOMENTS: self._write_table(number, MOMENTS, moments),
@@ -406,7 +437,12 @@ class ArrowMoments:
         self._write_table(number, VIDEOS, listed)
         self.refresh()
 
-    def _write_table(self, number: int, kind: str, table: pa.Table) -> str:
+    def _write_table(
+        self,
+        number: int,
+        kind: str,
+        table: pa.Table,
+    ) -> str:
         """Returns the sha256 of the file."""
         with self._store.writing(f"{number:06d}.{kind}.arrow") as path:
             # One batch, so that all vectors lie side by side in the file.
@@ -435,7 +471,12 @@ class ArrowMoments:
             if int(number) not in self._segments:
                 self._store.delete(name)
 
-    def nearest(self, query: Tensor, count: int, is_picked: np.ndarray | None) -> Candidates:
+    def nearest(
+        self,
+        query: Tensor,
+        count: int,
+        is_picked: np.ndarray | None,
+    ) -> Candidates:
         best_scores = torch.empty(0)
         best_rows = torch.empty(0, dtype=torch.int64)
         for segment in self._segments.values():
@@ -512,7 +553,12 @@ class ArrowMoments:
         features = segment.features[rows].astype(np.float32)
         return torch.from_numpy(features)
 
-    def frames_between(self, video: int, start: float, end: float) -> FrameFeatures:
+    def frames_between(
+        self,
+        video: int,
+        start: float,
+        end: float,
+    ) -> FrameFeatures:
         segment, place = self._places[video]
         rows = segment.frame_rows_of(place)
         return select_frames(
@@ -556,7 +602,12 @@ class ArrowMoments:
                 yield live_moments.drop_columns("frames")
 
 
-def select_frames(times: np.ndarray, features: np.ndarray, start: float, end: float) -> FrameFeatures:
+def select_frames(
+    times: np.ndarray,
+    features: np.ndarray,
+    start: float,
+    end: float,
+) -> FrameFeatures:
     """Those from `start` to `end`, in order of time. times: float32 [U], features: float16 [U, D]."""
     is_after_start = times >= start - TIME_SLACK
     is_before_end = times <= end + TIME_SLACK
@@ -592,13 +643,20 @@ def frames_schema(dimension: int) -> pa.Schema:
     )
 
 
-def _tables(rows: Sequence[VideoRows], dimension: int) -> tuple[pa.Table, pa.Table, pa.Table]:
+def _tables(
+    rows: Sequence[VideoRows],
+    dimension: int,
+) -> tuple[pa.Table, pa.Table, pa.Table]:
     """The tables of one segment: its videos, their moments, their frames."""
     videos = []
     moments = [moments_schema(dimension).empty_table()]
     frames = [frames_schema(dimension).empty_table()]
     for entry, windows in rows:
-        counts: dict[str, Any] = {"num_moments": 0, "num_frames": 0, "mean": None}
+        counts: dict[str, Any] = {
+            "num_moments": 0,
+            "num_frames": 0,
+            "mean": None,
+        }
         if windows is not None:
             counts = {
                 "num_moments": len(windows.spans),
