@@ -24,7 +24,11 @@ def _plain(value: object) -> object:
 
 def backbone(clip: Backbone) -> dict[str, Any]:
     """The model and its weights: open_clip's names as they are, files as `name@hash of their bytes`."""
-    return {"model": _named(clip.model), "pretrained": _named(clip.pretrained), "words": clip.words}
+    return {
+        "model": _named(clip.model),
+        "pretrained": _named(clip.pretrained),
+        "words": clip.words,
+    }
 
 
 def _named(name: str | None) -> str | None:

@@ -112,7 +112,12 @@ def cells(matrix: Matrix) -> list[Cell]:
     return listed
 
 
-def _cells_of(matrix: Matrix, title: str, table: MatrixTable, config: str) -> list[Cell]:
+def _cells_of(
+    matrix: Matrix,
+    title: str,
+    table: MatrixTable,
+    config: str,
+) -> list[Cell]:
     """The cells of one config in one table."""
     listed = []
     variants = table.variants or {"": {}}
@@ -123,11 +128,24 @@ def _cells_of(matrix: Matrix, title: str, table: MatrixTable, config: str) -> li
             row = " ".join(word for word in (f"{title}: {config}", method, variant) if word)
             for seed in table.seeds or matrix.seeds:
                 overrides = [*dotlist(shared), f"method.name={method}", f"seed={seed}"]
-                listed.append(_cell(matrix, row, config, seed, variant, overrides))
+                listed.append(
+                    _cell(
+                        matrix,
+                        row,
+                        config,
+                        seed,
+                        variant,
+                        overrides,
+                    )
+                )
     return listed
 
 
-def _with_own_configs(matrix: Matrix, config: str, settings: Settings) -> Settings:
+def _with_own_configs(
+    matrix: Matrix,
+    config: str,
+    settings: Settings,
+) -> Settings:
     """In `evaluate.also`, a name of the matrix means that config, with all that is set over it here.
 
     A config is not tested on itself twice, so one list may be set for all of them.
@@ -150,7 +168,14 @@ def _with_own_configs(matrix: Matrix, config: str, settings: Settings) -> Settin
     return settings | {"evaluate.also": others}
 
 
-def _cell(matrix: Matrix, row: str, name: str, seed: int, variant: str, overrides: list[str]) -> Cell:
+def _cell(
+    matrix: Matrix,
+    row: str,
+    name: str,
+    seed: int,
+    variant: str,
+    overrides: list[str],
+) -> Cell:
     file = matrix.configs[name].file
     places = [
         f"output={json.dumps(f'{matrix.output}/{name}')}",
@@ -161,10 +186,23 @@ def _cell(matrix: Matrix, row: str, name: str, seed: int, variant: str, override
     except ConfigError as error:
         raise ConfigError(f"{row}: {error}") from None
     identity = fingerprint(config.model_dump(exclude={"mlflow"}))
-    return Cell(row, seed, file, config, identity, tuned_on=name, variant=variant)
+    return Cell(
+        row,
+        seed,
+        file,
+        config,
+        identity,
+        tuned_on=name,
+        variant=variant,
+    )
 
 
-def _methods(matrix: Matrix, table: MatrixTable, title: str, config: str) -> Sequence[str]:
+def _methods(
+    matrix: Matrix,
+    table: MatrixTable,
+    title: str,
+    config: str,
+) -> Sequence[str]:
     """The table's, else what the config compares."""
     if table.methods is not None:
         return table.methods
@@ -211,7 +249,11 @@ def _typed(raw: dict[str, Any]) -> Matrix:
     return matrix
 
 
-def _table(raw: object, key: str, known: list[str]) -> MatrixTable:
+def _table(
+    raw: object,
+    key: str,
+    known: list[str],
+) -> MatrixTable:
     raw = mapping(raw, key)
     variants = mapping(raw.get("variants"), f"{key}.variants")
     raw["variants"] = {

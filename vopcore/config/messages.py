@@ -42,7 +42,12 @@ WORDS = {
 WITHOUT_VALUE = ("missing", "missing_argument", "value_error", "too_short", "too_long")
 
 
-def unknown(path: str, word: str, known: list[str], kind: str = "key") -> str:
+def unknown(
+    path: str,
+    word: str,
+    known: list[str],
+    kind: str = "key",
+) -> str:
     """One line about a word that is not known, with the nearest that is."""
     near = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -51,7 +56,11 @@ def unknown(path: str, word: str, known: list[str], kind: str = "key") -> str:
     return f"{path}: unknown {kind}{shown}; {hint}known: {', '.join(known)}"
 
 
-def first_mistake(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+def first_mistake(
+    error: ValidationError,
+    model: type[BaseModel],
+    prefix: str = "",
+) -> str:
     """The first mistake of a validation, as `key: what is wrong, got what was given`."""
     errors = error.errors()
     # a key that takes a value or a list of them has a mistake for each; the deepest names the entry
@@ -85,7 +94,10 @@ def in_our_words(mistake: ErrorDetails) -> str:
     return f"{words}, got {mistake['input']!r}{quoted}"
 
 
-def config_keys(location: tuple[int | str, ...], model: type[BaseModel] | None) -> list[str]:
+def config_keys(
+    location: tuple[int | str, ...],
+    model: type[BaseModel] | None,
+) -> list[str]:
     """The keys a user wrote: pydantic's location also holds the branches of a union, such as `tuple[...]`."""
     keys: list[str] = []
     for part in location:

@@ -110,7 +110,11 @@ def dotlist(settings: Mapping[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in flat(settings).items()]
 
 
-def load(path: Path, overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
+def load(
+    path: Path,
+    overrides: Sequence[str],
+    model: type[BaseModel],
+) -> dict[str, Any]:
     """The settings of a YAML file with `key=value` laid over them, not checked yet.
 
     model: what the settings will become; says which overrides are texts, taken as they are typed.
@@ -135,7 +139,11 @@ def load(path: Path, overrides: Sequence[str], model: type[BaseModel]) -> dict[s
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
-def _overrides(path: Path, items: Sequence[str], model: type[BaseModel]) -> list[DictConfig]:
+def _overrides(
+    path: Path,
+    items: Sequence[str],
+    model: type[BaseModel],
+) -> list[DictConfig]:
     for item in items:
         if "=" not in item:
             raise ConfigError(f"{item!r} is not an override; write key=value, for example train.epochs=2")
@@ -286,7 +294,12 @@ def _check_names(config: RunConfig) -> None:
         raise ConfigError(f"data.videos: no such folder: {videos}")
 
 
-def _check_known(key: str, name: str, known: list[str], kind: str) -> None:
+def _check_known(
+    key: str,
+    name: str,
+    known: list[str],
+    kind: str,
+) -> None:
     if name not in known:
         raise ConfigError(unknown(key, name, known, kind))
 
@@ -305,7 +318,11 @@ def _check_training(run: MethodRun, config: RunConfig) -> None:
         )
 
 
-def _method_run(name: str, entry: dict[str, Any], shared: dict[str, Any]) -> MethodRun:
+def _method_run(
+    name: str,
+    entry: dict[str, Any],
+    shared: dict[str, Any],
+) -> MethodRun:
     from vopcore.methods import METHODS  # loads torch and open_clip
 
     if name not in METHODS:
@@ -319,7 +336,11 @@ def _method_run(name: str, entry: dict[str, Any], shared: dict[str, Any]) -> Met
             raise ConfigError(unknown(f"methods.{name}.{key}", key, [*fields, "pooling", "train"]))
     try:
         method = TypeAdapter(METHODS[name]).validate_python(entry)
-        return MethodRun(name=name, method=method, **settings)
+        return MethodRun(
+            name=name,
+            method=method,
+            **settings,
+        )
     except ValidationError as error:
         raise ConfigError(first_mistake(error, MethodRun, f"methods.{name}.")) from None
 

@@ -54,7 +54,11 @@ def _share(value: object) -> object:
 
 
 INTERVAL = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h)")
-UNITS = {"s": 1, "min": 60, "h": 3600}  # seconds
+UNITS = {
+    "s": 1,
+    "min": 60,
+    "h": 3600,
+}  # seconds
 
 
 def interval_seconds(text: str) -> float:
@@ -112,7 +116,12 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A part of the config: nothing unknown in it, nothing changed after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class Pretraining(Section):
@@ -175,7 +184,11 @@ class Video(Section):
     """Which frames are taken: uniform, segment, clip4clip_1fps or head."""
     storage: Literal["auto", "raw", "jpeg"] = "auto"
     """How a shard holds frames; auto: raw where a video takes little room, else jpeg."""
-    quality: int = Field(default=95, ge=1, le=100)
+    quality: int = Field(
+        default=95,
+        ge=1,
+        le=100,
+    )
     """Quality of stored JPEGs, 1 to 100."""
     max_failed: Share = 0.01
     """Share of videos that may fail before the run stops (1% or 0.01)."""

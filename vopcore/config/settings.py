@@ -35,7 +35,12 @@ def settings() -> list[Setting]:
     pooling = MethodRun.model_fields["pooling"]
     listed.append(_setting("methods.NAME.pooling", pooling))
     listed.append(
-        Setting("compare", "list of names", "all", "Which of `methods` run: a list, one name, or `all`.")
+        Setting(
+            "compare",
+            "list of names",
+            "all",
+            "Which of `methods` run: a list, one name, or `all`.",
+        )
     )
     listed.append(
         Setting(
@@ -53,7 +58,12 @@ def settings_text() -> str:
     lines = []
     for setting in settings():
         lines.append(f"{setting.key}  ({setting.type}, default: {setting.default})")
-        lines += textwrap.wrap(setting.description, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(
+            setting.description,
+            WIDTH,
+            initial_indent="    ",
+            subsequent_indent="    ",
+        )
     return "\n".join(lines)
 
 
@@ -61,7 +71,14 @@ def _settings_of(section: type[BaseModel], prefix: str) -> list[Setting]:
     listed = []
     for name, field in section.model_fields.items():
         if section is RunConfig and name == "methods":
-            listed.append(Setting("methods", "settings by method", REQUIRED, field.description or ""))
+            listed.append(
+                Setting(
+                    "methods",
+                    "settings by method",
+                    REQUIRED,
+                    field.description or "",
+                )
+            )
             continue
         inner = section_of(field.annotation)
         is_list = typing.get_origin(field.annotation) is tuple
@@ -80,7 +97,13 @@ def _setting(key: str, field: FieldInfo) -> Setting:
     return Setting(key, _type_name(field.annotation), default, description)
 
 
-NAMES = {int: "integer", float: "number", bool: "true or false", str: "text", types.NoneType: "null"}
+NAMES = {
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
 
 
 def _type_name(annotation: Any) -> str:  # noqa: ANN401 - typing's own objects
