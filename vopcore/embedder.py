@@ -40,7 +40,12 @@ class Embedder:
         return torch.cat(chunks)
 
     @torch.no_grad()
-    def videos(self, videos: Sequence[str], read: ReadFrames, tell: Tell = tell_nobody) -> Tensor:
+    def videos(
+        self,
+        videos: Sequence[str],
+        read: ReadFrames,
+        tell: Tell = tell_nobody,
+    ) -> Tensor:
         """`Retriever.vectors` of the videos: Float32 [V, D], with `query_aware` [V, F, D].
 
         What pooling drops is never held for more than a chunk. [0, D] of no video.

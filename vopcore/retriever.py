@@ -85,7 +85,12 @@ class Retriever(nn.Module):
         keep_in_eval(self.clip)
         return self
 
-    def forward(self, frames: Tensor, mask: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        frames: Tensor,
+        mask: Tensor | None,
+        tokens: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """`video` and `text` in one call, for DistributedDataParallel: -> text [N, D], video [B, F, D]."""
         return self.text(tokens), self.video(frames, mask)
 
@@ -120,7 +125,12 @@ class Retriever(nn.Module):
         with self._autocast():
             return encode_prefix(self.clip, self._normalised(frames), layer)
 
-    def similarity(self, text: Tensor, video: Tensor, mask: Tensor | None = None) -> Tensor:
+    def similarity(
+        self,
+        text: Tensor,
+        video: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """text [N, D], video [B, F, D], mask Bool [B, F] -> cosines Float32 [N, B]: a row per text.
 
         A text or a video whose feature is zero is alike to nothing: 0 with both poolings.
@@ -133,7 +143,12 @@ class Retriever(nn.Module):
                 raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
         return self.compare(text, video, mask)
 
-    def compare(self, text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+    def compare(
+        self,
+        text: Tensor,
+        video: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         """`similarity` of videos that are known to have a real frame: asking a GPU would stop the host."""
         compare = mean_similarity if self.pooling == "mean" else query_aware_similarity
         with torch.autocast(text.device.type, enabled=False):
@@ -209,7 +224,11 @@ def at_least_fp32(features: Tensor) -> Tensor:
     return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
 
-def mean_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+def mean_similarity(
+    text: Tensor,
+    video: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """Cosine of each text and the mean of a video's normalised frame features."""
     unit_text = F.normalize(text, dim=-1)
     unit_video = unit_vectors(video, mask)
@@ -226,7 +245,11 @@ def unit_vectors(video: Tensor, mask: Tensor | None) -> Tensor:
     return F.normalize(torch.cat(pooled), dim=-1)
 
 
-def query_aware_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+def query_aware_similarity(
+    text: Tensor,
+    video: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """cos(t, v) with v = sum_j w_j f_j and w = softmax_j(t . f_j / 5), without forming a v per pair.
 
     `<t, v> = w . a` with `a_j = t . f_j`, and `|v|^2 = w^T G w` with the video's Gram matrix G [F, F].
@@ -244,7 +267,12 @@ def query_aware_similarity(text: Tensor, video: Tensor, mask: Tensor | None) -> 
     return torch.cat(columns, dim=1) / lengths
 
 
-def _query_aware(text: Tensor, video: Tensor, gram: Tensor, mask: Tensor | None) -> Tensor:
+def _query_aware(
+    text: Tensor,
+    video: Tensor,
+    gram: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """text [N, D], video [B, F, D], gram [B, F, F] -> |t| cos(t, v) [N, B]."""
     num_videos_and_frames = video.shape[:2]
     products = text @ video.flatten(0, 1).T
@@ -263,7 +291,10 @@ def _query_aware(text: Tensor, video: Tensor, gram: Tensor, mask: Tensor | None)
     return (product * inverse_length).T
 
 
-def _blocks(video: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _blocks(
+    video: Tensor,
+    mask: Tensor | None,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Videos a few at a time, in fp32, zeros in the place of padding; their masks."""
     num_frames = video.shape[1]
     size = max(1, PAIRS // (TEXTS * num_frames))

@@ -62,7 +62,12 @@ class VideoVectors(NamedTuple):
     vectors: np.ndarray
 
 
-def save_model(folder: Path, settings: ModelSettings, tuned: Path, videos: VideoVectors | None) -> None:
+def save_model(
+    folder: Path,
+    settings: ModelSettings,
+    tuned: Path,
+    videos: VideoVectors | None,
+) -> None:
     """Write everything that `TunedModel` needs; `tuned` is what `save_tuned` wrote.
 
     A model config and small frozen weights are copied; larger ones are named where they are, published ones
@@ -95,7 +100,12 @@ class TunedModel:
     Raises ValueError, one line, where the frozen weights are gone or are not those it was tuned on.
     """
 
-    def __init__(self, folder: Path, device: str | None = None, pretrained: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str | None = None,
+        pretrained: str | None = None,
+    ) -> None:
         """device: None is a GPU where there is one. pretrained: frozen weights at another place."""
         settings = json.loads((folder / SETTINGS_FILE).read_text())
         self._settings = ModelSettings(**settings)
@@ -112,7 +122,10 @@ class TunedModel:
 
         retriever = Retriever(tuned, precision=self._settings.precision)
         self._retriever = retriever.to(self._device).eval()
-        self._embedder = Embedder(self._retriever, tokenizer(clip, self._settings.words))
+        self._embedder = Embedder(
+            self._retriever,
+            tokenizer(clip, self._settings.words),
+        )
         self._videos = _read_videos(folder / VIDEOS_FILE, self._device)
 
     @torch.no_grad()
@@ -130,7 +143,11 @@ class TunedModel:
         return self._embedder.videos(paths, self._read_frames)
 
     @torch.no_grad()
-    def rank_videos(self, captions: Sequence[str], count: int) -> tuple[list[list[str]], list[list[float]]]:
+    def rank_videos(
+        self,
+        captions: Sequence[str],
+        count: int,
+    ) -> tuple[list[list[str]], list[list[float]]]:
         """For each caption the `count` saved videos that score best, best first, and their scores.
 
         Raises ValueError where the model was saved without videos.
@@ -210,7 +227,12 @@ class TunedModel:
                 errors.append(str(error))
         return rows.assign(vector=vectors, error=errors)
 
-    def _find_moments(self, captions: list[str], uri: str, count: int) -> list[list[dict[str, Any]]]:
+    def _find_moments(
+        self,
+        captions: list[str],
+        uri: str,
+        count: int,
+    ) -> list[list[dict[str, Any]]]:
         """For each caption the best moments of an index that was made by these weights."""
         # `vopcore.index` imports this file.
         from vopcore.index import Question, open_index
@@ -262,13 +284,20 @@ class TunedModel:
         return video.pixels[indices]
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, str] | None = None) -> TunedModel:
+def _load_pyfunc(
+    path: str,
+    model_config: Mapping[str, str] | None = None,
+) -> TunedModel:
     """The name and arguments by which MLflow loads a model; `auto` is what `TunedModel` does by itself."""
     options = {key: None if value == "auto" else value for key, value in (model_config or {}).items()}
     return TunedModel(Path(path), **options)
 
 
-def load_frozen(folder: Path, settings: ModelSettings, pretrained: str | None = None) -> CLIP:
+def load_frozen(
+    folder: Path,
+    settings: ModelSettings,
+    pretrained: str | None = None,
+) -> CLIP:
     """The frozen CLIP of a saved model; `pretrained`: its weights, where they are at another place.
 
     Draws from torch's global generator. Raises ValueError, one line, where the weights are gone.
