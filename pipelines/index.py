@@ -73,9 +73,9 @@ def index_folder(folder: str, config: "SearchConfig", watch: bool) -> None:
     from pipelines.indexing import driver
     from pipelines.indexing.files import FolderError, list_videos
     from pipelines.indexing.open import open_for_update
-    from vopcore.storage import is_uri, writer_lock
+    from vopcore.storage import is_uri, local_path, writer_lock
 
-    root = folder if is_uri(folder) else str(Path(folder).expanduser().absolute())
+    root = folder if is_uri(folder) else str(local_path(folder))
     uri = config.index or driver.default_index(root)
     list_videos(root)  # a folder without a video is refused before anything is made
 

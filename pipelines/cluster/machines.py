@@ -20,7 +20,7 @@ from vopcore.storage import StorageError, is_uri, probe
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = "working_dir_files"  # where Ray unpacks what --working-dir brought, until it needs the room
-AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # on the head
+AUTOSCALER_CONFIG = "~/ray_bootstrap_config.yaml"  # on the head
 WAIT = 30.0  # minutes for machines that the cluster's config has, but that do not run yet
 LOOK_EVERY = 2.0  # seconds between looks at the cluster
 WRITTEN = "storage"  # the key of the place that every machine writes to
@@ -114,7 +114,7 @@ def grown() -> list[dict[str, float]]:
 
     `ray up` leaves its config on the head, where the driver runs; Ray has no other way to ask for it.
     """
-    file = AUTOSCALER_CONFIG.expanduser()
+    file = Path(os.path.expanduser(AUTOSCALER_CONFIG))  # noqa: PTH111 - without a home it stays as it is
     if "RAY_ADDRESS" not in os.environ or not file.is_file():
         return []
 

@@ -16,6 +16,10 @@ import torch
 from ray.train.torch import TorchConfig
 
 
+class UnusableGPUError(RuntimeError):
+    """A worker's GPU cannot be used as its machine is; one line says why."""
+
+
 class Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's own, whose name is private
     """Sets up the process group once Gloo knows its interface."""
 
@@ -42,7 +46,7 @@ class OverRaysNetwork(TorchConfig):
 def check_gpu() -> None:
     """Say what is wrong with a worker's GPU before NCCL does in words of its own.
 
-    Raises RuntimeError, with torch's reason: a driver that is too old for it, or no driver.
+    Raises UnusableGPUError, with torch's reason: a driver that is too old for it, or no driver.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -53,7 +57,7 @@ def check_gpu() -> None:
     # torch says why in a warning, followed by the line of C++ that gave it.
     reasons = [str(warning.message).split(" (Triggered")[0] for warning in caught]
     reason = " ".join(reasons) or "torch finds no NVIDIA driver"
-    raise RuntimeError(
+    raise UnusableGPUError(
         f"{socket.gethostname()}: the GPU cannot be used by torch {torch.__version__}: {reason}; update its"
         " driver, or install the torch build for the CUDA version of the driver"
     )

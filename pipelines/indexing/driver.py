@@ -204,6 +204,11 @@ def _pieces(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[p
     # Other resources than a decoding task's: with the same ones Ray Data would run both in the actor, and
     # nothing would be decoded while it encodes.
     resources = {"num_gpus": 1} if work.gpu else {"num_cpus": 0.9}
+    encoder = {
+        "uri": index.store.folder,
+        "tuned": index.header.tuned,
+        "device": "cuda" if work.gpu else "cpu",
+    }
     with quiet_ray_data():
         yield from (
             ray.data.from_items(items, override_num_blocks=len(items))
@@ -219,7 +224,7 @@ def _pieces(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[p
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=encoders,
-                fn_constructor_kwargs={"uri": index.store.folder, "tuned": index.header.tuned},
+                fn_constructor_kwargs=encoder,
                 **resources,
             )
             .iter_batches(batch_size=None, batch_format="pyarrow")
@@ -242,8 +247,9 @@ def _decode_task(batch: pa.Table, settings: DecodeSettings) -> Iterator[pa.Table
 class EncodeActor:
     """Holds the CLIP, and turns the frames of windows into their vectors."""
 
-    def __init__(self, uri: str, tuned: str) -> None:
-        self._encoder = WindowEncoder(local_model(uri, tuned))
+    def __init__(self, uri: str, tuned: str, device: str) -> None:
+        # Said, not found out: a machine may have a GPU that is not meant for this.
+        self._encoder = WindowEncoder(local_model(uri, tuned), device)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for row in batch.to_pylist():

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -11,14 +12,17 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipelines import track
-from pipelines.cluster.failures import reason_of
+from pipelines.cluster.failures import cause_of, reason_of
 from pipelines.cluster.machines import say_what_is_missing
-from pipelines.cluster.network import OverRaysNetwork
+from pipelines.cluster.network import OverRaysNetwork, UnusableGPUError
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.command.progress import remote_bars
-from pipelines.tune.worker import Task, WorkerFailure, WorkerResult, work
+from pipelines.tune.worker import HopelessError, Task, WorkerResult, work
 from vopcore.config import MethodRun, RunConfig
 from vopcore.storage import Store, below
+
+# What fails again on every restart.
+HOPELESS = (HopelessError, UnusableGPUError)
 
 # Seconds until a worker whose peers are gone gives up.
 TIMEOUT = 300
@@ -68,32 +72,41 @@ def tune(
                 name=key,
                 storage_path=runs.root,
                 storage_filesystem=runs.filesystem,
-                # `_fit` counts failures: not all of them are the code's.
+                # `fit` counts failures: not all of them are the code's.
                 failure_config=FailureConfig(max_failures=0),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 callbacks=[Curves(store, run_id)],  # type: ignore[list-item]  # typed for Ray Tune
             ),
         )
 
-    with remote_bars(run.name) as mailbox, say_what_is_missing(resources):
-        result = _fit(
-            lambda: trainer(mailbox),
-            run.name,
-            resources.max_failures,
-        )
+    try:
+        with remote_bars(run.name) as mailbox, say_what_is_missing(resources):
+            result = fit(
+                lambda: trainer(mailbox),
+                run.name,
+                resources.max_failures,
+            )
+    except HopelessError as error:
+        reason = f"{run.name}: {error}"
+        if path := _last_checkpoint(runs, key):
+            reason += f"; the last checkpoint before it is {path}"
+        raise RunFailedError(reason) from error
 
-    outcome: WorkerResult | WorkerFailure = getattr(result, "return_value")  # noqa: B009 - not in Ray's types
-    if isinstance(outcome, WorkerFailure):
-        reason = f"{run.name}: {outcome.reason}"
-        if result.checkpoint:
-            reason += f"; the last checkpoint before it is {result.checkpoint.path}"
-        raise RunFailedError(reason)
-
+    outcome: WorkerResult = getattr(result, "return_value")  # noqa: B009 - not in Ray's types
     assert result.checkpoint is not None, "a worker that has ended has saved one"
     return outcome, result.checkpoint
 
 
-def _fit(
+def _last_checkpoint(runs: Store, key: str) -> str | None:
+    """Where the last checkpoint of a run is; None where it has none."""
+    with suppress(RuntimeError):  # the run has not come so far as to have a folder
+        result = ray.train.Result.from_path(f"{runs.root}/{key}", runs.filesystem)
+        if result.checkpoint is not None:
+            return result.checkpoint.path
+    return None
+
+
+def fit(
     trainer: Callable[[], TorchTrainer],
     name: str,
     max_failures: int,
@@ -101,7 +114,7 @@ def _fit(
     """Train to the end, with at most `max_failures` restarts after failures of the code.
 
     A machine that is gone (a spot instance, a node that lost its power) is no failure of the code: a long run
-    sees many. Raises RunFailedError.
+    sees many. Raises RunFailedError, and HopelessError where a worker has met what no restart can help.
     """
     failures = 0
     while True:
@@ -112,6 +125,10 @@ def _fit(
             # Ray's answer to Ctrl-C, with code 0.
             raise KeyboardInterrupt from None
         except TrainingFailedError as error:
+            cause = cause_of(error)
+            if isinstance(cause, HOPELESS):
+                raise HopelessError(str(cause)) from error
+
             reason = reason_of(error)
             if machines - _machines():
                 print(f"{name}: a machine is gone; going on from the last checkpoint", file=sys.stderr)

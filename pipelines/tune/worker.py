@@ -89,28 +89,25 @@ class WorkerResult:
     """The test split's videos, from rank 0 where the config wants a model that can search."""
 
 
-@dataclass(frozen=True)
-class WorkerFailure:
-    """What would fail again on every restart, such as a loss that is NaN."""
-
-    reason: str
+class HopelessError(RuntimeError):
+    """What would fail again on every restart, such as a loss that is NaN; the message is the reason."""
 
 
-def work(loop: dict[str, Any]) -> WorkerResult | WorkerFailure:
+def work(loop: dict[str, Any]) -> WorkerResult:
     """Tune and measure one method together with the other workers.
 
-    loop: a Task as `task`, and as `mailbox` the actor that hears how far the work is.
+    loop: a Task as `task`, and as `mailbox` the actor that hears how far the work is. Raises HopelessError,
+    also where only one of several workers has met it: the others wait for that one, and Ray ends them.
     """
-    # Ray restarts after an exception: what no restart can help is returned.
     try:
         return Worker(loop["task"], loop["mailbox"]).run()
     except (DivergedError, ValueError) as error:
-        return WorkerFailure(str(error))
+        raise HopelessError(str(error)) from error
     except torch.OutOfMemoryError as error:
         cause = first_sentence(error)
-        return WorkerFailure(f"the GPU's memory is too small ({cause}): {memory.WAYS_OUT}")
+        raise HopelessError(f"the GPU's memory is too small ({cause}): {memory.WAYS_OUT}") from error
     except MemoryError as error:
-        return WorkerFailure(f"the memory is too small: {error}")
+        raise HopelessError(f"the memory is too small: {error}") from error
 
 
 class Worker:

@@ -15,7 +15,7 @@ from vopcore.clip.towers import model_name
 CLIP_VOCABULARY = 49408  # tokens of CLIP's own byte pairs
 DEFAULT_CONTEXT = 77  # of a model whose config says nothing, as in open_clip
 INSTALL = "pip install -e '.[multilingual]'"
-LONG_CAPTION = 8192  # letters; what is cut only where a caption is longer
+LONGEST_TOKEN = 32  # letters of the longest token in CLIP's vocabulary
 LONG_WORD = 1024  # letters: merging byte pairs takes time that grows with their square
 
 
@@ -37,19 +37,35 @@ class Tokenizer:
         return self._tokenize([self._shortened(caption) for caption in captions])
 
     def count(self, caption: str) -> int:
-        """Tokens of a caption, start and end included, before anything is cut off."""
+        """Tokens of a caption, start and end included, before anything is cut off.
+
+        An endless word is counted in pieces, each of which may have a token more.
+        """
         if isinstance(self._tokenize, SimpleTokenizer):
-            return len(self._tokenize.encode(caption)) + 2
+            return len(self._tokenize.encode(_in_words(caption))) + 2
         return len(self._tokenize.tokenizer(self._tokenize.clean_fn(caption)).input_ids)
 
     def _shortened(self, caption: str) -> str:
-        """A caption of endless length, or with an endless word, would take minutes. What is left of it has
-        more tokens than are read.
+        """A caption of endless length, or with an endless word, would take minutes.
+
+        What is left of it has at least as many tokens as are read: one in so many letters, and one a word.
         """
-        if len(caption) <= LONG_CAPTION:
+        enough = (LONGEST_TOKEN + 1) * self.words
+        if len(caption) <= enough:
             return caption
-        words = caption[: LONG_CAPTION * self.words].split()
-        return " ".join(word[:LONG_WORD] for word in words[: 4 * self.words])
+        return " ".join(caption.split())[:enough]
+
+
+def _in_words(caption: str) -> str:
+    """The caption with its endless words in pieces."""
+    if len(caption) <= LONG_WORD:
+        return caption
+
+    pieces = []
+    for word in caption.split():
+        starts = range(0, len(word), LONG_WORD)
+        pieces += [word[start : start + LONG_WORD] for start in starts]
+    return " ".join(pieces)
 
 
 def tokenizer(model: str | CLIP, words: int) -> Tokenizer:

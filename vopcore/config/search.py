@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from vopcore.config.messages import first_mistake, unknown
 from vopcore.config.read import ConfigError, load
 from vopcore.config.sections import Location, NameOrFile, Positive, Section
+from vopcore.storage import local_path
 
 SAMPLERS = ("uniform", "segment", "clip4clip_1fps", "head")
 
@@ -16,13 +17,13 @@ def _model(name: str) -> str:
     """A folder or a file becomes absolute; names of models and URIs of MLflow stay."""
     if ":/" in name:
         return name
-    path = Path(name).expanduser()
+    path = local_path(name)
     looks_like_a_path = path.suffix in (".safetensors", ".json") or "/" in name
     if not looks_like_a_path:
         return name
     if not path.exists():
         raise ValueError(f"no such file or folder: {path}")
-    return str(path.absolute())
+    return str(path)
 
 
 class SearchConfig(Section):

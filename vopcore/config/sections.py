@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from vopcore.storage import local_path
+
 if TYPE_CHECKING:
     from vopcore.methods import Method
 else:
@@ -19,7 +21,7 @@ else:
 
 def _absolute(path: str) -> str:
     """Ray's workers run in another folder, so a path must not depend on the current one; URIs stay."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return path if "://" in path else str(local_path(path))
 
 
 def _local(path: str) -> str:
@@ -37,7 +39,7 @@ def _file(name: str) -> str:
     if not looks_like_a_file:
         return name
 
-    path = Path(name).expanduser().absolute()
+    path = local_path(name)
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
     return str(path)

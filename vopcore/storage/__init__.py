@@ -1,6 +1,6 @@
 """Folders on a disk or in an object store: their files, their one writer, the cache, and hashes."""
 
-from vopcore.storage.address import below, display, is_uri, open_uri, sqlite_uri
+from vopcore.storage.address import below, display, is_uri, local_path, open_uri
 from vopcore.storage.cache import ShardCache
 from vopcore.storage.hashing import file_sha256
 from vopcore.storage.lock import LockedError, Writer, current_writer, writer_lock
@@ -24,11 +24,11 @@ __all__ = [
     "file_sha256",
     "is_uri",
     "local_copy",
+    "local_path",
     "open_uri",
     "probe",
     "source_facts",
     "source_sha256",
-    "sqlite_uri",
     "sweep",
     "with_retries",
     "write_whole",

@@ -12,11 +12,6 @@ from urllib.parse import unquote
 
 from pyarrow import fs
 
-SQLITE_CODES = {
-    "%": "%25",
-    "?": "%3F",
-    "#": "%23",
-}  # in this order: the codes hold a percent sign
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 OPTIONS = re.compile(r"\?([a-z_]+=[^&?]*(?:&[a-z_]+=[^&?]*)*)$", re.IGNORECASE)
@@ -25,6 +20,17 @@ OPTIONS = re.compile(r"\?([a-z_]+=[^&?]*(?:&[a-z_]+=[^&?]*)*)$", re.IGNORECASE)
 def is_uri(place: str) -> bool:
     """Whether a folder was named with a scheme such as `s3://`; a path may hold `://` further on."""
     return SCHEME.match(place) is not None
+
+
+def local_path(path: str) -> Path:
+    """The path made absolute, `~` being the home folder.
+
+    Raises ValueError where nobody knows a home, as in a container whose user has neither HOME nor an entry.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no home folder for ~ here (HOME is not set)") from None
 
 
 def open_uri(place: str) -> tuple[fs.FileSystem, str]:
@@ -93,12 +99,3 @@ def display(place: str) -> str:
     bucket, slash, key = rest.partition("/")
     _, _, bucket = bucket.rpartition("@")
     return f"{scheme}://{bucket}{slash}{key}"
-
-
-def sqlite_uri(path: str | Path) -> str:
-    """SQLAlchemy's address of a SQLite file, whatever characters its path holds."""
-    text = str(Path(path).absolute())
-    # SQLAlchemy decodes the path, and reads what follows a question mark as options.
-    for character, code in SQLITE_CODES.items():
-        text = text.replace(character, code)
-    return f"sqlite:///{text}"

@@ -5,11 +5,16 @@ import os
 import pytest
 import ray
 import ray.data
-from ray.train import FailureConfig, ScalingConfig
+from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.train import ControllerError, FailureConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pipelines.cluster.failures import is_lost_process, is_of_machines, reason_of
+from pipelines.cluster.network import UnusableGPUError
 from pipelines.command.exit_codes import CommandFailedError, exit_code_of
+from pipelines.tune.driver import RunFailedError, fit
+from pipelines.tune.worker import HopelessError
 from vopcore.storage import StorageError
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -152,3 +157,77 @@ def test_of_several_workers_the_one_that_raised_is_told_and_not_its_peers():
 
 def test_an_error_without_a_message_is_its_name():
     assert reason_of(NotImplementedError()) == "NotImplementedError"
+
+
+KILLED = OutOfMemoryError(  # as Ray's raylet words it
+    "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7, ID: 8c) where"
+    " the task (task ID: ffff, name=MapBatches(_task), pid=41, memory used=9.06GB) was running was 30.1GB /"
+    " 31.4GB (0.958), which exceeds the memory usage threshold of 0.95.\nRefer to the documentation on how to"
+    " address the out of memory issue: https://docs.ray.io/en/latest/ray-core/scheduling/"
+    "ray-oom-prevention.html.\nTo adjust the kill threshold, set the environment variable"
+    " `RAY_memory_usage_threshold` when starting Ray."
+)
+
+
+def of_task(error: Exception) -> RayTaskError:
+    """An error as `ray.get` raises it: of the class of its cause too."""
+    return RayTaskError("task", "Traceback (most recent call last):\n  ...", error).as_instanceof_cause()
+
+
+def of_worker(error: Exception) -> WorkerGroupError:
+    """An error as Ray Train raises it where the process of a worker is gone."""
+    return WorkerGroupError("of rank 1", {1: WorkerHealthCheckFailedError("it does not answer", error)})
+
+
+@pytest.mark.parametrize(
+    "error", [KILLED, of_task(KILLED), of_task(of_task(KILLED)), of_worker(KILLED)], ids=range(4)
+)
+def test_a_process_that_the_memory_monitor_killed_is_named_in_one_line(error):
+    assert reason_of(error) == (
+        "a machine ran out of memory, and Ray ended the process that worked there: fewer CPUs per machine"
+        " (ray start --num-cpus) or more memory help"
+    )
+
+
+class Failing:
+    """In a trainer's place: it raises what Ray Train raises, and counts how often it was started."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.starts = 0
+
+    def fit(self) -> None:
+        self.starts += 1
+        raise self.error
+
+
+def fit_fails(error: Exception, kind: type[Exception]) -> tuple[str, int]:
+    """What `fit` with three restarts says of an error, and how often it tried."""
+    trainer = Failing(error)
+    with pytest.raises(kind) as caught:
+        fit(lambda: trainer, "vop", 3)
+    return str(caught.value), trainer.starts
+
+
+def test_a_tuning_worker_that_the_memory_monitor_killed_is_named_and_started_again(capsys):
+    said, starts = fit_fails(of_worker(KILLED), RunFailedError)
+    assert said == f"vop: {reason_of(KILLED)}"
+    assert starts == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all("failed (a machine ran out of memory" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkerGroupError("of rank 0", {0: HopelessError("no use")}),
+        WorkerGroupError(
+            "of two", {0: RuntimeError("Connection closed by peer"), 1: HopelessError("no use")}
+        ),
+        ControllerError(of_task(UnusableGPUError("no use"))),
+    ],
+)
+def test_what_no_restart_can_help_is_not_tried_again(error, capsys):
+    assert fit_fails(error, HopelessError) == ("no use", 1)
+    assert capsys.readouterr().err == ""

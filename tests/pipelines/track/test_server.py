@@ -1,15 +1,8 @@
 """Tuning against a real MLflow server that is killed in the middle of a run, stays away, and comes back."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -18,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from support import ROOT
+from support.cluster import until
 from support.local_ray import local_ray
+from support.mlflow_server import MLflowServer
 
 from pipelines import deliver, track
 from pipelines import run as cli
@@ -28,67 +23,17 @@ pytestmark = pytest.mark.long
 STEPS = 24  # 64 clips in batches of 16, 6 times
 
 
-def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 400
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)  # polling, not waiting for a guess
-
-
-class Server:
-    """`mlflow server` with a database and an artifact store of its own, on one port whenever it is there."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.uri, self._folder = f"http://127.0.0.1:{self._port}", folder
-
-    def start(self) -> None:
-        places = ["--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
-        places += ["--artifacts-destination", f"{self._folder}/artifacts"]
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--port",
-            str(self._port),
-            "--workers",
-            "1",
-            *places,
-        ]
-        self._process = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until(self._answers)
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None
-        try:
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def steps(self) -> list[int]:
-        """The steps of vop_p's loss that have arrived, each as often as it stands there."""
-        client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name("quickstart")
-        runs = client.search_runs([experiment.experiment_id], "tags.method = 'vop_p'") if experiment else []
-        return [
-            point.step for run in runs for point in client.get_metric_history(run.info.run_id, "train/loss")
-        ]
+def loss_steps(server: MLflowServer) -> list[int]:
+    """The steps of vop_p's loss that have arrived."""
+    runs = [run for run in server.runs("quickstart") if run.data.tags["method"] == "vop_p"]
+    return [step for run in runs for step in server.steps(run, "train/loss")]
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """vop_p whose server dies, then zero_shot that never sees it; then the server is back and gets all."""
     folder = tmp_path_factory.mktemp("server")
-    server, seen = Server(folder), {}
+    server, seen = MLflowServer(folder), {}
     small = [
         "shapes.videos=64",
         "shapes.twins=4",
@@ -100,7 +45,7 @@ def story(tmp_path_factory):
     arguments = [f"{ROOT}/conf/quickstart.yaml", *small, *places]
 
     def kill_in_the_middle() -> None:
-        until(server.steps)
+        until(lambda: loss_steps(server), "a step")
         server.kill()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -119,16 +64,14 @@ def story(tmp_path_factory):
             ]
             seen["never there"] = cli.main([*arguments, "compare=[zero_shot]"])
         server.start()
-        seen["before"] = server.steps()
+        seen["before"] = loss_steps(server)
         seen["delivered"] = deliver.main([f"{folder}/out/mlflow_waiting"])
         yield folder, server, seen
         server.kill()
 
 
-def runs(server: Server) -> dict:
-    client = MlflowClient(server.uri)
-    experiment = client.get_experiment_by_name("quickstart")
-    return {run.data.tags["method"]: run for run in client.search_runs([experiment.experiment_id])}
+def runs(server: MLflowServer) -> dict:
+    return {run.data.tags["method"]: run for run in server.runs("quickstart")}
 
 
 def test_tuning_does_not_ask_whether_its_server_is_there(story):
@@ -154,7 +97,7 @@ def test_what_the_server_missed_was_kept_and_nothing_else(story):
 
 def test_in_the_end_the_server_has_every_step_once_and_the_numbers_of_the_results(story):
     folder, server, _ = story
-    assert sorted(server.steps()) == list(range(1, STEPS + 1))
+    assert sorted(loss_steps(server)) == list(range(1, STEPS + 1))
     for path in (folder / "out/results").glob("*.json"):
         result = json.loads(path.read_text())
         run = runs(server)[result["method"]]
@@ -163,8 +106,7 @@ def test_in_the_end_the_server_has_every_step_once_and_the_numbers_of_the_result
         every_number = client.download_artifacts(run.info.run_id, "metrics.json", str(folder))
         assert json.loads(Path(every_number).read_text()) == result["metrics"]
         assert run.data.metrics["t2v/R1"] == round(result["metrics"]["t2v/R1"], 2)
-        names = {a.path for a in client.list_artifacts(run.info.run_id)}
-        assert {"quickstart.yaml", "tuned", "predictions.parquet"} <= names
+        assert {"quickstart.yaml", "tuned", "predictions.parquet"} <= server.artifacts(run)
     assert not track.waiting(f"{folder}/out/mlflow_waiting")
 
 

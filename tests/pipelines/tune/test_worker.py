@@ -6,22 +6,17 @@ import signal
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import ray.train
 import torch
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
-from support.clip_config import write_clip_config
-from support.ingest import annotations
-from support.tuning import CAPTIONS, SIZE, make_shards
+from support.task import listener, small_task
 
-from pipelines.tune.worker import WEIGHTS, Task, training_captions, work
+from pipelines.tune.worker import WEIGHTS, training_captions, work
 from vopcore import clip as clips
-from vopcore.config import MethodRun, RunConfig, Train
-from vopcore.config.sections import Backbone, Data, Video
-from vopcore.methods import METHODS, tune, tuned
+from vopcore.methods import tune, tuned
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 from vopcore.training.batches import TrainingBatches
@@ -30,21 +25,7 @@ from vopcore.training.trainer import Tuner, train
 
 @pytest.fixture
 def task(tmp_path):
-    model = write_clip_config(tmp_path / "model.json", vision={"image_size": SIZE}, text={"width": 16})
-    make_shards(tmp_path / "shards")
-    settings = Train(epochs=3, batch_size=8, lr=1e-2, augment=True, checkpoint_every=2)
-    run = MethodRun(name="vop_p", method=METHODS["vop_p"](vision_prompts=4, specific=2), train=settings)
-    config = RunConfig(
-        name="small",
-        output=str(tmp_path),
-        data=Data(dataset="folder", root=str(tmp_path)),
-        video=Video(frames=4, size=SIZE),
-        clip=Backbone(model=str(model), pretrained=None, words=16),
-        methods=(run,),
-    )
-    train = annotations(dict.fromkeys(CAPTIONS), captions=2)
-    test = train.slice(0, 4).set_column(0, "split", pa.array(["test"] * 4))
-    return Task(config, run, pa.concat_tables([train, test]), str(tmp_path / "shards"))
+    return small_task(tmp_path)
 
 
 def plain_loop(task):
@@ -110,26 +91,13 @@ def fit(task, folder, mailbox, workers, max_failures=1):
         return load_file(Path(there) / WEIGHTS), result
 
 
-def silent():
-    """In the mailbox's place: nobody listens."""
-
-    class Silent:
-        def __init__(self):
-            self.put = self
-
-        def remote(self, *told):
-            pass
-
-    return Silent()
-
-
 @pytest.mark.long
 def test_one_of_two_workers_killed_within_an_epoch_changes_no_bit_of_the_weights(own_ray, task, tmp_path):
     (tmp_path / "killed_once").mkdir()
     disturbed, _ = fit(task, tmp_path / "killed_once", killer(tmp_path / "killed_once"), workers=2)
     steps = [int(line.split("/")[0]) for line in (tmp_path / "killed_once" / "steps").read_text().split()]
     assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
-    wanted, _ = fit(task, tmp_path / "undisturbed", silent(), workers=2)
+    wanted, _ = fit(task, tmp_path / "undisturbed", listener(), workers=2)
     for name, value in wanted.items():
         assert torch.equal(disturbed[name], value), name
     alone = plain_loop(task)

@@ -38,6 +38,11 @@ def build(folder: Path) -> None:
     subprocess.run([*compiler, str(HERE / "libcuda.c"), "-o", str(folder / "libcuda.so.1")], check=True)
 
 
+def variables(runtime: Path) -> dict[str, str]:
+    """Of the environment of a process that is to find the stand-ins in the folder of `build`."""
+    return {"LD_LIBRARY_PATH": str(runtime), "LD_PRELOAD": str(runtime / "cudart.so")}
+
+
 def run(module: str, *arguments: str, runtime: Path | None = None) -> Any:
     """Run `python -m MODULE` in a process of its own; what it prints last, read as JSON.
 
@@ -45,7 +50,7 @@ def run(module: str, *arguments: str, runtime: Path | None = None) -> Any:
     """
     environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", OMP_NUM_THREADS="1")
     if runtime is not None:
-        environment |= {"LD_LIBRARY_PATH": str(runtime), "LD_PRELOAD": str(runtime / "cudart.so")}
+        environment |= variables(runtime)
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -5,12 +5,15 @@
 
 #define OK return cudaSuccess
 
-cudaError_t cudaGetDeviceCount(int *count) { *count = 1; OK; }
+/* FAKE_CUDA_DRIVER=11040: a driver of that version, which is too old for this runtime. */
+static int driver(void) { const char *version = getenv("FAKE_CUDA_DRIVER"); return version ? atoi(version) : 0; }
+
+cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return driver() ? cudaErrorInsufficientDriver : cudaSuccess; }
 cudaError_t cudaGetDevice(int *device) { *device = 0; OK; }
 cudaError_t cudaSetDevice(int device) { OK; }
 cudaError_t cudaGetLastError(void) { OK; }
 cudaError_t cudaPeekAtLastError(void) { OK; }
-cudaError_t cudaDriverGetVersion(int *version) { *version = 13020; OK; }
+cudaError_t cudaDriverGetVersion(int *version) { *version = driver() ? driver() : 13020; OK; }
 cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13020; OK; }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; OK; }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {

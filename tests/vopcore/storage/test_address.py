@@ -1,10 +1,7 @@
 """Addresses and names: what a folder or an object is called is what is opened, character by character."""
 
-import sqlite3
-
 import pytest
 from pyarrow import fs
-from sqlalchemy import create_engine, text
 from support.bucket import make_bucket, s3_server
 
 from vopcore.datasets.match import VideoFiles
@@ -16,7 +13,6 @@ from vopcore.storage import (
     local_copy,
     open_uri,
     source_facts,
-    sqlite_uri,
 )
 
 NAMES = [
@@ -108,19 +104,6 @@ def test_messages_show_no_secrets():
 def test_an_unknown_scheme_is_refused_by_name():
     with pytest.raises(ValueError, match=r"^nowhere://x: "):
         open_uri("nowhere://x")
-
-
-@pytest.mark.parametrize("name", ["plain", "a#b", "a?b", "100%", "a%20b"])
-def test_sqlite_opens_the_file_that_is_meant(tmp_path, name):
-    place = tmp_path / name
-    place.mkdir()
-    engine = create_engine(sqlite_uri(place / "x.db"))
-    with engine.begin() as connection:
-        connection.execute(text("create table t (x int)"))
-    engine.dispose()
-    with sqlite3.connect(place / "x.db") as connection:
-        assert connection.execute("select name from sqlite_master").fetchall() == [("t",)]
-    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(
