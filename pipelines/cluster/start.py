@@ -45,11 +45,13 @@ def join_ray(min_cpus: int) -> None:
     # Ray prints a page for each process that dies, at any time, also after the last line of a command.
     ray._private.worker._worker_logs_enabled = False
 
-    # Nothing leaves the machines unasked, and workers find this checkout.
+    # Nothing leaves the machines unasked, and workers find this checkout. Who asks for no GPU sees none: of
+    # one that it sees torch takes memory.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     variables = {
         "PYTHONPATH": str(ROOT),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     }
     environment: dict[str, Any] = {"env_vars": variables}
 

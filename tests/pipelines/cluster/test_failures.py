@@ -179,9 +179,10 @@ def of_worker(error: Exception) -> WorkerGroupError:
     return WorkerGroupError("of rank 1", {1: WorkerHealthCheckFailedError("it does not answer", error)})
 
 
-@pytest.mark.parametrize(
-    "error", [KILLED, of_task(KILLED), of_task(of_task(KILLED)), of_worker(KILLED)], ids=range(4)
-)
+OF_MEMORY = [KILLED, of_task(KILLED), of_worker(KILLED), of_worker(of_task(KILLED))]
+
+
+@pytest.mark.parametrize("error", OF_MEMORY, ids=range(len(OF_MEMORY)))
 def test_a_process_that_the_memory_monitor_killed_is_named_in_one_line(error):
     assert reason_of(error) == (
         "a machine ran out of memory, and Ray ended the process that worked there: fewer CPUs per machine"

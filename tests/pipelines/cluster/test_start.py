@@ -47,7 +47,7 @@ def test_a_long_temporary_folder_is_left_and_a_long_one_of_rays_refused(monkeypa
 
 
 START = """
-import sys, psutil
+import os, psutil, ray
 from pipelines.cluster.start import start_ray
 from vopcore.config import read_config
 
@@ -56,23 +56,30 @@ own = psutil.Process()
 for process in [own, *own.children(recursive=True)]:
     for connection in process.net_connections("inet"):
         if connection.status == psutil.CONN_LISTEN:
-            print(connection.laddr.ip.removeprefix("::ffff:"))
+            print("listens", connection.laddr.ip.removeprefix("::ffff:"))
+
+@ray.remote(num_cpus=0)
+def visible():
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+print("sees", repr(ray.get(visible.remote())))
 """
 
 
 @pytest.mark.cluster
-def test_a_ray_of_ones_own_listens_on_this_machine_alone_and_hides_its_token(tmp_path):
+def test_a_ray_of_ones_own_listens_on_this_machine_alone_and_hides_its_token_and_gpus(tmp_path):
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray:
         environment = {
             "HOME": str(tmp_path),
             "RAY_TMPDIR": ray,
             "PYTHONPATH": str(ROOT),
             "PATH": "/usr/bin:/bin",
+            "CUDA_VISIBLE_DEVICES": "0",
         }
         ended = subprocess.run(
             [sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True
         )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert set(ended.stdout.split()) == {"127.0.0.1"}
+    assert set(ended.stdout.splitlines()) == {"listens 127.0.0.1", "sees ''"}
     token = tmp_path / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""Tuning as the driver sees it, on a real Ray Train: what is not tried again, a GPU nobody asked for."""
+"""Tuning as the driver sees it, on a real Ray Train: what is not tried again."""
 
 import pytest
 import torch
@@ -12,10 +12,10 @@ from pipelines.tune.worker import HopelessError, work
 pytestmark = pytest.mark.usefixtures("own_ray")
 
 
-def trainer(folder, hears, workers, loop=work) -> TorchTrainer:
+def trainer(folder, hears, workers) -> TorchTrainer:
     """Of `small_task`, with a mailbox that hears of the steps."""
     return TorchTrainer(
-        loop,
+        work,
         train_loop_config={"task": small_task(folder), "mailbox": listener(hears)},
         scaling_config=ScalingConfig(num_workers=workers),
         run_config=RunConfig(name="run", storage_path=str(folder / "runs")),
@@ -44,15 +44,3 @@ def test_a_gpu_without_room_names_the_ways_out_and_is_not_tried_again(tmp_path, 
     )
     assert starts.read_text().split() == ["1", "2"]
     assert "restart" not in capsys.readouterr().err
-
-
-def test_beside_a_gpu_that_was_not_asked_for_nothing_is_pinned_or_moved_there(tmp_path):
-    """Here there is no GPU: whatever turned to it would fail."""
-
-    def work_beside_a_gpu(loop):
-        torch.cuda.is_available = lambda: True
-        return work(loop)
-
-    result = fit(lambda: trainer(tmp_path, lambda step: None, 1, work_beside_a_gpu), "vop_p", max_failures=0)
-    assert result.return_value.tags["gpu"] == "none"
-    assert result.return_value.steps == 9
