@@ -10,7 +10,6 @@ show.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from pipelines.reports.queries import VideoFile, gallery_data
 from pipelines.reports.text import file_name
 from vopcore.datasets import DATASETS
 from vopcore.shards import Shards
+from vopcore.storage import scratch_folder
 
 CLI = argparse.ArgumentParser(
     prog="pipelines/gallery.py",
@@ -152,9 +152,9 @@ def video_files(run: track.TrackedRun) -> dict[str, VideoFile]:
 
 def predictions(store: track.RunStore, run: track.TrackedRun) -> pa.Table:
     """PREDICTIONS of a run; raises StoreError where it has none."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         try:
-            file = track.fetch(store, run.id, track.PREDICTIONS, Path(folder))
+            file = track.fetch(store, run.id, track.PREDICTIONS, folder)
         except track.StoreError as error:
             message = f"{run.name} has no {track.PREDICTIONS} to show: {error}"
             raise track.StoreError(message) from error

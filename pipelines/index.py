@@ -17,7 +17,6 @@ import argparse
 import logging
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,14 +72,14 @@ def index_folder(folder: str, config: "SearchConfig", watch: bool) -> None:
     from pipelines.indexing import driver
     from pipelines.indexing.files import FolderError, list_videos
     from pipelines.indexing.open import open_for_update
-    from vopcore.storage import is_uri, local_path, writer_lock
+    from vopcore.storage import is_uri, local_path, scratch_folder, writer_lock
 
     root = folder if is_uri(folder) else str(local_path(folder))
     uri = config.index or driver.default_index(root)
     list_videos(root)  # a folder without a video is refused before anything is made
 
-    with writer_lock(uri), tempfile.TemporaryDirectory() as scratch:
-        index, work = open_for_update(uri, root, config, Path(scratch))
+    with writer_lock(uri), scratch_folder() as scratch:
+        index, work = open_for_update(uri, root, config, scratch)
         join_ray(2)
         report(driver.update(index, work), uri, index.table.failed)
         while watch:

@@ -9,7 +9,6 @@ Writes report.html, report.md, report.csv, report.tex and plots/*.svg, and logs 
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pipelines.reports.summary import LeftOut, MethodResult, summarize
 from pipelines.reports.text import file_name
 from pipelines.reports.transfer import Tested, matrix_rows, transfers
 from vopcore.metrics import names
+from vopcore.storage import scratch_folder
 
 CLI = argparse.ArgumentParser(
     prog="pipelines/report.py",
@@ -145,12 +145,12 @@ class Sources:
 
     def _predictions_of(self, run: track.TrackedRun, artifact: str = track.PREDICTIONS) -> pa.Table:
         """The columns that are compared; raises StoreError where the file is gone."""
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             file = track.fetch(
                 self.stores[run.id],
                 run.id,
                 artifact,
-                Path(folder),
+                folder,
             )
             return pq.read_table(file, columns=["caption", "video", "rank"])
 

@@ -31,7 +31,7 @@ from vopcore.config import ConfigEntry, ConfigError, MethodRun, RunConfig, read_
 from vopcore.config.sections import Data
 from vopcore.methods import tune
 from vopcore.shards import Shards, verify
-from vopcore.storage import Store, below, writer_lock
+from vopcore.storage import Store, below, sweep, writer_lock
 
 RESULTS = ("shards", "runs", "results")  # what an experiment leaves in `output`
 BENCHMARK = "benchmark.json"  # in `output`: what its runs share
@@ -87,12 +87,15 @@ def check(config: RunConfig) -> None:
 def only_writer(folder: Path) -> Iterator[None]:
     """Be the only command that writes to an output folder, as long as the block runs.
 
-    Raises ConfigError where the folder cannot be made, LockedError where another command writes there. A
-    folder that was made for this and stays empty is removed.
+    What killed commands have left half written there goes. Raises ConfigError where the folder cannot be
+    made, LockedError where another command writes there. A folder that was made for this and stays empty is
+    removed.
     """
     is_new = not folder.exists()
     try:
         with writer_lock(folder):
+            for place in (folder, folder / "results"):
+                sweep(place)
             yield
     except PermissionError as error:
         raise ConfigError(f"output: cannot write to {folder}: {error.strerror}") from None

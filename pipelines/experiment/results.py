@@ -6,7 +6,6 @@ get. What MLflow or a model does not take afterwards costs no tuning: the same c
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipelines.experiment.prepare import DecodedData
 from pipelines.tune.worker import WEIGHTS, WorkerResult
 from vopcore.config import MethodRun
 from vopcore.retriever import Precision
-from vopcore.storage import Store
+from vopcore.storage import Store, scratch_folder
 from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
 
 FACTS, NAMES, VECTORS = "facts.json", "videos.json", "vectors.npy"  # in the folder of what is not logged yet
@@ -110,12 +109,12 @@ def log_result(
     facts = json.loads((files.unlogged / FACTS).read_text())
     track.log_results(store, run_id, result.metrics, facts["steps"])  # the curves end here
 
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = Path(folder) / track.PREDICTIONS
+    with scratch_folder() as folder:
+        artifact = folder / track.PREDICTIONS
         shutil.copy(files.predictions, artifact)
         track.log_files(store, run_id, [artifact])
         for name in facts.get("transfers", ()):
-            copy = Path(folder) / f"{name}.parquet"
+            copy = folder / f"{name}.parquet"
             shutil.copy(files.transfer(name), copy)
             track.log_files(store, run_id, [copy], track.TRANSFERS)
     track.log_files(store, run_id, [files.unlogged / WEIGHTS], "tuned")
@@ -151,8 +150,8 @@ def _log_model(
 
     is_test = pc.equal(data.annotations["split"], "test")
     caption = data.annotations.filter(is_test)["caption"][0].as_py()
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "search"
+    with scratch_folder() as folder:
+        model = folder / "search"
         save_model(model, model_settings, files.unlogged / WEIGHTS, vectors)
         track.log_model(store, run_id, run.name, model, {"caption": caption}, settings)
 

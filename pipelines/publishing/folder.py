@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines import track
 from pipelines.publishing.card import model_card
 from vopcore.methods.saved import read
+from vopcore.storage import scratch_folder
 
 WEIGHTS = "tuned.safetensors"
 SETTINGS = "settings.json"
@@ -59,9 +60,9 @@ def _fill(
     name: str,
     folder: Path,
 ) -> None:
-    with tempfile.TemporaryDirectory() as downloads:
+    with scratch_folder() as downloads:
         try:
-            weights = track.fetch(store, run.id, f"tuned/{WEIGHTS}", Path(downloads))
+            weights = track.fetch(store, run.id, f"tuned/{WEIGHTS}", downloads)
         except track.StoreError as error:
             raise PublishError(f"{run.name} has no tuned weights to publish: {error}") from None
         shutil.copy(weights, folder / WEIGHTS)

@@ -1,7 +1,6 @@
 """Runs as they stand in MLflow, for reports."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from mlflow.entities import Run
 
 from pipelines.track.results import ALL_METRICS
 from pipelines.track.store import RunStore, StoreError, one_line
+from vopcore.storage import scratch_folder
 
 SPLITS = ("train", "val", "test")
 
@@ -100,9 +100,9 @@ def splits(store: RunStore, run_id: str) -> dict[str, dict[str, int]]:
 
 def with_all_metrics(store: RunStore, run: TrackedRun) -> TrackedRun:
     """The run with every number it measured, not only those that MLflow shows."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         try:
-            file = fetch(store, run.id, ALL_METRICS, Path(folder))
+            file = fetch(store, run.id, ALL_METRICS, folder)
             exact = json.loads(file.read_text())
         except (StoreError, ValueError):
             # A run of an older version, or a store whose artifacts are gone.

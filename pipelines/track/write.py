@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pipelines.track.journal import Journal, waiting
 from pipelines.track.model import upload_model, write_model
 from pipelines.track.results import ALL_METRICS, CURVES, describe, shown_metrics
 from pipelines.track.store import RunStore, ServerAwayError, StoreError, one_line, open_store
+from vopcore.storage import scratch_folder
 
 BATCH = 1000  # the most metrics MLflow takes at once
 ADDRESS = "store.json"  # in the journal: where its calls were meant to go
@@ -119,8 +119,8 @@ def _log_text(
     folder: str | None = None,
 ) -> None:
     # MLflow can take text itself, but a call that has to wait is kept with a file.
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / name
+    with scratch_folder() as temporary:
+        file = temporary / name
         file.write_text(text)
         log_files(store, run_id, [file], folder)
 
@@ -167,8 +167,8 @@ def log_model(
     params: Mapping[str, Any],
 ) -> None:
     """Keep a folder of `tuned_model.save` as the model of the run; `example`: one row of its input."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
+    with scratch_folder() as temporary:
+        folder = temporary / "model"
         write_model(folder, data, example)
 
         value = {
@@ -289,7 +289,7 @@ def _log(
 ) -> None:
     """Deliver a call; keep it where MLflow does not take it, or where calls before it are kept."""
     # The order of calls stays: none overtakes those that wait.
-    if store.waiting_folder and not Journal(store.waiting_folder, run_id).is_empty:
+    if store.journal and not Journal(store.journal, run_id).is_empty:
         _add(store, run_id, call, value)
         return
 

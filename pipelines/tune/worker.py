@@ -2,7 +2,6 @@
 
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -28,7 +27,7 @@ from vopcore.metrics import names
 from vopcore.metrics.names import CURVES
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
-from vopcore.storage import ShardCache, below
+from vopcore.storage import ShardCache, below, scratch_folder
 from vopcore.training import memory, precision
 from vopcore.training import prefix_cache as prefix
 from vopcore.training.batches import TrainingBatches
@@ -493,8 +492,7 @@ class Worker:
         seconds: float = 0.0,
     ) -> None:
         """Hand the curves since last time and a checkpoint to Ray Train: every worker; rank 0 saves."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with scratch_folder() as folder:
             checkpoint = None
             if self.rank == 0:
                 save_tuned(
@@ -505,7 +503,7 @@ class Worker:
                 (folder / SECONDS).write_text(str(seconds))
                 if tuner is not None:
                     tuner.save(folder / STATE)
-                checkpoint = Checkpoint.from_directory(name)
+                checkpoint = Checkpoint.from_directory(folder)
 
             # Ray waits here until every worker has reported.
             ray.train.report({"curves": curves}, checkpoint=checkpoint)

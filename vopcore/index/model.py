@@ -12,7 +12,7 @@ from vopcore.clip import CLIP
 from vopcore.index.encode import read_settings, save_text_tower
 from vopcore.methods import METHODS, load_tuned, save_tuned, saved, tune
 from vopcore.retriever import Pooling, Retriever
-from vopcore.storage import Store, below
+from vopcore.storage import Store, below, scratch_folder
 from vopcore.tuned_model import SETTINGS_FILE, TUNED_FILE, ModelSettings, load_frozen, save_model
 
 MODEL_FOLDER = "model"
@@ -33,9 +33,9 @@ class ModelFacts:
 
 def prepare_plain_model(folder: Path, settings: ModelSettings) -> None:
     """Write a CLIP that nothing was tuned on as a saved model. Raises ValueError, one line."""
-    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
-        clip = load_frozen(Path(scratch), settings)
-        tuned_file = Path(scratch) / TUNED_FILE
+    with scratch_folder() as scratch, torch.random.fork_rng(devices=[]):
+        clip = load_frozen(scratch, settings)
+        tuned_file = scratch / TUNED_FILE
         save_tuned(
             tuned_file,
             tune(clip, METHODS["zero_shot"](), settings.frames),

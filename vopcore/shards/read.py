@@ -1,7 +1,6 @@
 """Reads shards: which videos are committed, and their frames through a memory map."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from vopcore.shards.index import Entries, ShardFile, read_index
 from vopcore.shards.readers import ArrowFiles, FileName
 from vopcore.shards.schema import Entry, Layout
 from vopcore.shards.write import arrow_name, sidecar_name
-from vopcore.storage import ShardCache, Store, file_sha256
+from vopcore.storage import ShardCache, Store, file_sha256, scratch_folder
 
 
 class Sidecar(NamedTuple):
@@ -172,10 +171,10 @@ def verify(folder: str | Path) -> list[str]:
             faults.append(f"{place}: is missing")
             continue
 
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             path = Path(place)
             if not store.is_local:
-                path = Path(scratch) / name
+                path = scratch / name
                 fs.copy_files(place, str(path), store.filesystem, fs.LocalFileSystem())
             faults += [f"{place}: {fault}" for fault in _faults(path, sidecar)]
     return faults

@@ -8,7 +8,7 @@ from vopcore.storage.probe import probe
 from vopcore.storage.retry import StorageError, with_retries
 from vopcore.storage.source import SourceFacts, all_source_facts, source_facts, source_sha256
 from vopcore.storage.store import Store, local_copy
-from vopcore.storage.whole import sweep, write_whole, written_whole
+from vopcore.storage.whole import scratch_folder, sweep, write_whole, written_whole
 
 __all__ = [
     "LockedError",
@@ -27,6 +27,7 @@ __all__ = [
     "local_path",
     "open_uri",
     "probe",
+    "scratch_folder",
     "source_facts",
     "source_sha256",
     "sweep",

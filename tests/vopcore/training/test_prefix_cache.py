@@ -12,6 +12,7 @@ from vopcore.clip import Prompted, Prompts, first_tuned_layer, towers, wrap
 from vopcore.config import Train
 from vopcore.methods import METHODS, tune
 from vopcore.retriever import Retriever
+from vopcore.storage.whole import machine_id
 from vopcore.training import prefix_cache as prefix
 from vopcore.training.batches import TrainingBatches, stack_frames
 from vopcore.training.trainer import Tuner, train
@@ -132,6 +133,9 @@ def test_files_are_written_once_and_by_any_number_of_workers(tmp_path, monkeypat
         assert (Path(plan.folder) / name).read_bytes() == (Path(one.folder) / name).read_bytes()
     Path(plan.folder, names[1]).unlink()  # the sidecar of the first: as if killed before it
     assert plan.missing() == [0]
+    Path(plan.folder, f".000000.arrow.{machine_id()}-4194304-abc.part").touch()
+    prefix.write(plan, plan.missing(), retriever, shards)
+    assert sorted(path.name for path in Path(plan.folder).iterdir()) == names
 
 
 def test_other_weights_below_other_videos_or_another_layer_are_another_prefix(tmp_path):
