@@ -137,9 +137,9 @@ class Retriever(nn.Module):
         Raises ValueError for a video without one real frame.
         """
         if mask is not None:
-            is_empty = ~mask.any(dim=1)
-            if is_empty.any():
-                row = int(is_empty.nonzero()[0])
+            has_frames = mask.any(dim=1)
+            if not has_frames.all():
+                row = int((~has_frames).nonzero()[0])
                 raise ValueError(f"video {row} of {len(mask)} has no real frame in its mask")
         return self.compare(text, video, mask)
 

@@ -12,15 +12,9 @@ import json
 import sys
 import time
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import torch
-
-try:
-    import av  # noqa: F401
-except ImportError:  # nothing is decoded here
-    for module in ("", ".packet", ".stream", ".video", ".video.reformatter", ".logging", ".error"):
-        sys.modules[f"av{module}"] = MagicMock()
+import without_decoder  # noqa: F401 - before vopcore, which imports PyAV
 
 from vopcore import clip as frozen
 from vopcore.config import RunConfig, read_config

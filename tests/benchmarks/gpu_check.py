@@ -1,10 +1,11 @@
 """Does vopcore compute on CUDA what it computes on a CPU, and how fast? At most 9 minutes on a bare machine.
 
-    python tests/benchmarks/gpu_check.py [tiny] [outputs] [training] [speed] [kernels] [loader] [backbones]
+    python tests/benchmarks/gpu_check.py [tiny] [bf16] [PART ...]
 
-All parts, if none is named. tiny: a small CLIP, also without a GPU. A line per check, `FAIL` where one fails
-(exit code 1); kept in $OUT/gpu_check.txt. Needs torch, numpy, pyarrow, safetensors, open_clip_torch,
-simplejpeg, omegaconf and pydantic: nothing is decoded, so PyAV may be missing.
+Parts: outputs training resume speed kernels loader backbones; all, if none is named. tiny: a small CLIP, also
+without a GPU. bf16: no speed of other precisions. A line per check, `FAIL` where one fails (exit code 1);
+kept in $OUT/gpu_check.txt. Needs torch, numpy, pyarrow, safetensors, open_clip_torch, simplejpeg, omegaconf
+and pydantic: nothing is decoded, so PyAV may be missing.
 """
 
 import os
@@ -14,18 +15,12 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+import without_decoder  # noqa: F401 - before vopcore, which imports PyAV
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-
-try:
-    import av  # noqa: F401
-except ImportError:
-    for module in ("", ".packet", ".stream", ".video", ".video.reformatter", ".logging", ".error"):
-        sys.modules[f"av{module}"] = MagicMock()
 
 from vopcore.clip import blank, share, text_settings, tokenizer, towers
 from vopcore.config import Train
@@ -40,6 +35,7 @@ from vopcore.training.trainer import Tuner
 from vopcore.training.transfer import moved_to
 
 CUDA = torch.cuda.is_available()
+CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 SECONDS = 480  # after which no further part is begun
 LINES: list[str] = []
@@ -146,21 +142,41 @@ class World:
 
 
 def outputs(world: World) -> None:
-    """Features and gradients of each method on CUDA against those of a CPU; one video is short."""
+    """Features and gradients of each method on CUDA against those of a CPU; one video is short.
+
+    bf16 may be as far from fp32 as it is on a CPU, twice that at most.
+    """
     batch = world.batch(3, short=True)
     for name in METHODS:
-        for pooling in ("mean", "query_aware"):
-            exact = results(world.retriever(name, torch.device("cpu"), pooling, "fp32"), batch)
-            for setting, most, cosine in (("fp32", 1e-4, 0.9999), ("bf16", 2e-2, 0.98)):
-                *features, gradient = results(world.retriever(name, DEVICE, pooling, setting), batch)
-                far = [distance(a, b) for a, b in zip(features, exact, strict=False)]
-                alike = 1.0
-                if len(gradient):
-                    alike = float(torch.cosine_similarity(gradient, exact[-1], 0))
-                line = "eval {:.1e}, text {:.1e}, video {:.1e}".format(*far)
-                line += f", cosine of gradients {alike:.5f}"
-                ok = max(far[0] / 2, *far[1:]) < most and alike > cosine
-                say(f"outputs {name} {pooling} {setting}: {line}", ok)
+        # What pooling adds is the same for every method.
+        poolings = ("mean", "query_aware") if name in ("zero_shot", "vop") else ("mean",)
+        for pooling in poolings:
+            exact = results(world.retriever(name, CPU, pooling, "fp32"), batch)
+            rounded = results(world.retriever(name, CPU, pooling, "bf16"), batch)
+            usual = distances(rounded, exact)
+
+            far = distances(results(world.retriever(name, DEVICE, pooling, "fp32"), batch), exact)
+            ok = max(far[0] / 2, *far[1:3]) < 1e-4 and far[3] < 1e-4
+            say(f"outputs {name} {pooling} fp32: {told(far)}", ok)
+
+            far = distances(results(world.retriever(name, DEVICE, pooling, "bf16"), batch), exact)
+            ok = all(here < 2 * there + 1e-3 for here, there in zip(far, usual, strict=True))
+            say(f"outputs {name} {pooling} bf16: {told(far)} (on a CPU {told(usual)})", ok)
+
+
+def distances(seen: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Of similarities, text and video features; for gradients what their cosine lacks of 1."""
+    *features, gradient = seen
+    far = [distance(a, b) for a, b in zip(features, exact, strict=False)]
+    alike = 1.0
+    if len(gradient):
+        alike = float(torch.cosine_similarity(gradient, exact[-1], 0))
+    return [*far, 1 - alike]
+
+
+def told(far: list[float]) -> str:
+    """`distances` in words."""
+    return "eval {:.1e}, text {:.1e}, video {:.1e}, 1 - cosine of gradients {:.1e}".format(*far)
 
 
 def results(one: Retriever, batch: Batch) -> list[Tensor]:
@@ -183,10 +199,9 @@ def results(one: Retriever, batch: Batch) -> list[Tensor]:
 
 
 def training(world: World) -> None:
-    """It learns, goes on from a checkpoint; neither parts, recomputation nor a prefix change a gradient."""
+    """It learns; neither parts, recomputation nor a prefix change a gradient."""
     shards = world.shards(32)
     learns(World(True, world.folder / "small"))
-    goes_on(world, shards)
 
     batch = world.batch(6, short=True)
     parts = {"micro_batch": 4}
@@ -224,17 +239,18 @@ def learns(small: World) -> None:
         say(f"learns {name} {setting}: {line}", losses[-1] < 0.5 * losses[1])
 
 
-def goes_on(world: World, shards: Shards) -> None:
+def resume(world: World) -> None:
     """A run that was resumed ends where an undisturbed one does, with as few synchronisations."""
+    shards = world.shards(32)
     for name in ("vop", "vop_fc", "cross_modal_adapter", "full"):
         first = continued(world, shards, name, resumed=False)
         again = continued(world, shards, name, resumed=False)
         resumed = continued(world, shards, name, resumed=True)
-        same = first[0].equal(again[0])
+        apart = distance(again[0], first[0])
         far = distance(resumed[0], first[0])
-        line = f"a second run {'equal' if same else 'not equal'} to the bit, a resumed one {far:.1e} away"
+        line = f"a second run {apart:.1e}, a resumed one {far:.1e} away"
         line += f"; syncs per step {first[1]:.0f}, once resumed {resumed[1]:.0f}"
-        say(f"resume {name}: {line}", far == 0 or (not same and far < 1e-4))
+        say(f"resume {name}: {line}", far <= 2 * apart)
 
 
 def continued(world: World, shards: Shards, name: str, resumed: bool) -> tuple[Tensor, float]:
@@ -271,7 +287,7 @@ def speed(world: World) -> None:
     peak = card_rate()
     say(f"card: {peak / 1e12:.0f} TFLOP/s in bf16 products")
     whole: dict[tuple[str, int, bool], float] = {}
-    for setting in ("bf16", "tf32", "fp32"):
+    for setting in ("bf16",) if "bf16" in sys.argv else ("bf16", "tf32", "fp32"):
         for size in (2, 4) if world.tiny else (32, 128):
             for name in SPEED_METHODS[: 2 if setting == "fp32" else 5]:
                 measure_speed(world, name, setting, size, False, peak, whole)
@@ -355,8 +371,14 @@ def kernels(world: World) -> None:
     say(table)
     busy = [e.device_time for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     say(f"kernels: {len(busy)}, together {sum(busy) / 1e3:.1f} ms, in a step of {1000 * seconds:.1f} ms")
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        say(f"kernels: {1000 * clock(tuner, batch)[0]:.1f} ms without cuDNN's attention")
+
+    ways = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
+    for videos in (4,) if world.tiny else (32, 128):
+        batch = world.batch(videos)
+        for way, backend in ways.items():
+            with sdpa_kernel([backend, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+                milliseconds = 1000 * clock(tuner, batch)[0]
+            say(f"kernels: {milliseconds:.1f} ms with {way}'s attention, batch {videos}")
 
 
 def loader(world: World) -> None:
@@ -388,6 +410,7 @@ def backbones(world: World) -> None:
 PARTS = {
     "outputs": outputs,
     "training": training,
+    "resume": resume,
     "speed": speed,
     "kernels": kernels,
     "loader": loader,
@@ -399,7 +422,7 @@ def main(arguments: list[str]) -> int:
     """Run the parts that are named; the exit code."""
     tiny = "tiny" in arguments
     began = time.perf_counter()
-    parts = [part for part in arguments if part != "tiny"] or list(PARTS)
+    parts = [part for part in arguments if part not in ("tiny", "bf16")] or list(PARTS)
     say(f"torch {torch.__version__}, {torch.cuda.get_device_name() if CUDA else 'no GPU'}", ok=CUDA or tiny)
     with tempfile.TemporaryDirectory() as folder:
         world = World(tiny, Path(folder))

@@ -11,7 +11,13 @@ from vopcore.clip.autocast import autocast_dtype
 from vopcore.clip.interface import LibraryModule
 from vopcore.clip.tokens import Block, Tokens
 from vopcore.clip.towers import Branch, Projection, TextTower, Tower, VisionTower, parameters_of, text_module
-from vopcore.clip.training_block import TrainingBlock, attend, for_training, norm_for_training
+from vopcore.clip.training_block import (
+    TrainingBlock,
+    attend,
+    for_training,
+    norm_for_training,
+    patches_for_training,
+)
 
 AFTER_EMBEDDING = (
     "transformer.",
@@ -142,6 +148,7 @@ class OpenClipTower(Tower):
             for_training(block)
         for module in self.clip.modules():  # those outside the blocks too
             norm_for_training(module)
+            patches_for_training(module)
 
 
 class OpenClipVision(OpenClipTower, VisionTower):

@@ -217,14 +217,37 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """This worker's batches of one epoch from step `start` on, read ahead by threads."""
-        rng = self._rng(epoch)
-        batches = spread(self._counts, self._batch_size, rng)
-        if self._pairs is not None:
-            batches = [self._pairs_of(batch) for batch in batches]
+        return self.epochs(epoch, epoch + 1, start)
 
-        worker_batches = [pairs[self._rows] for pairs in batches[start:]]
-        jobs = (partial(self._batch, epoch, pairs) for pairs in self._announced(worker_batches))
+    def epochs(
+        self,
+        first: int,
+        stop: int,
+        start: int = 0,
+    ) -> Generator[Batch]:
+        """This worker's batches from step `start` of epoch `first` to the end of the epoch before `stop`.
+
+        Threads read ahead, also over the end of an epoch: the first batch of the next one is ready then.
+        """
+        dealt = self._announced(self._dealt(first, stop, start))
+        jobs = (partial(self._batch, epoch, pairs) for epoch, pairs in dealt)
         return _ahead(jobs)
+
+    def _dealt(
+        self,
+        first: int,
+        stop: int,
+        start: int,
+    ) -> Iterator[tuple[int, list[Pair]]]:
+        """Epoch and pairs of this worker's batches."""
+        for epoch in range(first, stop):
+            batches = spread(self._counts, self._batch_size, self._rng(epoch))
+            if self._pairs is not None:
+                batches = [self._pairs_of(batch) for batch in batches]
+
+            next_step = start if epoch == first else 0
+            for pairs in batches[next_step:]:
+                yield epoch, pairs[self._rows]
 
     def _rng(self, *numbers: int) -> np.random.Generator:
         """A generator that depends on the run's seed and these numbers alone."""
@@ -235,17 +258,15 @@ class TrainingBatches:
         assert self._pairs is not None
         return [self._pairs[number] for number, _ in batch]
 
-    def _announced(self, batches: list[list[Pair]]) -> Iterator[list[Pair]]:
-        """The batches in their order; the files of those to come are asked for before they are read."""
-        for pairs in batches[:ANNOUNCED]:
+    def _announced(self, dealt: Iterator[tuple[int, list[Pair]]]) -> Iterator[tuple[int, list[Pair]]]:
+        """The same in their order; the files of those to come are asked for before they are read."""
+        announced: deque[tuple[int, list[Pair]]] = deque()
+        for epoch, pairs in dealt:
             self._announce(pairs)
-
-        # From here on, each batch that is read lets one more be announced.
-        for number, pairs in enumerate(batches):
-            newest = number + ANNOUNCED - 1
-            if number > 0 and newest < len(batches):
-                self._announce(batches[newest])
-            yield pairs
+            announced.append((epoch, pairs))
+            if len(announced) == ANNOUNCED:
+                yield announced.popleft()
+        yield from announced
 
     def _announce(self, pairs: list[Pair]) -> None:
         videos = [self._videos[v] for v, _ in pairs]

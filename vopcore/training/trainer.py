@@ -1,5 +1,6 @@
 """Tuning itself: one step, and its state. Knows no cluster; every worker of one runs exactly this."""
 
+import itertools
 import math
 import resource
 import time
@@ -150,6 +151,11 @@ class Tuner:
         # the host need not wait to see it.
         self._diverged = torch.zeros((), device=self._device)
 
+        # What `epoch` takes its batches from, which goes on over the ends of epochs; the steps it still has.
+        self._stream: Iterator[Batch] = iter(())
+        self._streamed: TrainingBatches | None = None
+        self._stream_steps = range(0)
+
         # Of the last step, while the GPU is at it.
         self._unread: Reading | None = None
 
@@ -167,13 +173,14 @@ class Tuner:
         On a GPU each Step comes when the next one is under way; `flush` gives the last one.
         Raises DivergedError.
         """
-        epoch, start = divmod(self.steps_done, self.steps_per_epoch)
+        steps_left = self.steps_per_epoch - self.steps_done % self.steps_per_epoch
         self.model.train()
         self._told_at = time.perf_counter()
         asked_at = self._told_at
 
-        read_ahead = batches.epoch(epoch, start)
-        for batch in on_device(read_ahead, self.retriever.clip, self._device):
+        self._open_stream(batches)
+        for batch in itertools.islice(self._stream, steps_left):
+            self._stream_steps = self._stream_steps[1:]
             self._waited += time.perf_counter() - asked_at
             launched = self._launch(batch)
 
@@ -190,6 +197,19 @@ class Tuner:
             asked_at = time.perf_counter()
 
         yield from self.flush()
+
+    def _open_stream(self, batches: TrainingBatches) -> None:
+        """Read `batches` from the next step on, to the last epoch; as before if that is under way."""
+        is_at_next_step = self.steps_done in self._stream_steps[:1]
+        if self._streamed is batches and is_at_next_step:
+            return
+
+        epoch, start = divmod(self.steps_done, self.steps_per_epoch)
+        stop = max(epoch + 1, self._settings.epochs)
+        read_ahead = batches.epochs(epoch, stop, start)
+        self._stream = on_device(read_ahead, self.retriever.clip, self._device)
+        self._streamed = batches
+        self._stream_steps = range(self.steps_done, stop * self.steps_per_epoch)
 
     def flush(self) -> Iterator[Step]:
         """The Step that is still to come, if one is: all up to `steps_done` are told then."""

@@ -27,8 +27,9 @@ class OneBatch:
     def __init__(self, batch: Any, steps: int) -> None:
         self._batches = [batch] * steps
 
-    def epoch(self, epoch: int, start: int) -> Any:
-        return iter(self._batches[start:])
+    def epochs(self, first: int, stop: int, start: int) -> Any:
+        batches = self._batches * (stop - first)
+        return iter(batches[start:])
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

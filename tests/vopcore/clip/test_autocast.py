@@ -1,5 +1,7 @@
 """Frozen layers under autocast: values and gradients of the plain layers, within bf16's rounding."""
 
+import copy
+
 import pytest
 import torch
 from open_clip.transformer import LayerNorm, ResidualAttentionBlock
@@ -8,7 +10,13 @@ from torch import nn
 
 from vopcore.clip.autocast import FrozenMLP, FrozenProjection
 from vopcore.clip.open_clip_tower import causal_mask
-from vopcore.clip.training_block import QuickGELU, attend, for_training
+from vopcore.clip.training_block import (
+    PatchEmbedding,
+    QuickGELU,
+    attend,
+    for_training,
+    patches_for_training,
+)
 
 WIDTH, TOKENS, SEQUENCES = 32, 5, 3
 
@@ -51,6 +59,38 @@ def test_a_block_under_autocast_has_the_values_and_gradients_of_fp32(num_prompts
     assert relative_error(rounded[1], exact[1]) < 0.02
     if num_prompts:
         assert relative_error(rounded[2], exact[2]) < 0.03
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_are_embedded_by_one_product_with_the_values_and_gradients_of_the_convolution(bias):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, WIDTH, kernel_size=(4, 2), stride=(4, 2), bias=bias)
+    patches = copy.deepcopy(convolution)
+    patches_for_training(patches)
+    assert type(patches) is PatchEmbedding
+    pixels = torch.randn(SEQUENCES, 3, 12, 8)
+    pull = torch.randn(SEQUENCES, WIDTH, 3, 4)
+
+    exact = convolution(pixels)
+    assert torch.equal(patches(pixels), exact)  # without autocast it is the convolution
+    with torch.autocast("cpu", torch.bfloat16):
+        product = patches(pixels)
+        assert torch.equal(patches.eval()(pixels), convolution(pixels))  # nor in eval mode
+    assert product.dtype == torch.bfloat16
+    assert product.shape == exact.shape
+    assert relative_error(product, exact) < 0.01
+
+    (exact * pull).sum().backward()
+    (product.float() * pull).sum().backward()
+    for ours, theirs in zip(patches.parameters(), convolution.parameters(), strict=True):
+        assert relative_error(ours.grad, theirs.grad) < 0.02
+
+
+@pytest.mark.parametrize(("stride", "padding"), [((2, 2), (0, 0)), ((4, 4), (1, 1))])
+def test_a_convolution_whose_patches_overlap_or_are_padded_stays_one(stride, padding):
+    convolution = nn.Conv2d(3, WIDTH, kernel_size=(4, 4), stride=stride, padding=padding)
+    patches_for_training(convolution)
+    assert type(convolution) is nn.Conv2d
 
 
 def test_shared_prompts_are_worth_as_much_as_a_copy_for_each_sequence():

@@ -117,6 +117,14 @@ def test_going_on_in_the_middle_of_an_epoch_gives_the_batches_that_were_left(sha
     assert all(same(a, b) for a, b in zip(whole[1:], rest, strict=True))
 
 
+def test_several_epochs_are_one_after_the_other(shards):
+    expected = list(make(shards).epoch(1, start=2))
+    for epoch in (2, 3):
+        expected += make(shards).epoch(epoch)
+    together = list(make(shards).epochs(1, 4, start=2))
+    assert all(same(a, b) for a, b in zip(together, expected, strict=True))
+
+
 def test_another_seed_gives_other_batches(shards):
     assert [b.videos for b in make(shards).epoch(0)] != [b.videos for b in make(shards, seed=1).epoch(0)]
 

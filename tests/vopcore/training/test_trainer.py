@@ -42,6 +42,18 @@ def test_training_lowers_the_loss_and_tells_every_step(batches):
     assert 50 * 2**20 < steps[0].memory <= steps[-1].memory < 100 * 2**30  # torch alone is more than 50 MiB
 
 
+def test_the_next_epoch_is_read_while_the_last_steps_of_this_one_run(batches, monkeypatch):
+    announced = []
+    monkeypatch.setattr(batches._shards, "prefetch", announced.extend)
+    one = tuner(batches, epochs=2)
+
+    assert len(list(one.epoch(batches))) == batches.steps_per_epoch
+    assert len(announced) == 2 * len(CAPTIONS)
+    assert len(list(one.epoch(batches))) == batches.steps_per_epoch
+    assert len(announced) == 2 * len(CAPTIONS)
+    assert len(list(one.epoch(batches))) == batches.steps_per_epoch  # more than was planned for
+
+
 @pytest.mark.parametrize("name", ["vop_p", "cross_modal_adapter"])
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_weights(batches, tmp_path, name):
     whole = tuner(batches, name)
