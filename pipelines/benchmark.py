@@ -12,7 +12,6 @@ than the last time, by more than noise; 130 interrupted.
 """
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
-from pipelines.command.exit_codes import exit_code_of
+from pipelines.command.exit_codes import exit_code_of, stop_like_ctrl_c
 
 CLI = CommandLine(
     "benchmark",
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_intermixed_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
+    stop_like_ctrl_c()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     # imported step by step, as --help and a mistake in the config should not wait for torch and Ray

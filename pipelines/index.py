@@ -15,7 +15,6 @@ Exit codes: 0 done, 1 the machines failed, 2 something to put right, 130 interru
 
 import argparse
 import logging
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
-from pipelines.command.exit_codes import DONE, exit_code_of
+from pipelines.command.exit_codes import DONE, exit_code_of, stop_like_ctrl_c
 
 if TYPE_CHECKING:
     from pipelines.indexing.driver import Updated
@@ -55,7 +54,7 @@ def _main(argv: Sequence[str]) -> int:
     if argv[:1] == ["export"]:
         return export(EXPORT.parse_args(argv))
     arguments = CLI.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
+    stop_like_ctrl_c()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     # Only now: `--help` does not wait for pydantic, and a mistake in the settings not for torch and Ray.

@@ -9,7 +9,6 @@ knows only 0 and 1.
 """
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
-from pipelines.command.exit_codes import DONE, exit_code_of
+from pipelines.command.exit_codes import DONE, exit_code_of, stop_like_ctrl_c
 from pipelines.command.print_settings import PrintSettings
 
 CLI = CommandLine(
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
+    stop_like_ctrl_c()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     # imported step by step, as --help and a mistake in the config should not wait for torch and Ray

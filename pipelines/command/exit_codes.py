@@ -5,6 +5,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,12 +15,22 @@ from typing import Any, TextIO
 from pipelines.command.secrets import hides_secrets
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+NOBODY_READS = (errno.EPIPE, errno.EIO)  # of a pipe, and of a terminal that is closed
 
 
 class CommandFailedError(RuntimeError):
     """Something failed, and the message says all there is to say: no stack is printed."""
 
     exit_code = FAILED
+
+
+def stop_like_ctrl_c() -> None:
+    """Have a job that is stopped and a terminal that is closed end this process in order, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    # Otherwise it was started with nohup, to outlive its terminal.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
@@ -112,7 +123,7 @@ def closed_output_survived() -> Iterator[None]:
 
 
 class _Survivor:
-    """A stream whose broken pipe is replaced by nothing, once.
+    """A stream that is replaced by nothing once its pipe is broken or its terminal closed.
 
     stream: None where the process was started with its output closed, as by `>&-`.
     """
@@ -124,17 +135,20 @@ class _Survivor:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: OSError) -> None:
+        if error.errno not in NOBODY_READS:
+            raise error
+
         # what is still in the buffer goes there too when Python ends and flushes
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._descriptor)

@@ -1,13 +1,16 @@
 """How commands end: the code, the last line, and what a closed pipe or a full disk does."""
 
 import errno
+import os
+import pty
+import signal
 import subprocess
 import sys
 
 import pytest
 from support import ROOT
 
-from pipelines.command.exit_codes import CommandFailedError, exit_code_of
+from pipelines.command.exit_codes import CommandFailedError, exit_code_of, stop_like_ctrl_c
 
 COMMANDS = ("run", "benchmark", "deliver", "check_data", "methods")
 SLOW = {"torch", "ray", "mlflow", "open_clip", "pyarrow"}
@@ -90,6 +93,53 @@ def test_work_goes_on_when_nobody_reads_its_output(tmp_path, reader):
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (tmp_path / "done").read_text() == "it got to its end"
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from pipelines.command.exit_codes import exit_code_of, stop_like_ctrl_c
+
+def command():
+    stop_like_ctrl_c()
+    try:
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
+    finally:
+        print("a last word")
+        Path(sys.argv[1]).write_text("in order")
+
+Path(sys.argv[1] + ".code").write_text(str(exit_code_of(command)))
+"""
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGHUP", "terminal"])
+def test_a_command_that_is_stopped_or_loses_its_terminal_ends_in_order(tmp_path, way):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", STOPPED, str(tmp_path / "end")])
+    while b"ready" not in os.read(terminal, 1000):
+        pass
+    if way == "terminal":
+        os.close(terminal)
+    else:
+        os.kill(child, getattr(signal, way))
+    os.waitpid(child, 0)
+    assert (tmp_path / "end").read_text() == "in order"
+    assert (tmp_path / "end.code").read_text() == "130"
+
+
+def test_what_was_started_with_nohup_outlives_its_terminal():
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        stop_like_ctrl_c()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 IMPORTS = """
