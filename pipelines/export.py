@@ -30,13 +30,15 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_intermixed_args(argv)
 
-    # Imported here, as --help and a mistake in the config should not wait for torch
-    from pipelines.experiment.annotations import read_annotations
+    # Imported step by step: neither --help nor a mistake in the config waits for torch.
     from vopcore.config import ConfigError, read_config
+
+    config = read_config(arguments.config, arguments.overrides)
+
+    from pipelines.experiment.annotations import read_annotations
     from vopcore.shards import Shards
     from vopcore.shards.export import export_webdataset
 
-    config = read_config(arguments.config, arguments.overrides)
     shards = Shards(arguments.shards)
     if not shards.videos:
         raise ConfigError(f"{arguments.shards}: holds no shards")

@@ -67,15 +67,19 @@ def _main(argv: Sequence[str]) -> int:
 
 def index_folder(folder: str, config: "SearchConfig", watch: bool) -> None:
     """Make the index or bring it up to date; with `watch` until interrupted."""
-    from pipelines.cluster.start import join_ray
-    from pipelines.indexing import driver
     from pipelines.indexing.files import FolderError, list_videos
-    from pipelines.indexing.open import open_for_update
     from vopcore.storage import is_uri, local_path, scratch_folder, writer_lock
 
     root = folder if is_uri(folder) else str(local_path(folder))
+
+    # A folder without a video is refused before anything is made, or takes seconds to import.
+    list_videos(root)
+
+    from pipelines.cluster.start import join_ray
+    from pipelines.indexing import driver
+    from pipelines.indexing.open import open_for_update
+
     uri = config.index or driver.default_index(root)
-    list_videos(root)  # a folder without a video is refused before anything is made
 
     with writer_lock(uri), scratch_folder() as scratch:
         index, work = open_for_update(uri, root, config, scratch)

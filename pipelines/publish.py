@@ -15,9 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
 
-from pipelines import track
 from pipelines.command.secrets import hides_secrets
-from pipelines.publishing.folder import WEIGHTS, PublishError, write_folder
 
 CLI = argparse.ArgumentParser(
     prog="pipelines/publish.py",
@@ -38,13 +36,16 @@ CLI.add_argument(
 CLI.add_argument(
     "--uri", help="MLflow's store; default MLFLOW_TRACKING_URI, else outputs/EXPERIMENT/mlflow.db"
 )
-HUB = "hub:"
 
 
 @hides_secrets
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = CLI.parse_args(argv)
+
+    # Only now: `--help` does not wait for MLflow.
+    from pipelines.publishing.publish import publish
+
     try:
         message = publish(args.run, args.to, args.uri)
         print(message)
@@ -52,40 +53,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def publish(run: str, to: str, uri: str | None = None) -> str:
-    """Publish what `run` names to `to`; returns what to tell the user.
-
-    Raises ValueError (PublishError, track.StoreError), one line.
-    """
-    experiment, _, word = run.rpartition("/")
-    if not experiment:
-        raise PublishError(f"{run}: write EXPERIMENT/METHOD, as in quickstart/vop_p")
-
-    store_uri = track.store_uri(uri, Path("outputs") / experiment)
-    store = track.find_store(store_uri, experiment)
-    chosen = track.pick(track.runs(store), word)
-
-    if not to.startswith(HUB):
-        folder = Path(to)
-        write_folder(store, chosen, folder.name, folder)
-        weights = str(folder / WEIGHTS)
-        return f"{chosen.name} is in {folder}; load_tuned(clip, {weights!r}) loads it"
-
-    name = to.removeprefix(HUB)
-    if name.count("/") != 1:
-        raise PublishError(f"{to}: a place on a hub is hub:ORG/NAME")
-
-    # The folder stays: a hub that is away is tried again from there.
-    folder = Path("outputs/published") / name
-    write_folder(store, chosen, name, folder)
-
-    # Only here: it takes a second to import.
-    from pipelines.publishing.hub import upload
-
-    address = upload(folder, name)
-    return f"{chosen.name} is at {address}; load_tuned(clip, {to!r}) loads it"
 
 
 if __name__ == "__main__":

@@ -80,8 +80,7 @@ def make_card_of(
     if not experiment:
         raise CardError("--of: say which run, EXPERIMENT/METHOD, as in --of quickstart/vop_p")
 
-    store_uri = track.store_uri(uri, Path("outputs") / experiment)
-    store = track.find_store(store_uri, experiment)
+    store = track.find_store(uri, experiment)
     chosen = track.pick(track.runs(store), word)
     run = track.with_all_metrics(store, chosen)
     splits = track.splits(store, run.id)

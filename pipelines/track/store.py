@@ -129,9 +129,13 @@ def store_uri(uri: str | None, folder: Path) -> str:
     return sqlite_uri(folder / "mlflow.db")
 
 
-def find_store(uri: str, experiment: str) -> RunStore:
-    """The store of an experiment that is there already; nothing is made. Raises StoreError."""
+def find_store(uri: str | None, experiment: str) -> RunStore:
+    """The store of an experiment that is there already; nothing is made. Raises StoreError.
+
+    uri: None is where a run of `experiment` keeps its numbers unless told otherwise.
+    """
     _settle()
+    uri = store_uri(uri, Path("outputs") / experiment)
     _check_sqlite(uri)
 
     # MLflow would make the file, with no experiment in it.

@@ -14,6 +14,7 @@ from support.tuning import SIZE, make_shards
 from support.video import write_video
 
 from pipelines import gallery
+from pipelines.reports.gallery import video_files
 from pipelines.reports.queries import FRAMES, VideoFile, chosen
 from pipelines.track import TrackedRun
 
@@ -150,9 +151,9 @@ def test_the_files_of_a_run_are_those_its_settings_name(tmp_path):
     run = TrackedRun(
         "1", "vop", "FINISHED", 0.0, {}, {"data.dataset": "folder", "data.root": str(tmp_path)}, {}
     )
-    (file,) = gallery.video_files(run).values()
+    (file,) = video_files(run).values()
     assert file == VideoFile(str(tmp_path / "v000.mp4"), 1.0, 2.0)
-    assert gallery.video_files(replace(run, params={"data.dataset": "folder", "data.root": "/nowhere"})) == {}
+    assert video_files(replace(run, params={"data.dataset": "folder", "data.root": "/nowhere"})) == {}
 
 
 def test_the_right_video_is_marked_also_where_it_is_not_among_the_five(world):

@@ -11,6 +11,7 @@ import pytest
 from support.report import add_run, dumped, make_store, predicted
 
 from pipelines import report, track
+from pipelines.reports.document import write_report
 from pipelines.reports.page import TEMPLATES
 from pipelines.reports.published import beside, published
 from pipelines.track import TrackedRun
@@ -110,7 +111,7 @@ def test_the_best_row_and_those_tied_with_it_are_marked(tmp_path):
     add_run(store, "vop", recall=60.0, predictions=predicted(hits))
     add_run(store, "full", recall=59.0, predictions=predicted([9.0, *hits[1:]]))
     add_run(store, "bias", recall=20.0, predictions=predicted([9.0] * 80 + [1.0] * 20))
-    report.report([store], tmp_path / "out")
+    write_report([store], tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "| vop | 60.0 ★ |" in text
     assert "| full | 59.0 ≈ |" in text
@@ -142,7 +143,7 @@ def test_a_name_from_anywhere_harms_no_file_no_plot_and_no_spreadsheet(tmp_path)
     store = make_store(tmp_path, HOSTILE)
     add_run(store, "vop", dataset="folder", params={"name": HOSTILE, "train.lr": "0.1"}, tags={"gpu": "$"})
     add_run(store, "vop", recall=30.0, dataset="folder", params={"name": HOSTILE, "train.lr": "$0.2^"})
-    files = report.report([store], tmp_path / "out")
+    files = write_report([store], tmp_path / "out")
     assert {file.parent.name for file in files} == {"out", "plots"}
     with (tmp_path / "out/report.csv").open(newline="") as file:
         assert {row["dataset"] for row in csv.DictReader(file)} == {f"'{HOSTILE}"}
@@ -247,7 +248,7 @@ def test_the_same_method_with_other_settings_is_a_row_of_its_own(tmp_path):
     store = make_store(tmp_path)
     add_run(store, "vop", recall=10.0, params={"train.lr": "0.1", "clip.words": "77"})
     add_run(store, "vop", recall=20.0, params={"train.lr": "0.2", "clip.words": "77", "machine": "other"})
-    report.report([store], tmp_path / "out")
+    write_report([store], tmp_path / "out")
     assert {method for _, method in rows(tmp_path)} == {"vop (train.lr 0.1)", "vop (train.lr 0.2)"}
 
 
