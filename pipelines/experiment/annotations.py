@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.experiment.identity import UNTRAINED
+from pipelines.experiment.identity import is_trained
 from vopcore.config import ConfigError, RunConfig
 from vopcore.config.sections import Data
 from vopcore.datasets import DATASETS, SPLITS, VideosFolder, layout, problems
@@ -141,7 +141,7 @@ def _check_rows(config: RunConfig, table: pa.Table) -> None:
         )
 
     for run in config.methods:
-        trains = run.train.epochs and run.name != UNTRAINED and not run.train.repeat_videos
+        trains = is_trained(run) and not run.train.repeat_videos
         if trains and len(train) < run.train.batch_size:
             raise ConfigError(
                 f"methods.{run.name}.train.batch_size: {run.train.batch_size} is more than the {len(train)}"

@@ -26,6 +26,10 @@ does work twice. So they are listed here, in one place, and each has a test.
     The frozen blocks' weights, which layer, number format, precision, and for each video the SHA-256 of its
     shard and its row there.
 
+**Teacher** (`tune.worker`; `teacher/NAME.safetensors`).
+    The content of its tuned weights, its frozen CLIP, frames and precision, the captions, and for each video
+    the SHA-256 of its shard and its row there.
+
 **Output folder** (`shared_settings`; `benchmark.json`).
     What every row of one comparison has in common: the config's name, the settings of the frames, the frozen
     CLIP, the rendered world of the quickstart. And the data: another place with the same annotations is the
@@ -92,7 +96,7 @@ def run_key(
     """
     content = {
         "method": asdict(run.method),
-        "run": run.model_dump(exclude={"method", "train"}),
+        "run": run.model_dump(exclude={"method", "train"} | ({"merge"} if not run.merge else set())),
         "train": training_settings(run),
         "seed": config.seed,
         "label": config.run,
@@ -112,12 +116,19 @@ def run_key(
     return f"{run.name}-s{config.seed}{middle}-{fingerprint(content)}"
 
 
+def is_trained(run: MethodRun) -> bool:
+    """Whether anything is tuned."""
+    return run.name != UNTRAINED and run.train.epochs > 0
+
+
 def training_settings(run: MethodRun) -> dict[str, Any]:
     """The keys of `train` that this run's numbers depend on."""
-    is_trained = run.name != UNTRAINED and run.train.epochs > 0
-    if not is_trained:
+    if not is_trained(run):
         return {"epochs": 0, "precision": run.train.precision}
-    return run.train.model_dump(exclude={"checkpoint_every"})
+
+    # a setting that is new here and not used leaves the keys of runs of before as they were
+    unused = {"distill"} if run.train.distill is None else set()
+    return run.train.model_dump(exclude={"checkpoint_every"} | unused)
 
 
 def data_hash(annotations: pa.Table) -> str:

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from pipelines.command.secrets import without_secrets
 from pipelines.experiment import quickstart
 from pipelines.experiment.annotations import annotations, test_rows, usable
 from pipelines.experiment.identity import data_hash, decode_hash, shared_settings
+from pipelines.experiment.teachers import fetch_teachers
 from pipelines.ingest.driver import ingest
-from pipelines.tune.worker import OtherSplit
+from pipelines.tune.worker import OtherSplit, TeacherRun
 from vopcore import clip as clips
 from vopcore.config import ConfigEntry, ConfigError, MethodRun, RunConfig, read_others
 from vopcore.config.sections import Data
@@ -53,6 +54,7 @@ class Preparation:
     config: RunConfig
     annotations: pa.Table
     others: Sequence[OtherTest] = ()
+    teachers: Mapping[str, TeacherRun] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class DecodedData:
 
     annotations: the rows to tune and measure with; shards: their folder, a path or URI; the hashes of both
     read every row, so they are taken once. others: the test splits of other configs, decoded as this one's.
+    teachers: what `train.distill.teacher` names, by that name.
     """
 
     config: RunConfig
@@ -69,6 +72,7 @@ class DecodedData:
     data_hash: str
     decode_hash: str
     others: Sequence[OtherSplit] = ()
+    teachers: Mapping[str, TeacherRun] = field(default_factory=dict)
 
 
 class DamagedShardsError(CommandFailedError):
@@ -112,7 +116,8 @@ def prepared(config: RunConfig) -> Preparation:
     others = _other_tests(config)
     claim_output(config, table)
     check_store(config)
-    return Preparation(quickstart.with_small_clip(config), table, others)
+    teachers = fetch_teachers(config, data_hash(table))
+    return Preparation(quickstart.with_small_clip(config), table, others, teachers)
 
 
 def _other_tests(config: RunConfig) -> list[OtherTest]:
@@ -139,7 +144,15 @@ def decoded(preparation: Preparation) -> DecodedData:
 
     videos = table["video"].unique().to_pylist()
     others = [_decoded_other(config, other) for other in preparation.others]
-    return DecodedData(config, table, folder, data_hash(table), decode_hash(shards, videos), others)
+    return DecodedData(
+        config,
+        table,
+        folder,
+        data_hash(table),
+        decode_hash(shards, videos),
+        others,
+        preparation.teachers,
+    )
 
 
 def _decoded_other(config: RunConfig, other: OtherTest) -> OtherSplit:
@@ -179,7 +192,7 @@ def check_model(config: RunConfig) -> None:
 def _check_method(config: RunConfig, run: MethodRun) -> None:
     try:
         with torch.device("meta"):
-            clip = tune(clips.blank(config.clip.model), run.method, config.video.frames)
+            clip = tune(clips.blank(config.clip.model), run.method, config.video.frames, run.merge)
     except ValueError as error:
         raise ConfigError(f"methods.{run.name}.{error}") from None
 

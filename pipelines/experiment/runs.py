@@ -147,6 +147,14 @@ def _single_rates(run: MethodRun) -> list[MethodRun]:
     return [run.model_copy(update={"train": train}) for train in trains]
 
 
+def _task(experiment: Experiment, run: MethodRun) -> Task:
+    """What the workers of a run need to know."""
+    data = experiment.data
+    distill = run.train.distill
+    teacher = None if distill is None else data.teachers[distill.teacher]
+    return Task(data.config, run, data.annotations, data.shards, data.others, teacher=teacher)
+
+
 def _val_recall(result: RunResult) -> float:
     return result.metrics.get("val/t2v/R1", 0.0)
 
@@ -161,8 +169,7 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
         return result
 
     run_id = _start_run(experiment, run, files.key)
-    data = experiment.data
-    task = Task(config, run, data.annotations, data.shards, data.others)
+    task = _task(experiment, run)
     try:
         with track.watch_machine(experiment.store, run_id):
             measured, checkpoint = tune(config, run, task, files.key, experiment.store, run_id)
@@ -249,6 +256,8 @@ def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:
     """Everything that was set, flat: `method.name`, `train.lr`, `video.frames`, ..."""
     shared = config.model_dump(mode="json", exclude={"methods", "stages"}, exclude_none=True)
     method = {"name": run.name, "pooling": run.pooling, **asdict(run.method)}
+    if run.merge:
+        method["merge"] = run.merge
     return track.flat(shared | {"method": method, "train": run.train.model_dump()})
 
 

@@ -5,7 +5,7 @@ not take is kept in files (`journal`) and delivered later; it never ends a run.
 """
 
 from pipelines.track.journal import waiting
-from pipelines.track.read import TrackedRun, curve, fetch, pick, runs, splits, with_all_metrics
+from pipelines.track.read import TrackedRun, curve, fetch, pick, run, runs, splits, with_all_metrics
 from pipelines.track.store import (
     RunStore,
     ServerAwayError,
@@ -64,6 +64,7 @@ __all__ = [
     "open_or_wait",
     "open_store",
     "pick",
+    "run",
     "runs",
     "serve_command",
     "splits",

@@ -45,6 +45,12 @@ def runs(store: RunStore) -> list[TrackedRun]:
     return [_tracked(run) for run in logged]
 
 
+def run(store: RunStore, run_id: str) -> TrackedRun:
+    """One run of the store, of any of its experiments. Raises StoreError where there is none."""
+    with one_line(store.uri):
+        return _tracked(store.client.get_run(run_id))
+
+
 def _tracked(run: Run) -> TrackedRun:
     return TrackedRun(
         id=run.info.run_id,

@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: build, attach, go on from the last checkpoint, train, embed, measure."""
 
+import hashlib
 import math
 import sys
 import time
@@ -17,20 +18,22 @@ import torch.distributed as dist
 from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 
-from pipelines.tune.evaluate import SplitEvaluator
+from pipelines.tune.evaluate import SplitEvaluator, over_workers
 from vopcore import clip as clips
-from vopcore.config import ConfigEntry, Evaluate, MethodRun, RunConfig
-from vopcore.config.sections import interval_seconds
+from vopcore.config import ConfigEntry, Evaluate, MethodRun, RunConfig, backbone, fingerprint
+from vopcore.config.sections import Backbone, interval_seconds
 from vopcore.datasets import shapes
-from vopcore.methods import save_tuned, tune
+from vopcore.embedder import Embedder
+from vopcore.methods import load_tuned, save_tuned, tune
 from vopcore.metrics import names
 from vopcore.metrics.names import CURVES
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
-from vopcore.storage import ShardCache, below, scratch_folder
+from vopcore.storage import ShardCache, Store, below, local_copy, scratch_folder
 from vopcore.training import memory, precision
 from vopcore.training import prefix_cache as prefix
-from vopcore.training.batches import TrainingBatches
+from vopcore.training.batches import TrainingBatches, stack_frames
+from vopcore.training.distill import Teacher
 from vopcore.training.pretrain import stills_recall
 from vopcore.training.trainer import DivergedError, Step, Tuner, peak_memory
 from vopcore.training.transfer import moved_to
@@ -54,6 +57,20 @@ class Task:
     annotations: pa.Table
     shards: str
     others: Sequence["OtherSplit"] = ()
+    teacher: "TeacherRun | None" = None
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """A finished run that teaches: the folder and the file of its tuned weights, the frozen CLIP below them,
+    how many frames of a video it sees, and the seed that a CLIP without weights was drawn from.
+    """
+
+    folder: str
+    file: str
+    clip: Backbone
+    frames: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +166,7 @@ class Worker:
         captions = task.annotations["caption"].unique().to_pylist()
         clips.check_not_blind(clip, self.tokenize, self.tokenize.name, captions)
 
-        tune(clip, task.run.method, self.config.video.frames)
+        tune(clip, task.run.method, self.config.video.frames, task.run.merge)
         retriever = Retriever(
             clip,
             task.run.pooling,
@@ -262,6 +279,7 @@ class Worker:
             self.config.seed,
             model,
             micro_batch,
+            teacher=self._teacher(),
         )
 
         seconds_before = self._go_on(tuner)
@@ -271,6 +289,75 @@ class Worker:
         if source is not self.shards:
             seconds["seconds/prefix"] = prefix_seconds
         return tuner.steps_done, seconds
+
+    def _teacher(self) -> Teacher | None:
+        """The vectors of the run that teaches: computed by all workers once, then kept beside the shards."""
+        run = self.task.teacher
+        if run is None:
+            return None
+
+        videos = sorted(self.captions)
+        captions = list(dict.fromkeys(self._bank()))
+        weights = Store(run.folder).read(run.file)
+        content = [
+            hashlib.sha256(weights).hexdigest(),
+            backbone(run.clip),
+            run.seed if run.clip.pretrained is None else None,
+            run.frames,
+            self.tags["precision"],
+            captions,
+            [[video, *self.shards.place(video)] for video in videos],
+        ]
+        store = Store(below(self.config.storage or self.config.output, "teacher"))
+        name = f"vectors-{fingerprint(content)}.safetensors"
+
+        # Rank 0's word is everybody's: the file may appear while others still look.
+        is_there = [store.exists(name)]
+        if self.workers > 1:
+            dist.broadcast_object_list(is_there, src=0)
+        if not is_there[0]:
+            teacher = self._taught_vectors(run, weights, captions, videos)
+            if self.rank == 0:
+                with store.writing(name) as path:
+                    teacher.save(str(path))
+            if self.workers > 1:
+                dist.barrier()
+
+        with local_copy(store.filesystem, store.path(name)) as path:
+            return Teacher.load(str(path), captions, videos)
+
+    def _taught_vectors(
+        self,
+        run: TeacherRun,
+        weights: bytes,
+        captions: list[str],
+        videos: list[str],
+    ) -> Teacher:
+        """What the teacher's towers make of every caption and video that is trained on."""
+        torch.manual_seed(run.seed)
+        clip = clips.load(run.clip.model, run.clip.pretrained)
+        clip.requires_grad_(False)
+        tokenize = clips.tokenizer(clip, run.clip.words)
+        with scratch_folder() as folder:
+            file = folder / run.file
+            file.write_bytes(weights)
+            clip = load_tuned(clip, file)
+
+        retriever = Retriever(clip, precision=precision.apply(self.tags["precision"]))
+        retriever = retriever.to(self.device).eval()
+        embedder = Embedder(retriever, tokenize)
+
+        def read_frames(share: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+            # The middle frame of each segment, as a test sees them.
+            return stack_frames(self.shards, share, run.frames, [None] * len(share))
+
+        def tell(embedded: int, total: int) -> None:
+            self._tell("embed for the teacher", "videos", embedded, total, "")
+
+        video = over_workers(videos, lambda share: embedder.videos(share, read_frames, tell))
+        text = over_workers(captions, embedder.texts)
+        scale = float(clip.logit_scale.float().exp())
+        return Teacher(captions, videos, text.cpu(), video.cpu(), retriever.pooling, scale)
 
     def _go_on(self, tuner: Tuner) -> float:
         """Bring the tuner to the last checkpoint, if any; returns the seconds that led there."""

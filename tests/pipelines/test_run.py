@@ -134,6 +134,34 @@ def test_mlflow_holds_settings_counts_recall_and_curves_of_each_method(whole):
     assert runs["zero_shot"].data.metrics["params/trainable"] == 0
 
 
+def test_a_finished_run_teaches_another_method_and_is_embedded_once(whole, run_here):
+    folder, _ = whole
+    run_id = results(folder)["vop_p"]["run_id"]
+    taught = ["method.name=bias", "method.pooling=mean", "train.epochs=1", "mlflow.model=none"]
+    for weight in (1, 20):
+        teacher = f"train.distill={{teacher: runs:/{run_id}, weight: {weight}}}"
+        done = run_here(folder, *taught, "run=taught", teacher)
+        assert done.returncode == 0, done.stderr[-3000:]
+    kept = sorted(path.name for path in (folder / "out/teacher").iterdir())
+    assert len(kept) == 2  # one file of vectors, and the weights
+    assert kept[0] == f"{run_id}.safetensors"
+    vectors = load_file(folder / "out/teacher" / kept[1])
+    assert vectors["text"].shape[0] == len({line["captions"][0] for line in captions_of(folder, "train")})
+    assert vectors["video"].shape[0] == 48
+
+    refused = run_here(folder, *taught, "train.distill.teacher=runs:/nosuchrun")
+    assert refused.returncode == 2
+    assert "train.distill.teacher" in refused.stderr.strip().splitlines()[-1]
+
+
+def captions_of(folder: Path, split: str) -> list[dict]:
+    """The videos of a split that can be decoded."""
+    lines = (folder / "shapes/captions.jsonl").read_text().splitlines()
+    broken = ("videos/truncated.mp4", "videos/not_a_video.mp4")
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["split"] == split and row["video"] not in broken]
+
+
 def test_the_tuned_weights_are_an_artifact_that_loads_on_the_frozen_clip(whole):
     folder, _ = whole
     client = MlflowClient(f"sqlite:///{folder}/out/mlflow.db")

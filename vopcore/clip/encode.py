@@ -113,7 +113,8 @@ def first_tuned_layer(clip: CLIP) -> int:
         return 0
 
     for layer, block in enumerate(vision.blocks):
-        if looks_across_frames(block) or _is_tuned(block.parameters()):
+        is_tuned = _is_tuned(block.parameters())
+        if is_tuned or looks_across_frames(block) or _shortens(block):
             return layer
     return vision.layers
 
@@ -128,6 +129,12 @@ def looks_across_frames(module: CLIP | nn.Module) -> bool:
     """
     blocks = [inner for inner in module.modules() if isinstance(inner, Block)]
     return any(block.across_frames for block in blocks)
+
+
+def _shortens(module: nn.Module) -> bool:
+    """Whether a block hands on fewer tokens than enter it."""
+    blocks = [inner for inner in module.modules() if isinstance(inner, Block)]
+    return any(block.shortens for block in blocks)
 
 
 def prefix_hash(clip: CLIP, layer: int) -> str:

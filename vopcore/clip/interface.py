@@ -22,6 +22,7 @@ class Tuning:
 
     `frames` per video; if `fixed_frames`, the tuned weights know no other number. `pooling` is known once
     read back from a file. `backbone` is the `frozen_hash` of before, where `keep_in_bf16` has rounded.
+    `merge`: patches of a frame that each layer merges.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Tuning:
     fixed_frames: bool
     pooling: str | None = None
     backbone: str | None = None
+    merge: int = 0
 
 
 class CLIP(Protocol):

@@ -229,16 +229,20 @@ class OpenClipVision(OpenClipTower, VisionTower):
         self,
         block: LibraryModule,
         tokens: Tokens,
-        change: nn.Module,
+        change: nn.Module | None,
     ) -> tuple[Tensor, Tensor]:
         """Of a `TrainingBlock`: with its projections, heads and scales."""
         x = tokens.x
         attn = block.attn
         normed = block.ln_1(x)
+        projections = attn.project(normed, normed)
+        if change is not None:
+            changes = change(normed).chunk(3, dim=-1)
+            pairs = zip(projections, changes, strict=True)
+            projections = [projected + added.to(projected.dtype) for projected, added in pairs]
+
         heads = []
-        changes = change(normed).chunk(3, dim=-1)
-        for projected, added in zip(attn.project(normed, normed), changes, strict=True):
-            rows = projected + added.to(projected.dtype)
+        for rows in projections:
             heads.append(rows.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2))
         queries, keys, values = heads
 

@@ -132,10 +132,12 @@ class Block(nn.Module):
     """A block in the place of another one, which it holds as `block`.
 
     Subclasses override `forward`. `across_frames`: whether a frame's tokens depend on the other frames of its
-    video; what precedes the first such block may be computed once and kept.
+    video; what precedes the first such block may be computed once and kept. `shortens`: whether it hands on
+    fewer tokens of a frame, of which the values alone do not say all.
     """
 
     across_frames = False
+    shortens = False
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

@@ -185,7 +185,7 @@ class VisionTower(Tower):
         self,
         block: LibraryModule,
         tokens: Tokens,
-        change: nn.Module,
+        change: nn.Module | None,
     ) -> tuple[Tensor, Tensor]:
         """The first half of a block: x plus its attention, [N, L, D], of the `tokens.read` first ones if
         that is a number; and the keys [N, L, D / heads], the mean over the heads.

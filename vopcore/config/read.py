@@ -327,13 +327,13 @@ def _method_run(
 
     if name not in METHODS:
         raise ConfigError(unknown("methods", name, list(METHODS), "method"))
-    settings = {key: entry.pop(key) for key in ("pooling", "train") if key in entry}
+    settings = {key: entry.pop(key) for key in ("merge", "pooling", "train") if key in entry}
     settings["train"] = shared | mapping(settings.get("train"), f"methods.{name}.train")
 
     fields = [field.name for field in dataclasses.fields(METHODS[name])]
     for key in entry:
         if key not in fields:
-            raise ConfigError(unknown(f"methods.{name}.{key}", key, [*fields, "pooling", "train"]))
+            raise ConfigError(unknown(f"methods.{name}.{key}", key, [*fields, "merge", "pooling", "train"]))
     try:
         method = TypeAdapter(METHODS[name]).validate_python(entry)
         return MethodRun(

@@ -96,6 +96,17 @@ def _label(text: str) -> str:
     return text
 
 
+RUN = re.compile(r"runs:/(\w+)(/[\w.-]+)?/?")
+
+
+def _run(text: str) -> str:
+    """`runs:/ID`, also of `runs:/ID/vop`, as a model of that run is called."""
+    matched = RUN.fullmatch(text)
+    if matched is None:
+        raise ValueError(f"must be a run of MLflow, runs:/ID, got {text!r}")
+    return f"runs:/{matched[1]}"
+
+
 def _not_empty(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -232,6 +243,15 @@ class Backbone(Section):
         return self.words
 
 
+class Distill(Section):
+    """A finished run that teaches: how alike captions and videos are to it is learned beside the loss."""
+
+    teacher: Annotated[str, AfterValidator(_run)]
+    """The teacher: runs:/ID of MLflow, a finished run of any method on the same shards and captions."""
+    weight: Annotated[Finite, Field(gt=0)] = 1.0
+    """Of the distance from the teacher's similarities, beside the loss."""
+
+
 class Train(Section):
     """How a method is tuned; a method's own `train:` section overrides single keys."""
 
@@ -265,6 +285,8 @@ class Train(Section):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Loss: softmax over the batch in both directions (CLIP), or a sigmoid per pair (SigLIP; needs a model
     with a logit_bias)."""
+    distill: Distill | None = None
+    """A teacher; null: none."""
     mask_duplicates: bool = False
     """Whether pairs of a batch that share their caption's text or their video are not negatives."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
@@ -291,6 +313,9 @@ class MethodRun(Section):
     """The method's name in METHODS."""
     method: Method
     """The method with its options."""
+    merge: int = Field(0, ge=0)
+    """Patches of a frame that each layer of the vision tower merges into others that are most alike (TempMe,
+    ToMe); 0: none. Fewer tokens cost less, with any method that leaves the tower's own blocks as they are."""
     pooling: Literal["mean", "query_aware"] = "mean"
     """How the frames of a video become one vector: their mean, or weighed by each caption."""
     train: Train = Train()

@@ -32,8 +32,8 @@ def settings() -> list[Setting]:
     """Every key of a config, in the order of the sections; a method's own options are in METHODS."""
     listed = _settings_of(RunConfig, "")
     listed += _settings_of(Train, "train.")
-    pooling = MethodRun.model_fields["pooling"]
-    listed.append(_setting("methods.NAME.pooling", pooling))
+    for name in ("merge", "pooling"):
+        listed.append(_setting(f"methods.NAME.{name}", MethodRun.model_fields[name]))
     listed.append(
         Setting(
             "compare",

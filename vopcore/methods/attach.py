@@ -4,14 +4,18 @@ from torch import nn
 
 from vopcore.clip import CLIP, Tuning, freeze, towers
 from vopcore.methods.base import Method
+from vopcore.methods.merging import merge_patches
 
 
 def tune(
     clip: CLIP,
     method: Method,
     frames: int,
+    merge: int = 0,
 ) -> CLIP:
     """Freeze `clip`, attach `method` to it for videos of `frames` frames, and return it.
+
+    merge: patches of a frame that each layer merges (see `merging`); 0: none.
 
     Weights must be loaded before; the new parameters take the dtype and device of the CLIP and are drawn from
     torch's global generator. Raises ValueError for options that do not fit this CLIP, or a CLIP that is
@@ -28,11 +32,15 @@ def tune(
     for tower in (vision, text):
         tower.prepare_for_training()
     method.attach(clip, frames)
+    if merge:
+        merge_patches(clip, method_name(method), merge)
+
     clip.tuning = Tuning(
         method_name(method),
         method,
         frames,
         getattr(method, "fixed_frames", False),
+        merge=merge,
     )
     return clip
 

@@ -54,6 +54,8 @@ def save_tuned(
         "backbone": clip.tuning.backbone or frozen_hash(clip),
         "tensors": tensors_hash(tensors),
     }
+    if clip.tuning.merge:
+        settings["merge"] = clip.tuning.merge
     part = Path(f"{path}.part")
     save_file(tensors, part, {"format": FORMAT, "settings": json.dumps(settings)})
     part.replace(path)
@@ -88,9 +90,10 @@ def attach_tuned(
     try:
         method = _method(settings)
         frames = settings["frames"]
+        merge = settings.get("merge", 0)
         # A file may ask for more than there is memory: shapes are compared where they cost none.
-        check_tensors(_tuned_copy(empty_copy(clip), method, frames, tensors), tensors)
-        copy = _tuned_copy(share(clip), method, frames, tensors)
+        check_tensors(_tuned_copy(empty_copy(clip), method, frames, merge, tensors), tensors)
+        copy = _tuned_copy(share(clip), method, frames, merge, tensors)
         assign(copy, tensors)
     except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
@@ -109,9 +112,10 @@ def _tuned_copy(
     copy: CLIP,
     method: Method,
     frames: int,
+    merge: int,
     tensors: Mapping[str, Tensor],
 ) -> CLIP:
-    copy = tune(copy, method, frames)
+    copy = tune(copy, method, frames, merge)
     if "logit_scale" in tensors:  # learnt beside the method, or part of it
         thaw([copy.logit_scale])
     return copy

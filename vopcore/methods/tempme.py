@@ -69,10 +69,12 @@ class GroupPositions(nn.Module):
 class FrameMerging(Block):
     """A block that merges `count` patches of each frame between its attention and its MLP."""
 
+    shortens = True
+
     def __init__(
         self,
         block: nn.Module,
-        low_rank: FusedLowRank,
+        low_rank: FusedLowRank | None,
         count: int,
     ) -> None:
         super().__init__(block)
@@ -82,7 +84,8 @@ class FrameMerging(Block):
     def forward(self, tokens: Tokens) -> Tokens:
         """Each sequence comes out shorter by `count`."""
         tokens, keys = attend(self.block, self.low_rank, tokens)
-        tokens = merge(tokens, keys, self.count)
+        if self.count:
+            tokens = merge(tokens, keys, self.count)
         x = vision_tower_of(tokens).mlp(self.block, tokens.x)
         return tokens.with_x(x)
 
@@ -167,7 +170,7 @@ def vision_tower_of(tokens: Tokens) -> VisionTower:
 
 def attend(
     block: nn.Module,
-    low_rank: FusedLowRank,
+    low_rank: FusedLowRank | None,
     tokens: Tokens,
 ) -> tuple[Tokens, Tensor]:
     """The tokens behind the attention of `block`, and its keys [N, L, C]."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vopcore.clip.interface import CLIP, AutogradContext
 from vopcore.retriever import Retriever
+from vopcore.training.distill import Lesson, distance
 
 # (text, frame) pairs of a block of logits: a few times 256 MiB.
 BLOCK = 2**26
@@ -97,6 +99,7 @@ def loss_of(
     mask: Tensor | None,
     retriever: Retriever,
     identity: Tensor | None = None,
+    lesson: Lesson | None = None,
 ) -> Tensor:
     """The loss `name` over the pairs of all workers; a scalar.
 
@@ -104,30 +107,41 @@ def loss_of(
     video i. Under DistributedDataParallel the gradients are those of one worker with the whole batch, for
     any number of workers and uneven parts. `retriever` is the Retriever itself, not its DDP wrapper.
     identity: Int64 [N, K], numbers of the caption and its video; a pair of two rows that share one of them
-    is left out, being no negative. Memory is that of BLOCK logits, for any number of pairs: each block is
-    computed again for its gradients.
+    is left out, being no negative. lesson: what a teacher says of this worker's part; how far the cosines
+    are from its own (`distill.distance`), times its weight, is added. Memory is that of BLOCK logits, for any
+    number of pairs: each block is computed again for its gradients; a lesson adds a few matrices [N, N].
     """
     tensors = [text, video]
     if mask is not None:
         tensors.append(mask)
     if identity is not None:
         tensors.append(identity)
+    if lesson is not None:
+        tensors += [lesson.text, lesson.video]
 
     # One meeting of the workers for all tensors; what is optional comes off the end.
     text, video, *optional = gather(*tensors)
+    if lesson is not None:
+        taught_video = optional.pop()
+        taught_text = optional.pop()
+        lesson = replace(lesson, text=taught_text, video=taught_video)
     if identity is not None:
         identity = optional.pop()
     if mask is not None:
         mask = optional.pop()
 
-    def similarity(rows: slice, columns: slice) -> Tensor:
-        """Of the texts `rows` and the videos `columns`; -inf where a pair is left out."""
+    def compare(rows: slice, columns: slice) -> Tensor:
+        """Of the texts `rows` and the videos `columns`."""
         frame_mask = None if mask is None else mask[columns]
-        cosines = retriever.compare(
+        return retriever.compare(
             text[rows],
             video[columns],
             frame_mask,
         )
+
+    def similarity(rows: slice, columns: slice) -> Tensor:
+        """The same, -inf where a pair is left out."""
+        cosines = compare(rows, columns)
         if identity is None:
             return cosines
 
@@ -143,12 +157,39 @@ def loss_of(
     is_small = num_texts * num_frames <= BLOCK // 64
 
     compute = LOSSES[name]
-    return compute(
+    loss = compute(
         similarity,
         blocks,
         retriever.clip,
         is_small,
     )
+    if lesson is None:
+        return loss
+    return loss + lesson.weight * _distance_from(lesson, compare, blocks, retriever.clip, is_small)
+
+
+def _distance_from(
+    lesson: Lesson,
+    compare: Similarity,
+    blocks: list[slice],
+    clip: CLIP,
+    is_small: bool,
+) -> Tensor:
+    """How far the cosines are from the teacher's; a pair that is no negative has one there too."""
+
+    def cosines_of(rows: slice) -> Tensor:
+        return compare(rows, slice(None))
+
+    cosines = []
+    for rows in blocks:
+        block = cosines_of(rows) if is_small else _recomputed(cosines_of, rows)
+        cosines.append(block)
+
+    scale = clip.logit_scale.float().exp()
+    student = scale * torch.cat(cosines)
+    with torch.no_grad():
+        teacher = lesson.scale * lesson.similarity()
+    return distance(student, teacher)
 
 
 def _blocks(num_rows: int, block_rows: int) -> list[slice]:

@@ -18,6 +18,7 @@ from vopcore.config import Train
 from vopcore.retriever import Retriever
 from vopcore.training import optim
 from vopcore.training.batches import Batch, TrainingBatches
+from vopcore.training.distill import Lesson, Teacher
 from vopcore.training.gradients import backward
 from vopcore.training.loss import loss_of, pair_numbers
 from vopcore.training.transfer import moved_to, on_device
@@ -96,7 +97,7 @@ class Tuner:
     """The tuned tensors of a retriever, their optimizer and how far it has come.
 
     `model` is the retriever or its DistributedDataParallel wrapper. micro_batch: as `settings` has it, or
-    what `auto` has come to.
+    what `auto` has come to. teacher: that of `settings.distill`.
     """
 
     def __init__(
@@ -107,8 +108,10 @@ class Tuner:
         seed: int,
         model: nn.Module | None = None,
         micro_batch: int | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.retriever = retriever
+        self._teacher = teacher
         self.model = model or retriever
         self._settings = settings
         self._seed = seed
@@ -257,6 +260,7 @@ class Tuner:
                 loss_of,
                 self._settings.loss,
                 identity=identity,
+                lesson=self._lesson(batch),
             ),
         )
 
@@ -291,6 +295,18 @@ class Tuner:
             scale.data.clamp_(max=MAX_LOGIT_SCALE)
         self.steps_done += 1
         return reading
+
+    def _lesson(self, batch: Batch) -> Lesson | None:
+        """What the teacher says of the batch."""
+        distill = self._settings.distill
+        if self._teacher is None or distill is None:
+            return None
+        return self._teacher.lesson(
+            batch.captions,
+            batch.videos,
+            distill.weight,
+            self._device,
+        )
 
     def _tell(self, reading: Reading) -> Step:
         """What is told of a step; its time is that since the last one was told."""

@@ -42,8 +42,10 @@ def key(tmp_path):
         "run=again",
         "train.lr=1e-3",
         "train.epochs=1",
+        "train.distill={teacher: runs:/a}",
         "method.vision_prompts=4",
         "method.pooling=query_aware",
+        "method.merge=2",
         "video.frames=1",
         "clip.words=12",
         "resources.workers=2",
@@ -73,6 +75,13 @@ def test_another_test_split_is_told_by_its_content_and_not_by_where_its_config_l
     assert key("evaluate.also=[mine]", others=[("msvd", "d", "x")]) == other
     for changed in (("didemo", "d", "x"), ("msvd", "e", "x"), ("msvd", "d", "y")):
         assert key(others=[changed]) != other
+
+
+def test_a_run_has_one_teacher_however_it_is_named_and_the_weight_of_its_words_counts(key):
+    plain = key("train.distill={teacher: runs:/a}")
+    assert key("train.distill={teacher: runs:/a/vop_p, weight: 1.0}") == plain
+    assert key("train.distill={teacher: runs:/b}") != plain
+    assert key("train.distill={teacher: runs:/a, weight: 2}") != plain
 
 
 def test_seeds_and_labels_stay_apart_whatever_is_in_the_label(key):

@@ -34,7 +34,10 @@ def test_each_key_says_what_it_is_for_and_what_it_takes(setting):
 def test_types_and_defaults_are_in_the_words_of_yaml():
     by_key = {setting.key: setting for setting in SETTINGS}
     assert (by_key["data.root"].type, by_key["data.root"].default) == ("text", "required")
-    assert (by_key["train.lr"].type, by_key["train.lr"].default) == ("number or list of: number", "0.0001")
+    assert (by_key["train.lr"].type, by_key["train.lr"].default) == (
+        "number or list of: number",
+        "0.0001",
+    )
     assert (by_key["video.storage"].type, by_key["video.storage"].default) == (
         "auto or raw or jpeg",
         '"auto"',

@@ -1,8 +1,10 @@
 """The loss against its formula, and split over workers against one process."""
 
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vopcore.retriever import Retriever
 from vopcore.training import loss as module
 from vopcore.training.batches import Batch
+from vopcore.training.distill import Lesson, distance
 from vopcore.training.gradients import backward
 from vopcore.training.loss import contrastive, loss_of, pair_numbers
 
@@ -35,10 +38,10 @@ def gradients(retriever):
     return {name: p.grad.clone() for name, p in retriever.named_parameters() if p.requires_grad}
 
 
-def one_process(name, pooling):
+def one_process(name, pooling, learned=None):
     retriever = make(name, pooling)
     pixels, mask, tokens = data()
-    loss = contrastive(*retriever(pixels, mask, tokens), mask, retriever)
+    loss = loss_of("softmax", *retriever(pixels, mask, tokens), mask, retriever, lesson=learned)
     loss.backward()
     return loss.detach(), gradients(retriever)
 
@@ -144,6 +147,74 @@ def test_the_loss_in_blocks_is_the_loss_and_holds_no_more_than_a_block(monkeypat
         assert max(held) <= 33 * -(-33 // rows)  # logsumexp of columns for each block, but no block
 
 
+def lesson(count, pooling, weight=0.7):
+    generator = torch.Generator().manual_seed(9)
+    text = torch.randn(count, 12, generator=generator)
+    shape = (count, 12) if pooling == "mean" else (count, FRAMES, 12)
+    video = torch.randn(shape, generator=generator)
+    if pooling == "query_aware":
+        video[1, 2:] = 0  # padding
+    return Lesson(text, video, pooling, scale=3.0, weight=weight)
+
+
+def taught(lesson):
+    """A teacher's similarities, pair by pair."""
+    count = len(lesson.text)
+    cosines = torch.zeros(count, count)
+    for i, text in enumerate(lesson.text):
+        for j, video in enumerate(lesson.video):
+            if lesson.pooling == "query_aware":
+                real = video[video.any(dim=-1)]
+                video = ((real @ text) / 5).softmax(0) @ real
+            cosines[i, j] = F.cosine_similarity(text, video, dim=0)
+    return cosines
+
+
+def pearson_distance(student, teacher):
+    """1 - numpy's correlation of the softmaxed rows, and of the softmaxed columns; each a mean."""
+    total = 0
+    for student_logits, teacher_logits in ((student, teacher), (student.T, teacher.T)):
+        for row, wanted in zip(student_logits, teacher_logits, strict=True):
+            total += 1 - np.corrcoef(row.softmax(0).numpy(), wanted.softmax(0).numpy())[0, 1]
+    return total / len(student)
+
+
+@pytest.mark.parametrize("taught_by", ["mean", "query_aware"])
+@pytest.mark.parametrize("pooling", ["mean", "query_aware"])
+def test_a_lesson_adds_the_pearson_distance_from_the_teachers_similarities(monkeypatch, pooling, taught_by):
+    retriever = make("vop", pooling)
+    torch.manual_seed(0)
+    text = torch.randn(7, 8, requires_grad=True)
+    video = torch.randn(7, FRAMES, 8, requires_grad=True)
+    learned = lesson(7, taught_by)
+
+    cosines = retriever.similarity(text, video).detach()
+    scale = retriever.clip.logit_scale.exp().detach()
+    far = pearson_distance((scale * cosines).double(), (3.0 * taught(learned)).double())
+    wanted = contrastive(text, video, None, retriever).item() + 0.7 * far
+
+    leaves = [text, video, retriever.clip.logit_scale]
+    loss = loss_of("softmax", text, video, None, retriever, lesson=learned)
+    assert float(loss) == pytest.approx(wanted, rel=1e-5)
+    gradients = torch.autograd.grad(loss, leaves)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+    # in blocks of two captions the same, with the same gradients
+    monkeypatch.setattr(module, "BLOCK", 2 * 7 * FRAMES)
+    in_blocks = loss_of("softmax", text, video, None, retriever, lesson=learned)
+    torch.testing.assert_close(in_blocks, loss, rtol=1e-6, atol=1e-6)
+    for got, gradient in zip(torch.autograd.grad(in_blocks, leaves), gradients, strict=True):
+        torch.testing.assert_close(got, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_that_is_its_teacher_is_at_no_distance():
+    learned = lesson(6, "mean")
+    logits = learned.scale * learned.similarity()
+    assert distance(logits, logits).abs() < 1e-6
+    assert distance(-logits, logits) > 1
+    assert distance(logits[:1, :1], logits[:1, :1]).isfinite()
+
+
 def worker(rank, folder):
     """Every number of workers in turn, each a process group of its own."""
     torch.set_num_threads(1)
@@ -167,8 +238,17 @@ def one_worker(name, pooling, rank, parts, folder):
     loss.backward()
     torch.save((loss.detach(), gradients(retriever)), f"{folder}/{name}-{len(parts)}-{rank}.pt")
     model.zero_grad()
-    loss = backward(model, retriever, Batch(["v"] * len(mask), pixels, mask, tokens), 1, (0, 0))
+    batch_here = Batch(["v"] * len(mask), pixels, mask, tokens)
+    loss = backward(model, retriever, batch_here, 1, (0, 0))
     torch.save((loss, gradients(retriever)), f"{folder}/{name}-{len(parts)}-{rank}-micro.pt")
+
+    whole = lesson(5, "query_aware")
+    own = replace(whole, text=whole.text[here], video=whole.video[here])
+    with_lesson = partial(loss_of, "softmax", lesson=own)
+    for micro_batch, ending in ((None, "-lesson"), (1, "-lesson-micro")):
+        model.zero_grad()
+        loss = backward(model, retriever, batch_here, micro_batch, (0, 0), with_lesson)
+        torch.save((loss, gradients(retriever)), f"{folder}/{name}-{len(parts)}-{rank}{ending}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +262,10 @@ def workers(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "pooling"), CASES)
 @pytest.mark.parametrize("count", PARTS)
-@pytest.mark.parametrize("passes", ["", "-micro"])
+@pytest.mark.parametrize("passes", ["", "-micro", "-lesson", "-lesson-micro"])
 def test_workers_with_uneven_parts_have_the_gradients_of_one_process(workers, count, name, pooling, passes):
-    loss, wanted = one_process(name, pooling)
+    learned = lesson(5, "query_aware") if "lesson" in passes else None
+    loss, wanted = one_process(name, pooling, learned)
     for rank in range(count):
         worker_loss, got = torch.load(workers / f"{name}-{count}-{rank}{passes}.pt", weights_only=True)
         torch.testing.assert_close(worker_loss, loss)
