@@ -144,7 +144,8 @@ class World:
 def outputs(world: World) -> None:
     """Features and gradients of each method on CUDA against those of a CPU; one video is short.
 
-    bf16 may be as far from fp32 as it is on a CPU, twice that at most.
+    bf16 may be as far from fp32 as it is on a CPU, twice that at most, and similarities, which are few and of
+    which some are near zero, a little more.
     """
     batch = world.batch(3, short=True)
     for name in METHODS:
@@ -160,7 +161,8 @@ def outputs(world: World) -> None:
             say(f"outputs {name} {pooling} fp32: {told(far)}", ok)
 
             far = distances(results(world.retriever(name, DEVICE, pooling, "bf16"), batch), exact)
-            ok = all(here < 2 * there + 1e-3 for here, there in zip(far, usual, strict=True))
+            most = [3 * usual[0] + 1e-2, *(2 * there + 1e-3 for there in usual[1:])]
+            ok = all(here < limit for here, limit in zip(far, most, strict=True))
             say(f"outputs {name} {pooling} bf16: {told(far)} (on a CPU {told(usual)})", ok)
 
 

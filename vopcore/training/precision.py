@@ -32,10 +32,6 @@ def apply(resolved: PrecisionSetting) -> Precision:
 
     tf32 is fp32 whose products round their factors to 10 bits, a setting of the whole process.
     """
-    # The host spends 0.3 ms on each of cuDNN's attentions, more than a GPU on the attention itself: without
-    # them a step of 32 videos took 44 instead of 60 ms on an H200.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-
     # As torch asks for where an LSTM is to give the same numbers each time; read when cuBLAS starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
