@@ -7,7 +7,7 @@ from pipelines import track
 from pipelines.ingest.driver import ingest_settings
 from pipelines.tune.worker import WEIGHTS, TeacherRun
 from vopcore.config import ConfigError, RunConfig
-from vopcore.config.messages import first_mistake
+from vopcore.config.read import read_backbone
 from vopcore.config.sections import Backbone
 from vopcore.storage import Store, below
 
@@ -73,8 +73,8 @@ def _refuse(config: RunConfig, who: str, run: track.TrackedRun, data_hash: str) 
 
 def _clip_of(who: str, run: track.TrackedRun) -> Backbone:
     """The frozen CLIP that the teacher was tuned on."""
-    params = {key: run.params.get(f"clip.{key}") for key in ("model", "pretrained", "words")}
+    settings = {key: run.params.get(f"clip.{key}") for key in ("model", "pretrained", "words")}
     try:
-        return Backbone(**params)
-    except ValueError as error:  # pydantic's
-        raise ConfigError(f"{who}: its {first_mistake(error, Backbone, 'clip.')}") from None
+        return read_backbone(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: its {error}") from None

@@ -23,6 +23,7 @@ COLUMNS = {name.lower(): name for name in names.RANKS}  # of the file: {"r1": "R
 SOURCES = {
     "vop_paper": ("VoP", "Huang et al., VoP, CVPR 2023, ViT-B/32"),
     "cma_paper": ("CMA", "Jiang et al., Cross-Modal Adapter, Pattern Recognition 2025, ViT-B/32"),
+    "stop_paper": ("STOP", "Liu et al., STOP, CVPR 2025, its table of earlier methods, ViT-B/32"),
 }
 
 
@@ -104,6 +105,10 @@ def is_same_experiment(row: PublishedRow, run: TrackedRun) -> bool:
     if not _has_whole_test_split(run):
         return False
     if not _has_papers_backbone(run):
+        return False
+
+    # No paper has merged patches under another method, or let a run of ours teach.
+    if run.params.get("method.merge", "0") != "0" or "train.distill.teacher" in run.params:
         return False
 
     pooling = run.params.get("method.pooling", "mean")

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vopcore.config.messages import first_mistake, section_of, unknown
-from vopcore.config.sections import MethodRun, RunConfig, Train, Video
+from vopcore.config.sections import Backbone, MethodRun, RunConfig, Train, Video
 from vopcore.datasets import DATASETS
 
 PREPROCESSING_KEYS = ("size", "resize", "interpolation")  # of `video`: what a model may decide
@@ -36,6 +36,14 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_mistake(error, RunConfig)}") from None
+
+
+def read_backbone(settings: Mapping[str, Any]) -> Backbone:
+    """A frozen CLIP from the settings that a run was made with. Raises ConfigError."""
+    try:
+        return Backbone.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(first_mistake(error, Backbone, "clip.")) from None
 
 
 def read_others(config: RunConfig) -> list[RunConfig]:

@@ -35,8 +35,7 @@ def _with_merging(block: nn.Module, name: str, count: int) -> nn.Module:
     if is_own:
         return FrameMerging(block, None, count)
 
-    lets_be = isinstance(block, Prompted) and not block.across_frames and not block.keep
-    if not lets_be:
+    if not isinstance(block, Prompted) or block.across_frames or block.keep:
         raise ValueError(f"merge: {name} computes the vision tower's attention itself, so nothing is merged")
     block.block = _with_merging(block.block, name, count)
     return block
