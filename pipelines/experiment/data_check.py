@@ -62,7 +62,7 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
         "disk": disk(config, table),
         "problems": [str(problem) for problem in problems(table)],
     }
-    report["max_failed"] = failed_share(report, config.video.max_failed)
+    report["max_failed"] = failed_share(report, config)
 
     # what is not trained needs no train split
     needs_train = any(run.name != "zero_shot" for run in config.methods)
@@ -127,10 +127,17 @@ def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     }
 
 
-def failed_share(report: Report, allowed: float) -> dict[str, Any]:
+def failed_share(report: Report, config: RunConfig) -> dict[str, Any]:
     """Videos that ingest will count as failed, at least, and the share that `video.max_failed` allows."""
     num_videos = sum(counts["videos"] for counts in report["splits"].values())
-    num_failed = report["missing"]["videos"] + len(report["headers"]["unreadable"])
+    num_failed = len(report["headers"]["unreadable"])
+    num_missing = report["missing"]["videos"]
+    if config.data.missing == "allow":
+        num_videos -= num_missing
+    else:
+        num_failed += num_missing
+
+    allowed = config.video.max_failed
     return {
         "failed": num_failed,
         "videos": num_videos,

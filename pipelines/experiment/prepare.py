@@ -283,6 +283,7 @@ def _decode(config: RunConfig, annotations: pa.Table, data: Data, home: str) -> 
         below(config.storage or config.output, home),
         config.video,
         videos=data.videos,
+        allow_missing=data.missing == "allow",
     )
     counts = f"{ingested.ok:,} ok, {ingested.damaged} damaged, {ingested.failed} failed"
     if ingested.missing:

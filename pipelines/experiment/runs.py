@@ -3,7 +3,7 @@
 import logging
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def run_methods(experiment: Experiment) -> list[RunResult]:
         try_to_deliver(store)
 
     print("\n" + table(results))
+    print_coverage(results)
     print("\n  ".join(["\nCompare them in a browser:", *track.browse(store.uri, store.experiment_id)]))
     print(f"or on one page:\n  {report_command([store.experiment], store.uri)}")
     if experiment.config.shapes is not None:
@@ -305,6 +306,25 @@ def _more_columns(results: Sequence[RunResult]) -> dict[str, str]:
         elif names.tested_on(metric):
             columns[f"{names.tested_on(metric)} t2v R@1"] = metric
     return columns
+
+
+def print_coverage(results: Sequence[RunResult]) -> None:
+    """Where videos of the test split were not found: how many, and what recall can reach at most."""
+    # All methods are measured on the same videos, but those that finished before may have had fewer.
+    lines = {coverage(result.metrics): None for result in results}
+    for line in lines:
+        if line:
+            print(line)
+
+
+def coverage(metrics: Mapping[str, float]) -> str | None:
+    """`test: 10 of 4,917 videos found; R@1 cannot exceed 0.2`; None where all were found."""
+    found = metrics[names.GALLERY_FOUND]
+    expected = metrics[names.GALLERY_EXPECTED]
+    if found == expected:
+        return None
+    most = 100 * metrics[names.QUERIES_FOUND] / metrics[names.QUERIES_EXPECTED]
+    return f"test: {found:,.0f} of {expected:,.0f} videos found; R@1 cannot exceed {most:.1f}"
 
 
 def report_command(experiments: Sequence[str], uri: str) -> str:

@@ -31,6 +31,7 @@ from pipelines.command.exit_codes import CommandFailedError
 from pipelines.ingest.progress import Teller, followed
 from pipelines.ingest.task import DiskFullError, IngestSettings, decode_shard
 from vopcore.config.sections import Video
+from vopcore.datasets import SPLITS
 from vopcore.shards import (
     Layout,
     Moment,
@@ -89,6 +90,29 @@ class Ingested:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Tolerance:
+    """How many videos may fail: `max_failed`, a share of `videos`. The `missing` ones count among those that
+    failed, or not at all.
+    """
+
+    videos: int
+    missing: int
+    max_failed: float
+    allow_missing: bool
+
+    @property
+    def num_may_fail(self) -> int:
+        """Videos with a file that may fail; below 0 where too many have none."""
+        if self.allow_missing:
+            return int(self.max_failed * (self.videos - self.missing))
+        return int(self.max_failed * self.videos) - self.missing
+
+    def is_exceeded_by(self, failed: int) -> bool:
+        """Whether too many have failed."""
+        return failed > self.num_may_fail
+
+
 class TooManyFailedError(CommandFailedError):
     """More videos failed than the run allows; the message is a summary for people."""
 
@@ -99,20 +123,29 @@ class IngestFailedError(CommandFailedError):
     """An ingest that could not go on, for a reason that lies in the machines; one line says which."""
 
 
-def ingest(annotations: pa.Table, root: str, video: Video, videos: str | None = None) -> Ingested:
+def ingest(
+    annotations: pa.Table,
+    root: str,
+    video: Video,
+    videos: str | None = None,
+    allow_missing: bool = False,
+) -> Ingested:
     """Decodes the videos of an ANNOTATIONS table into shards under `root` (path or address), on the Ray this
     process has joined.
 
     `video` says which frames are kept and how. `videos` is the folder that holds the videos, where that is
-    no local one: paths of the table are paths in its file system. Raises ValueError (no room for the shards,
-    a video id with two meanings, nothing that can be decoded), DiskFullError (a ValueError),
-    TooManyFailedError and IngestFailedError; what was committed until then stays.
+    no local one: paths of the table are paths in its file system. Videos without a file count as failed,
+    unless `allow_missing`. Raises ValueError (no room for the shards, a video id with two meanings, nothing
+    that can be decoded), DiskFullError (a ValueError), TooManyFailedError and IngestFailedError; what was
+    committed until then stays.
     """
     with _plain_errors():
-        return _ingest(annotations, root, video, videos)
+        return _ingest(annotations, root, video, videos, allow_missing)
 
 
-def _ingest(annotations: pa.Table, root: str, video: Video, videos: str | None) -> Ingested:
+def _ingest(
+    annotations: pa.Table, root: str, video: Video, videos: str | None, allow_missing: bool
+) -> Ingested:
     started = time.monotonic()
     settings = ingest_settings(root, video, videos)
     store = Store(settings.folder)
@@ -120,12 +153,15 @@ def _ingest(annotations: pa.Table, root: str, video: Video, videos: str | None) 
 
     index = read_index(store)
     state, index = _compared(settings, moments, index)
-    _check_missing(moments, state, video.max_failed)
+    num_missing = int((state == State.MISSING).sum())
+    tolerance = Tolerance(moments.num_rows, num_missing, video.max_failed, allow_missing)
+    if tolerance.is_exceeded_by(0):
+        raise TooManyFailedError(_missing_summary(annotations, moments, state, video.max_failed))
     num_wanted = int((state == State.WANTED).sum())
     if num_wanted:
         check_room(store, settings.layout, num_wanted * settings.stored_frames)
         with writer_lock(store.folder, wait=True, tell=_tell):
-            decoded_now, index = _ingest_alone(settings, store, moments, video)
+            decoded_now, index = _ingest_alone(settings, store, moments, video, tolerance)
     else:
         decoded_now = 0
         _save_if_free(store, index)
@@ -143,7 +179,7 @@ def _ingest(annotations: pa.Table, root: str, video: Video, videos: str | None) 
         seconds=time.monotonic() - started,
     )
     _write_failed(store, moments, index, statuses)
-    _check_result(store, moments, index, statuses, result, video.max_failed)
+    _check_result(store, moments, index, statuses, result, tolerance)
     return result
 
 
@@ -191,7 +227,7 @@ def check_room(store: Store, layout: Layout, num_frames: int) -> None:
 
 
 def _ingest_alone(
-    settings: IngestSettings, store: Store, moments: pa.Table, video: Video
+    settings: IngestSettings, store: Store, moments: pa.Table, video: Video, tolerance: Tolerance
 ) -> tuple[int, ShardIndex]:
     """Decode what is wanted, as the only one who writes to the folder; how many that were, and the index."""
     index = read_index(store)  # another ingest may have ended in the meantime
@@ -204,7 +240,7 @@ def _ingest_alone(
     plan = shard_plan(wanted, index.shards, rows)
 
     statuses = Counter(_statuses(moments, index, state).to_pylist())
-    may_fail = int(video.max_failed * moments.num_rows) - statuses["failed"] - statuses["missing"]
+    may_fail = tolerance.num_may_fail - statuses["failed"]
     if may_fail >= 0:
         _decode_all(settings, plan, may_fail)
     index = read_index(store)
@@ -257,16 +293,22 @@ def _statuses(moments: pa.Table, index: ShardIndex, state: np.ndarray) -> pa.Arr
     return pc.if_else(is_missing, pa.scalar("missing"), stored)
 
 
-def _check_missing(moments: pa.Table, state: np.ndarray, max_failed: float) -> None:
-    """Refuse at once a data set that lacks more files than videos may fail."""
-    num_missing = int((state == State.MISSING).sum())
-    if num_missing > max_failed * moments.num_rows:
-        first = moments.filter(pa.array(state == State.MISSING)).column("video")[0].as_py()
-        raise TooManyFailedError(
-            f"{num_missing:,} of {moments.num_rows:,} videos have no file, more than max_failed"
-            f" ({max_failed:.2%}) allows; the first is {first!r}\n"
-            "put them into the videos' folder, or raise video.max_failed"
-        )
+def _missing_summary(annotations: pa.Table, moments: pa.Table, state: np.ndarray, max_failed: float) -> str:
+    """Which videos have no file, split by split."""
+    missing = moments.filter(pa.array(state == State.MISSING)).column("video")
+    rows = annotations.group_by(["split", "video"]).aggregate([])
+
+    shares = []
+    for split in SPLITS:
+        videos = rows.filter(pc.equal(rows["split"], split))["video"]
+        num_missing = pc.sum(pc.is_in(videos, missing.combine_chunks())).as_py()
+        if num_missing:
+            shares.append(f"{split} {num_missing:,} of {len(videos):,}")
+    return (
+        f"{len(missing):,} of {moments.num_rows:,} videos have no file ({', '.join(shares)}), more than"
+        f" max_failed ({max_failed:.2%}) allows; the first is {missing[0].as_py()!r}\n"
+        "put them into the videos' folder, or go on without them: data.missing=allow"
+    )
 
 
 def _decode_all(settings: IngestSettings, plan: list[tuple[int, list[Moment]]], may_fail: int) -> None:
@@ -394,15 +436,15 @@ def _check_result(
     index: ShardIndex,
     statuses: pa.Array,
     result: Ingested,
-    max_failed: float,
+    tolerance: Tolerance,
 ) -> None:
     """Refuse to go on with too few frames."""
     if result.ok + result.damaged == 0 and statuses.null_count == 0:
         raise ValueError(
             f"none of the {result.videos:,} videos can be decoded: {store.path('failed.csv')} says why"
         )
-    if result.failed + result.missing > max_failed * result.videos:
-        raise TooManyFailedError(_failure_summary(store, moments, index, statuses, max_failed))
+    if tolerance.is_exceeded_by(result.failed):
+        raise TooManyFailedError(_failure_summary(store, moments, index, statuses, tolerance))
     if statuses.null_count:
         raise ValueError(
             f"{statuses.null_count:,} videos were decoded by other machines, and {store} here does not show"
@@ -411,18 +453,19 @@ def _check_result(
 
 
 def _failure_summary(
-    store: Store, moments: pa.Table, index: ShardIndex, statuses: pa.Array, max_failed: float
+    store: Store, moments: pa.Table, index: ShardIndex, statuses: pa.Array, tolerance: Tolerance
 ) -> str:
     failed = moments.filter(pc.fill_null(pc.equal(statuses, "failed"), False))
     rows = index.positions(failed.column("video").combine_chunks())
     reasons = Counter(index.table.column("error").take(rows).to_pylist())
-    num_missing = statuses.to_pylist().count("missing")
-    if num_missing:
-        reasons["no file was found for this video"] = num_missing
+    num_counted = 0 if tolerance.allow_missing else tolerance.missing
+    if num_counted:
+        reasons["no file was found for this video"] = num_counted
 
-    num_failed = failed.num_rows + num_missing
+    num_failed = failed.num_rows + num_counted
     lines = [
-        f"{num_failed} of {moments.num_rows} videos failed, more than max_failed ({max_failed:.2%}) allows"
+        f"{num_failed} of {moments.num_rows} videos failed, more than max_failed"
+        f" ({tolerance.max_failed:.2%}) allows"
     ]
     for reason, count in reasons.most_common(5):
         lines.append(f"  {count:>5}  {reason}")

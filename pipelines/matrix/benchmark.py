@@ -12,7 +12,7 @@ from pipelines.cluster.start import start_ray
 from pipelines.command.exit_codes import DONE, FAILED, ended
 from pipelines.experiment.prepare import only_writer
 from pipelines.experiment.provenance import code_hash, code_version
-from pipelines.experiment.runs import report_command, try_to_deliver
+from pipelines.experiment.runs import coverage, report_command, try_to_deliver
 from pipelines.matrix import rounds, tables
 from pipelines.matrix.groups import CellGroup, check, grouped
 from pipelines.matrix.regressions import RowChange, compare_rounds
@@ -96,13 +96,24 @@ def _transfer_rows(output: Path, matrix: Matrix, record: RoundRecord) -> tables.
 
 def _summary(record: RoundRecord, changes: Sequence[RowChange], transfer_rows: tables.Lines) -> str:
     """What is printed at the end: the cells, how they do elsewhere, and what has changed."""
-    blocks = [tables.aligned(tables.cell_rows(record)), tables.summary(record)]
+    cells = [tables.aligned(tables.cell_rows(record)), *_coverage(record)]
+    blocks = ["\n".join(cells), tables.summary(record)]
     if transfer_rows:
         blocks.append(tables.aligned(transfer_rows))
     blocks.append(_heading(changes))
     if any(row.baseline for row in changes):
         blocks.append(tables.aligned(tables.change_rows(changes)))
     return "\n" + "\n\n".join(blocks)
+
+
+def _coverage(record: RoundRecord) -> list[str]:
+    """A line for each test split of which some videos were not found."""
+    first_rows: dict[str, str] = {}
+    for cell in record["cells"]:
+        line = coverage(cell["metrics"]) if "metrics" in cell else None
+        if line:
+            first_rows.setdefault(line, cell["row"])
+    return [f"{line} ({row})" for line, row in first_rows.items()]
 
 
 def _heading(changes: Sequence[RowChange]) -> str:

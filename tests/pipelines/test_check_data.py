@@ -88,6 +88,7 @@ def test_missing_videos_are_counted_and_listed_and_forbid_only_an_empty_split(ch
     too_many = "at least 2 of 4 videos will fail, and video.max_failed allows 1.00%: run.py would stop with"
     assert report["errors"] == [f"{too_many} code 3"]
     assert checked("msvd", "video.max_failed=50%")[0] == 0
+    assert checked("msvd", "data.missing=allow")[0] == 0
     assert report["max_failed"] == {"failed": 2, "videos": 4, "allowed": 0.01, "exceeded": True}
 
 

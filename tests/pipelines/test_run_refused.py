@@ -84,6 +84,21 @@ def test_too_many_failed_videos_end_the_run_with_code_3_and_a_summary(small, cap
     assert "Traceback" not in error
 
 
+def test_what_is_missing_by_permission_is_told_under_the_table(small, capsys, own_ray):
+    shapes.write_video(small / "videos/a.mp4", np.zeros((8, 32, 32, 3), np.uint8), "libx264", sound=False)
+    with (small / "captions.jsonl").open("a") as file:
+        for number, num_captions in ((1, 1), (2, 3)):
+            captions = [f"caption {i}" for i in range(num_captions)]
+            line = {"video": f"videos/gone{number}.mp4", "split": "test", "captions": captions}
+            file.write(json.dumps(line) + "\n")
+    config = [f"{small}/mine.yaml", "method.name=zero_shot"]
+    assert cli.main(config) == 3
+    assert "2 of 3 videos have no file (test 2 of 3)" in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main([*config, "data.missing=allow"]) == 0
+    table = capsys.readouterr().out.partition("\nmethod ")[2]
+    assert "\ntest: 1 of 3 videos found; R@1 cannot exceed 20.0\n" in table  # one of five captions
+
+
 def test_a_batch_larger_than_what_was_decoded_is_refused_before_tuning(small, capsys, own_ray):
     shapes.write_video(small / "videos/a.mp4", np.zeros((8, 32, 32, 3), np.uint8), "libx264", sound=False)
     with (small / "captions.jsonl").open("a") as file:

@@ -171,6 +171,9 @@ class Data(Section):
     """Folder of the annotation files."""
     videos: Location | None = None
     """Folder of the videos, s3:// and gs:// too; null: they are under data.root."""
+    missing: Literal["refuse", "allow"] = "refuse"
+    """Videos of the annotations that have no file: refuse counts them as failed (video.max_failed) before
+    anything is decoded; allow goes on without them, in the test split as never found."""
     holdout: Share = 0.0
     """Share of the training videos kept apart as `val`, where the data set has no val split (5% or 0.05)."""
     follow_links: bool = False

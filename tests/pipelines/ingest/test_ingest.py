@@ -136,11 +136,26 @@ def test_a_replaced_file_is_decoded_anew_and_a_copied_one_is_not(tmp_path, video
 
 def test_files_that_are_missing_are_known_before_anything_is_decoded(tmp_path, videos):
     some = dict(list(videos.items())[:3]) | {"gone": None}
-    with pytest.raises(TooManyFailedError, match="1 of 4 videos have no file, more than max_failed"):
+    with pytest.raises(TooManyFailedError) as caught:
         ingest(annotations(some), str(tmp_path / "shards"), SETTINGS)
+    first, hint = str(caught.value).splitlines()
+    assert first == (
+        "1 of 4 videos have no file (train 1 of 4), more than max_failed (20.00%) allows; the first is 'gone'"
+    )
+    assert "data.missing=allow" in hint
     assert not (tmp_path / "shards").exists()
     result = ingest(annotations(some), str(tmp_path / "shards"), with_(max_failed=0.25))
     assert (result.ok, result.missing, result.decoded_now) == (3, 1, 3)
+
+
+def test_files_that_may_be_missing_do_not_count_among_those_that_failed(tmp_path, videos):
+    page = tmp_path / "page.mp4"
+    page.write_text("<html>")
+    some = dict(list(videos.items())[:4]) | {"page": page} | {f"gone{number}": None for number in range(5)}
+    result = ingest(annotations(some), str(tmp_path / "shards"), SETTINGS, allow_missing=True)
+    assert (result.ok, result.failed, result.missing, result.decoded_now) == (4, 1, 5, 5)
+    with pytest.raises(TooManyFailedError, match=r"^1 of 10 videos failed"):
+        ingest(annotations(some), str(tmp_path / "shards"), with_(max_failed=0.1), allow_missing=True)
 
 
 def test_a_second_ingest_waits_for_the_first_and_decodes_nothing_twice(tmp_path, videos):
