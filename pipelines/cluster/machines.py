@@ -5,13 +5,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 import yaml
+from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
+from ray.util import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vopcore.config import ConfigError, RunConfig
@@ -24,6 +26,7 @@ AUTOSCALER_CONFIG = "~/ray_bootstrap_config.yaml"  # on the head
 WAIT = 30.0  # minutes for machines that the cluster's config has, but that do not run yet
 LOOK_EVERY = 2.0  # seconds between looks at the cluster
 WRITTEN = "storage"  # the key of the place that every machine writes to
+ANSWER = 60.0  # seconds in which a machine that is alive starts a process
 SAY_EVERY = 60.0  # seconds between lines while waiting
 
 Machines = Sequence[Mapping[str, float]]  # the resources of each: {"CPU": 16.0, "GPU": 1.0}
@@ -81,8 +84,13 @@ def wait_for_machines(resources: Resources) -> None:
 
 
 @contextmanager
-def say_what_is_missing(resources: Resources) -> Iterator[None]:
-    """While the block runs: a line a minute as long as there are fewer machines than it asks for."""
+def say_what_is_missing(
+    resources: Resources,
+    has_workers: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """While the block runs: a line a minute as long as there are fewer machines than it asks for, or other
+    work holds them and `has_workers` says that ours has none yet.
+    """
     # A thread of its own: the block may be Ray's, which waits in silence.
     stop = threading.Event()
 
@@ -90,9 +98,9 @@ def say_what_is_missing(resources: Resources) -> Iterator[None]:
         pause = LOOK_EVERY
         while not stop.wait(pause):
             pause = LOOK_EVERY
-            num_now = num_fit(machines(), resources)
-            if num_now < resources.workers:
-                print(f"waiting: {_ask(resources)}; room for {num_now} now", file=sys.stderr, flush=True)
+            line = _missing_now(resources, has_workers)
+            if line:
+                print(f"waiting: {line}", file=sys.stderr, flush=True)
                 pause = SAY_EVERY
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -102,6 +110,62 @@ def say_what_is_missing(resources: Resources) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _missing_now(resources: Resources, has_workers: Callable[[], bool]) -> str | None:
+    """What tuning waits for; None: for nothing."""
+    num_there = num_fit(machines(), resources)
+    if num_there < resources.workers:
+        return f"{_ask(resources)}; room for {num_there} now"
+    if has_workers() or not _is_queued():
+        return None
+
+    free = available_resources_per_node().values()
+    num_free = num_fit(list(free), resources)
+    if num_free < resources.workers:
+        return f"{_ask(resources)}; other work holds them, room for {num_free} now"
+    return None
+
+
+def _is_queued() -> bool:
+    """Whether workers of this job have no place yet."""
+    own_job = ray.get_runtime_context().get_job_id()
+    for group_id, group in placement_group_table().items():
+        is_own = group_id.endswith(own_job)  # the last bytes of a group's id are its job's
+        if is_own and group["state"] == "PENDING":
+            return True
+    return False
+
+
+def live_machines() -> set[str]:
+    """The ids of the machines that are alive now, as far as the head knows."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def has_lost_machine(before: Collection[str]) -> bool:
+    """Whether one of these machines is gone.
+
+    Each that counts as alive is asked for an answer: what ran on a machine fails at once when its power goes,
+    and the head learns of it only half a minute later.
+    """
+    live = live_machines()
+    if not live.issuperset(before):
+        return True
+
+    answers = []
+    for node in before:
+        on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+        answers.append(_answer.options(scheduling_strategy=on_node).remote())
+    try:
+        ray.get(answers, timeout=ANSWER)
+    except (ray.exceptions.RayError, TimeoutError):
+        return True
+    return not live_machines().issuperset(before)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _answer() -> None:
+    """Being here is the answer."""
 
 
 def machines() -> list[dict[str, float]]:

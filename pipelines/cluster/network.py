@@ -29,13 +29,25 @@ class Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's own, wh
         if backend_config.gpu:
             worker_group.execute(check_gpu)
         super().on_start(worker_group, backend_config)
+        if backend_config.mailbox is not None:
+            backend_config.mailbox.workers_begin.remote()
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:  # noqa: ANN401 - as above
+        """Ray calls this when the workers go, at the end or to begin anew."""
+        if backend_config.mailbox is not None:
+            backend_config.mailbox.workers_end.remote()
+        super().on_shutdown(worker_group, backend_config)
 
 
 @dataclass
 class OverRaysNetwork(TorchConfig):
-    """Ray's TorchConfig with the Backend above. gpu: every worker must find one."""
+    """Ray's TorchConfig with the Backend above.
+
+    gpu: every worker must find one. mailbox: the Mailbox that hears when workers begin and end.
+    """
 
     gpu: bool = False
+    mailbox: Any = None
 
     @property
     def backend_cls(self) -> type[Backend]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import ray
 import ray._private.worker
 from ray._private import ray_constants
+from ray._private.services import find_bootstrap_address
 
 from vopcore.config import ConfigError, RunConfig
 
@@ -59,6 +60,7 @@ def join_ray(min_cpus: int) -> None:
     if address:
         _join(address, environment)
     else:
+        _say_another_runs()
         _start_local(min_cpus, environment)
 
     # Ray takes SIGTERM and prints a stack. Only the main thread may take it back.
@@ -109,6 +111,24 @@ def wait_for(address: str, patience: float = PATIENCE) -> None:
             print(f"waiting for the Ray at {address} ({reason})", file=sys.stderr, flush=True)
             has_told = True
         time.sleep(1)
+
+
+def _say_another_runs() -> None:
+    """That a Ray was started on this machine and RAY_ADDRESS does not name it, in one line."""
+    # What the last `ray start` has left; it may have ended since.
+    address = find_bootstrap_address(None)
+    if not address:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return
+    print(
+        f"a Ray runs at {address}, and this command starts one of its own: RAY_ADDRESS={address} joins it",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _start_local(min_cpus: int, environment: dict[str, Any]) -> None:

@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 LOOK_EVERY = 0.5  # seconds between looks at what workers have told
+MEASURED = 4.0  # seconds of work before a speed means something
+ANSWER = 10.0  # seconds that the mailbox has to answer
+SAYS = "says"  # the title under which a worker puts a line of the log
 
 
 class Bar:
@@ -28,6 +31,7 @@ class Bar:
         # what was there when it was first shown does not count for the speed
         self._first_count = -1
         self._first_shown = 0.0
+        self._has_moved = False
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}") if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
@@ -46,6 +50,12 @@ class Bar:
         does not count for the speed.
         """
         if self._first_count < 0 or count < self._count:
+            self._has_moved = False
+            self._start_from(count)
+        elif not self._has_moved and count > self._first_count:
+            # The time to the first one is that of a queue and of processes that start: it would make hours of
+            # what takes minutes.
+            self._has_moved = True
             self._start_from(count)
 
         if self._bar is not None:
@@ -72,7 +82,7 @@ class Bar:
     def _line(self, count: int, words: str) -> str:
         parts = [f"{count:,}/{self._total:,} {self._unit}"]
         seconds = time.monotonic() - self._first_shown
-        speed = (count - self._first_count) / seconds if seconds > 1 else 0
+        speed = (count - self._first_count) / seconds if seconds > MEASURED else 0
         if speed:
             parts.append(f"{speed:.1f}/s")
         if speed and count < self._total:
@@ -96,16 +106,31 @@ class Progress:
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Where a worker leaves how far it is."""
+    """Where a worker leaves how far it is, and lines for the log: Ray keeps what it prints to itself."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
+        self._lines: list[str] = []
+        self._has_workers = False
 
     def put(self, title: str, unit: str, count: int, total: int, words: str) -> None:
-        self._progress = Progress(title, unit, count, total, words)
+        if title == SAYS:
+            self._lines.append(words)
+        else:
+            self._progress = Progress(title, unit, count, total, words)
 
-    def get(self) -> Progress | None:
-        return self._progress
+    def get(self, num_read: int) -> tuple[Progress | None, list[str]]:
+        """How far the work is, and the lines behind the first `num_read`."""
+        return self._progress, self._lines[num_read:]
+
+    def workers_begin(self) -> None:
+        self._has_workers = True
+
+    def workers_end(self) -> None:
+        self._has_workers = False
+
+    def has_workers(self) -> bool:
+        return self._has_workers
 
 
 def beside_driver(kind: Any) -> Any:  # noqa: ANN401 - Ray hides a class and its handle behind one type
@@ -116,7 +141,7 @@ def beside_driver(kind: Any) -> Any:  # noqa: ANN401 - Ray hides a class and its
 
 @contextmanager
 def remote_bars(name: str) -> Iterator[Any]:
-    """Bars that follow the Mailbox it yields, a new one for each title.
+    """Bars that follow the Mailbox it yields, a new one for each title, and the lines that are put there.
 
     A mailbox that dies, as under the memory monitor, ends the bars and nothing else.
     """
@@ -134,14 +159,21 @@ def remote_bars(name: str) -> Iterator[Any]:
 
 
 def _follow(name: str, mailbox: Any, stop: threading.Event) -> None:  # noqa: ANN401 - a handle of Ray's
-    """Show what the mailbox gets until `stop`."""
+    """Show what the mailbox gets until `stop`, and once more then."""
     title = ""
     bar: Bar | None = None
-    while not stop.wait(LOOK_EVERY):
+    num_read = 0
+    ends = False
+    while not ends:
+        ends = stop.wait(LOOK_EVERY)
         try:
-            progress = ray.get(mailbox.get.remote())
+            progress, lines = ray.get(mailbox.get.remote(num_read), timeout=ANSWER)
         except Exception:  # nothing left to show; the work goes on
             break
+
+        num_read += len(lines)
+        for line in lines:
+            print(f"{name}: {line}", file=sys.stderr, flush=True)
         if progress is None:
             continue
         if bar is None or progress.title != title:

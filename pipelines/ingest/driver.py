@@ -352,6 +352,7 @@ def _task(batch: pa.Table, settings: IngestSettings, tell: Teller) -> pa.Table:
     def tell_shard(decoded: int, failed: int) -> None:
         tell(number, decoded, failed)
 
+    tell_shard(0, 0)
     try:
         entries = decode_shard(settings, number, moments, tell_shard)
     except DiskFullError as error:

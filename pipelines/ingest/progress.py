@@ -3,6 +3,7 @@
 Nothing here may end an ingest: where the counter is gone, the bar stands still and the shards are written.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from pipelines.command.progress import Bar, beside_driver
 
 Tell = Callable[[int, int, int], None]  # a shard's number, its videos that are decoded, those that failed
 ANSWER = 10.0  # seconds that the counter has to answer
+SAY_EVERY = 20.0  # seconds between words about a queue; a process that starts takes some
 
 
 @ray.remote(num_cpus=0)
@@ -28,6 +30,10 @@ class ShardCounts:
     def tell(self, shard: int, decoded: int, failed: int) -> None:
         """A shard's counts now."""
         self._shards[shard] = (decoded, failed)
+
+    def has_begun(self) -> bool:
+        """Whether any task is at work, or was."""
+        return bool(self._shards)
 
     def total(self) -> tuple[int, int]:
         """The counts of all shards together."""
@@ -67,9 +73,20 @@ def followed(total: int) -> Iterator[Teller]:
         while not ended.wait(0.5):
             show(bar)
 
+    def say_wait() -> None:
+        while not ended.wait(SAY_EVERY):
+            with suppress(Exception):
+                if ray.get(counts.has_begun.remote(), timeout=ANSWER):
+                    return
+                num_free = int(ray.available_resources().get("CPU", 0))
+                if not num_free:
+                    num_cpus = int(ray.cluster_resources().get("CPU", 0))
+                    print(f"waiting: all {num_cpus} CPUs are in use", file=sys.stderr, flush=True)
+
     with Bar("ingest", total, "videos") as bar:
         thread = threading.Thread(target=follow, args=(bar,), daemon=True)
         thread.start()
+        threading.Thread(target=say_wait, daemon=True).start()
         try:
             yield Teller(counts)
         finally:

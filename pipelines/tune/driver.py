@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines import track
 from pipelines.cluster.failures import cause_of, reason_of
-from pipelines.cluster.machines import say_what_is_missing
+from pipelines.cluster.machines import has_lost_machine, live_machines, say_what_is_missing
 from pipelines.cluster.network import OverRaysNetwork, UnusableGPUError
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.command.progress import remote_bars
@@ -62,6 +62,7 @@ def tune(
             torch_config=OverRaysNetwork(
                 timeout_s=TIMEOUT,
                 gpu=resources.gpu,
+                mailbox=mailbox,
             ),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,  # type: ignore[arg-type]  # (least, most) is no type of Ray's
@@ -80,7 +81,7 @@ def tune(
         )
 
     try:
-        with remote_bars(run.name) as mailbox, say_what_is_missing(resources):
+        with remote_bars(run.name) as mailbox, say_what_is_missing(resources, _asks(mailbox)):
             result = fit(
                 lambda: trainer(mailbox),
                 run.name,
@@ -106,6 +107,17 @@ def _last_checkpoint(runs: Store, key: str) -> str | None:
     return None
 
 
+def _asks(mailbox: Any) -> Callable[[], bool]:  # noqa: ANN401 - a handle of Ray's
+    """Whether the run has its workers; where the mailbox is gone nobody can say, and nothing is said."""
+
+    def has_workers() -> bool:
+        with suppress(Exception):
+            return ray.get(mailbox.has_workers.remote(), timeout=TIMEOUT)
+        return True
+
+    return has_workers
+
+
 def fit(
     trainer: Callable[[], TorchTrainer],
     name: str,
@@ -118,7 +130,7 @@ def fit(
     """
     failures = 0
     while True:
-        machines = _machines()
+        machines = live_machines()
         try:
             return trainer().fit()
         except SystemExit:
@@ -130,19 +142,22 @@ def fit(
                 raise HopelessError(str(cause)) from error
 
             reason = reason_of(error)
-            if machines - _machines():
-                print(f"{name}: a machine is gone; going on from the last checkpoint", file=sys.stderr)
+            if has_lost_machine(machines):
+                print(
+                    f"{name}: a machine is gone; going on from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 continue
 
             failures += 1
             if failures > max_failures:
                 raise RunFailedError(f"{name}: {reason}") from error
-            print(f"{name}: failed ({reason}); restart {failures} of {max_failures}", file=sys.stderr)
-
-
-def _machines() -> set[str]:
-    """The nodes that are alive now."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            print(
+                f"{name}: failed ({reason}); restart {failures} of {max_failures}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class Curves(ray.train.UserCallback):

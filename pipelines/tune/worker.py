@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 
+from pipelines.command.progress import SAYS
 from pipelines.tune.evaluate import SplitEvaluator, over_workers
 from vopcore import clip as clips
 from vopcore.config import ConfigEntry, Evaluate, MethodRun, RunConfig, backbone, fingerprint
@@ -596,13 +596,9 @@ class Worker:
             ray.train.report({"curves": curves}, checkpoint=checkpoint)
 
     def _say(self, line: str) -> None:
-        """One line of the log."""
+        """One line of the log, which the driver prints."""
         if self.rank == 0:
-            print(
-                f"{self.task.run.name}: {line}",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._mailbox.put.remote(SAYS, "", 0, 0, line)
 
     def _tell(
         self,

@@ -3,6 +3,7 @@ everything in an object store and on an MLflow server.
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from support.cluster import (
     end,
     free_port,
     metrics,
+    raylet_of,
     read_log,
     start,
     until,
@@ -108,7 +110,8 @@ def nodes():
 
 def test_nodes_that_die_and_join_change_no_number(nodes, clips, undisturbed, tmp_path):
     first, second = nodes.add(), nodes.add()
-    run = start(config(tmp_path, clips, epochs=12), RAY_ADDRESS=nodes.address)
+    # A machine that is gone is no failure of the code.
+    run = start(config(tmp_path, clips, epochs=12), "resources.max_failures=0", RAY_ADDRESS=nodes.address)
     try:
         until(lambda: doing(first, "MapBatches") and doing(second, "MapBatches"), "ingest on both nodes")
         until(lambda: any(tmp_path.glob("out/shards/*/0*.json")), "a shard")
@@ -128,6 +131,46 @@ def test_nodes_that_die_and_join_change_no_number(nodes, clips, undisturbed, tmp
     assert len(set(videos)) == 34
     assert metrics(tmp_path) == metrics(undisturbed)
     assert weights(tmp_path) == weights(undisturbed)
+    assert "a machine is gone; going on from the last checkpoint" in read_log(tmp_path)
+    assert re.search(r"^vop_p: going on from step \d+ of 36 with 2 workers$", read_log(tmp_path), re.M)
+
+
+def test_a_job_that_waits_for_the_cpus_of_another_says_so_and_goes_on(nodes, clips, tmp_path):
+    nodes.add(num_cpus=2)
+    waiting, late, busy = (config(tmp_path / name, clips, epochs=1) for name in ("waiting", "late", "busy"))
+    address = {"RAY_ADDRESS": nodes.address}
+    assert start(waiting, "stages=[ingest]", **address).wait(240) == 0, read_log(waiting.parent)
+    runs = [start(busy, "train.epochs=100000", **address)]
+    try:
+        until(lambda: "vop_p: tune: " in read_log(busy.parent), "the first job to tune")
+        runs.append(start(waiting, **address))
+        runs.append(start(late, "stages=[ingest]", **address))
+        asked = "waiting: tuning asks for 2 workers with 1 CPU each; other work holds them, room for 0 now"
+        until(lambda: asked in read_log(waiting.parent), "the word that tuning waits")
+        until(lambda: "waiting: all 2 CPUs are in use" in read_log(late.parent), "that decoding waits")
+        assert "waiting" not in read_log(busy.parent)
+        runs[0].terminate()
+        assert runs[1].wait(240) == 0, read_log(waiting.parent)
+        assert runs[2].wait(240) == 0, read_log(late.parent)
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def test_a_process_that_is_killed_counts_and_the_last_line_says_what_happened(nodes, clips, tmp_path):
+    node = nodes.add(num_cpus=2)
+    settings = ["resources.max_failures=0", "train.epochs=100000"]
+    run = start(config(tmp_path, clips), *settings, RAY_ADDRESS=nodes.address)
+    try:
+        until(lambda: "vop_p: tune: " in read_log(tmp_path), "tuning")
+        workers = [p for p in raylet_of(node).children() if "TrainWorker" in " ".join(p.cmdline())]
+        workers[0].kill()
+        assert run.wait(240) == 1, read_log(tmp_path)
+    finally:
+        run.kill()
+    last = read_log(tmp_path).splitlines()[-1]
+    assert last.startswith("error (exit code 1): vop_p: a process on "), last
+    assert "was ended from outside" in last
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_refused(nodes, clips, tmp_path):

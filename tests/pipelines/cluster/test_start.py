@@ -7,9 +7,10 @@ import sys
 import tempfile
 
 import pytest
+from ray._private.utils import write_ray_address
 from support import ROOT
 
-from pipelines.cluster.start import MAX_FOLDER, short_folder, wait_for
+from pipelines.cluster.start import MAX_FOLDER, _say_another_runs, short_folder, wait_for
 from vopcore.config import ConfigError
 
 
@@ -44,6 +45,23 @@ def test_a_long_temporary_folder_is_left_and_a_long_one_of_rays_refused(monkeypa
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 100)
     with pytest.raises(ConfigError, match=r"^RAY_TMPDIR: /tmp/x+ has 105 characters"):
         short_folder()
+
+
+def test_a_ray_of_this_host_that_is_not_joined_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    note = tmp_path / "ray" / "ray_current_cluster"  # where `ray start` leaves its address
+    note.parent.mkdir()
+    write_ray_address("127.0.0.1:1")
+    assert note.read_text() == "127.0.0.1:1"
+    _say_another_runs()
+    assert capsys.readouterr().err == ""  # it has ended since
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        write_ray_address(address)
+        _say_another_runs()
+    assert capsys.readouterr().err == (
+        f"a Ray runs at {address}, and this command starts one of its own: RAY_ADDRESS={address} joins it\n"
+    )
 
 
 START = """
