@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.experiment.identity import is_trained
-from vopcore.config import ConfigError, RunConfig
+from vopcore.config import ConfigError, RunConfig, is_trained
 from vopcore.config.sections import Data
 from vopcore.datasets import DATASETS, SPLITS, VideosFolder, layout, problems
 

@@ -42,8 +42,9 @@ does work twice. So they are listed here, in one place, and each has a test.
     Its training settings, the seed, the content of its model file, version of the stills.
 
 **Cell of a benchmark** (`vopcore.config.Cell.identity`).
-    All settings of its config with one method and one seed. It is finished if its run is: the label of the
-    run is the round's, and that is `code_hash`, with a time after it where a rerun was forced.
+    All settings of its config with one method and one seed, of `train` those that this method reads. It is
+    finished if its run is: the label of the run is the round's, and that is `code_hash`, with a time after
+    it where a rerun was forced.
 
 **Code** (`experiment.provenance.code_hash`).
     The syntax trees of all modules that numbers come from, and the versions of torch, open_clip and PyAV.
@@ -75,10 +76,8 @@ import pyarrow as pa
 
 from pipelines import track
 from pipelines.command.secrets import without_secrets
-from vopcore.config import MethodRun, RunConfig, backbone, fingerprint
+from vopcore.config import MethodRun, RunConfig, backbone, fingerprint, training_settings
 from vopcore.shards import PLAIN_PREPROCESSING, Shards
-
-UNTRAINED = "zero_shot"  # the one method that has nothing to train
 
 
 def run_key(
@@ -114,21 +113,6 @@ def run_key(
     label = re.sub(r"[^\w.+=-]", "_", config.run)
     middle = f"-{label}" if label else ""
     return f"{run.name}-s{config.seed}{middle}-{fingerprint(content)}"
-
-
-def is_trained(run: MethodRun) -> bool:
-    """Whether anything is tuned."""
-    return run.name != UNTRAINED and run.train.epochs > 0
-
-
-def training_settings(run: MethodRun) -> dict[str, Any]:
-    """The keys of `train` that this run's numbers depend on."""
-    if not is_trained(run):
-        return {"epochs": 0, "precision": run.train.precision}
-
-    # a setting that is new here and not used leaves the keys of runs of before as they were
-    unused = {"distill"} if run.train.distill is None else set()
-    return run.train.model_dump(exclude={"checkpoint_every"} | unused)
 
 
 def data_hash(annotations: pa.Table) -> str:

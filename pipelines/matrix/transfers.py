@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.experiment.identity import UNTRAINED
 from pipelines.matrix.rounds import CellRecord, RoundRecord
 from pipelines.reports.transfer import Tested, Transfer, transfers
+from vopcore.config import UNTRAINED
 from vopcore.metrics import names
 
 Row = tuple[str, str, str]  # method, what it was tuned on, variant

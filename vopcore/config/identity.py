@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vopcore.config.sections import Backbone
+from vopcore.config.sections import Backbone, MethodRun
+
+UNTRAINED = "zero_shot"  # the one method that has nothing to train
 
 
 def fingerprint(value: Any) -> str:  # noqa: ANN401 - anything JSON can say
@@ -36,3 +38,18 @@ def _named(name: str | None) -> str | None:
         return name
     with Path(name).open("rb") as file:
         return f"{Path(name).name}@{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+
+
+def is_trained(run: MethodRun) -> bool:
+    """Whether anything is tuned."""
+    return run.name != UNTRAINED and run.train.epochs > 0
+
+
+def training_settings(run: MethodRun) -> dict[str, Any]:
+    """The keys of `train` that this run's numbers depend on."""
+    if not is_trained(run):
+        return {"epochs": 0, "precision": run.train.precision}
+
+    # a setting that is new here and not used leaves the keys of runs of before as they were
+    unused = {"distill"} if run.train.distill is None else set()
+    return run.train.model_dump(exclude={"checkpoint_every"} | unused)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from vopcore.config.identity import fingerprint
+from vopcore.config.identity import fingerprint, training_settings
 from vopcore.config.messages import first_mistake, unknown
 from vopcore.config.read import ConfigError, dotlist, flat, load, mapping, read_config
 from vopcore.config.sections import (
@@ -185,16 +185,23 @@ def _cell(
         config = read_config(file, [*overrides, *places])
     except ConfigError as error:
         raise ConfigError(f"{row}: {error}") from None
-    identity = fingerprint(config.model_dump(exclude={"mlflow"}))
     return Cell(
         row,
         seed,
         file,
         config,
-        identity,
+        _identity(config),
         tuned_on=name,
         variant=variant,
     )
+
+
+def _identity(config: RunConfig) -> str:
+    """Of all that decides the numbers of a cell; a setting that its method does not read is none of it."""
+    content = config.model_dump(exclude={"mlflow"})
+    for run, section in zip(config.methods, content["methods"], strict=True):
+        section["train"] = training_settings(run)
+    return fingerprint(content)
 
 
 def _methods(

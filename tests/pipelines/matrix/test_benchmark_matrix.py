@@ -178,3 +178,20 @@ def test_the_identity_of_a_cell_is_its_settings(tmp_path):
     assert len(set(found.values())) == 1
     other = cells(read_matrix(path, ["set.train.lr=2"]))[0].identity
     assert other not in found.values()
+
+
+def test_a_setting_that_a_method_does_not_read_is_no_change_of_its_cell(tmp_path):
+    path = written(tmp_path, tables={"methods": {"methods": ["zero_shot", "vop"]}})
+
+    def identities(*overrides):
+        found = {}
+        for cell in cells(read_matrix(path, list(overrides))):
+            found.setdefault(cell.config.methods[0].name, set()).add(cell.identity)
+        return found
+
+    before = identities()
+    after = identities("set.train.lr=0.5", "set.train.checkpoint_every=7")
+    assert before["zero_shot"] == after["zero_shot"]
+    assert before["vop"].isdisjoint(after["vop"])
+    assert identities("set.train.checkpoint_every=7") == before
+    assert before["zero_shot"].isdisjoint(identities("set.train.precision=bf16")["zero_shot"])
