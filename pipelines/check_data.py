@@ -48,9 +48,10 @@ def _main(argv: Sequence[str]) -> int:
     config = read_config(arguments.config, arguments.overrides)
 
     from pipelines.experiment.data_check import as_text, report_on, token_counter, unreadable_data
+    from pipelines.experiment.kept_output import working_folder
     from vopcore.datasets import DatasetError
 
-    missing_list = Path(arguments.missing or Path(config.output) / "missing_videos.txt")
+    missing_list = Path(arguments.missing or working_folder(config.output) / "missing_videos.txt")
     count = token_counter(config)
     try:
         report = report_on(config, count, arguments.headers, missing_list)

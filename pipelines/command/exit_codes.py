@@ -4,15 +4,17 @@
 """
 
 import errno
+import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.command.secrets import hides_secrets
+from pipelines.command.secrets import hides_secrets, without_secrets
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 NOBODY_READS = (errno.EPIPE, errno.EIO)  # of a pipe, and of a terminal that is closed
@@ -120,6 +122,53 @@ def closed_output_survived() -> Iterator[None]:
         yield
         for stream in streams:
             stream.flush()
+
+
+@contextmanager
+def copied_to(file: Path) -> Iterator[None]:
+    """Write what is printed and logged while the block runs to `file` too, and at last why it ended early."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", buffering=1) as copy:
+        streams = _Copied(sys.stdout, copy), _Copied(sys.stderr, copy)
+        with redirect_stdout(streams[0]), redirect_stderr(streams[1]), _logged_to(streams[1]):
+            try:
+                yield
+            except BaseException as error:
+                streams[1].note(f"ended: {type(error).__name__}: {error}\n")
+                raise
+
+
+@contextmanager
+def _logged_to(stream: TextIO) -> Iterator[None]:
+    """Handlers keep the stream that they were made with."""
+    handlers = [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
+    before = [handler.setStream(stream) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, old in zip(handlers, before, strict=True):
+            handler.setStream(old or sys.stderr)
+
+
+class _Copied:
+    """A stream that also writes to a file, but for the bars of a terminal."""
+
+    def __init__(self, stream: TextIO, copy: TextIO) -> None:
+        self._stream = stream
+        self._copy = copy
+
+    def write(self, text: str) -> int:
+        if not text.startswith("\r"):
+            self.note(text)
+        return self._stream.write(text)
+
+    def note(self, text: str) -> None:
+        """Write to the file alone. A full disk ends no work for the sake of its log."""
+        with suppress(OSError):
+            self._copy.write(without_secrets(text))
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream has
+        return getattr(self._stream, name)
 
 
 class _Survivor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.experiment.kept_output import working_folder
 from vopcore import clip
 from vopcore.config import RunConfig
 from vopcore.datasets import DATASETS, PUBLISHED, VideosFolder, check, layout, problems
@@ -116,7 +117,7 @@ def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     with_file = {row["video"] for row in rows if row["path"]}
 
     # the output's folder may not be there yet, but some parent of it is
-    shards = Path(config.output, "shards")
+    shards = working_folder(config.output) / "shards"
     folder = next(parent for parent in shards.parents if parent.is_dir())
     return {
         "frames": video.kept,

@@ -1,8 +1,10 @@
 """Tune the methods of a config one after the other, each an MLflow run, and print how they compare."""
 
 import logging
+import os
 import platform
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from pipelines.cluster import machines
 from pipelines.cluster.start import start_ray
 from pipelines.experiment import prepare
 from pipelines.experiment.identity import run_key
+from pipelines.experiment.kept_output import KeptOutput, kept_output
 from pipelines.experiment.prepare import DecodedData
 from pipelines.experiment.provenance import code_hash, code_version
 from pipelines.experiment.results import (
@@ -50,17 +53,20 @@ class Experiment:
 def run_experiment(config: RunConfig, source: Path) -> None:
     """Ingest, tune and measure what `config` says; `source` is the file it was read from."""
     prepare.check(config)
-    with prepare.only_writer(Path(config.output)):
+    with kept_output(config.output) as kept:
+        config = kept.placed(config)
+        prepare.check_output(config)  # once more: it may have come from a bucket
         preparation = prepare.prepared(config)
 
-        start_ray(config)
-        machines.check_machines(config)
-        machines.check_shared(config)
-        data = prepare.decoded(preparation)
+        with kept.said():
+            start_ray(config)
+            machines.check_machines(config)
+            machines.check_shared(config)
+            data = prepare.decoded(preparation)
 
-        if "tune" in config.stages:
-            machines.wait_for_machines(config.resources)
-            run_methods(open_experiment(data, source))
+            if "tune" in config.stages:
+                machines.wait_for_machines(config.resources)
+                run_methods(open_experiment(data, source), kept)
 
 
 def open_experiment(data: DecodedData, source: Path) -> Experiment:
@@ -71,18 +77,20 @@ def open_experiment(data: DecodedData, source: Path) -> Experiment:
     return Experiment(data, source, store)
 
 
-def run_methods(experiment: Experiment) -> list[RunResult]:
-    """Tune and measure each method that is not finished, and print the table."""
+def run_methods(experiment: Experiment, kept: KeptOutput) -> list[RunResult]:
+    """Tune and measure each method that is not finished, keep what it found, and print the table."""
     store = experiment.store
+    results = []
     try:
-        results = [run_method(experiment, run) for run in experiment.config.methods]
+        for run in experiment.config.methods:
+            results.append(run_method(experiment, run))
+            kept.keep()
     finally:
         try_to_deliver(store)
 
     print("\n" + table(results))
     print_coverage(results)
-    print("\n  ".join(["\nCompare them in a browser:", *track.browse(store.uri, store.experiment_id)]))
-    print(f"or on one page:\n  {report_command([store.experiment], store.uri)}")
+    print_where_to_look(store, [store.experiment], kept)
     if experiment.config.shapes is not None:
         print(
             "\n  ".join(["\nSearch the videos with what was tuned:", *search_commands(experiment, results)])
@@ -325,6 +333,19 @@ def coverage(metrics: Mapping[str, float]) -> str | None:
         return None
     most = 100 * metrics[names.QUERIES_FOUND] / metrics[names.QUERIES_EXPECTED]
     return f"test: {found:,.0f} of {expected:,.0f} videos found; R@1 cannot exceed {most:.1f}"
+
+
+def print_where_to_look(store: track.RunStore, experiments: Sequence[str], kept: KeptOutput) -> None:
+    """How to see the results in a browser and on one page, from where the command was typed."""
+    is_server = store.uri.startswith("http")
+    lines = track.browse(store.uri, store.experiment_id)
+    is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if is_job and not is_server:
+        # A job runs on the head: its port has to come to the laptop, and the shell there has no environment.
+        program = Path(sys.executable).with_name("mlflow")
+        lines = [f"ray attach cluster.yaml -p {track.PORT}", f"{program.parent}/{lines[0]}", *lines[1:]]
+    print("\n  ".join(["\nCompare them in a browser:", *lines]))
+    print(f"or on one page:\n  {report_command(experiments, kept.address_of(store.uri))}")
 
 
 def report_command(experiments: Sequence[str], uri: str) -> str:

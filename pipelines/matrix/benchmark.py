@@ -10,9 +10,9 @@ from pipelines import track
 from pipelines.cluster import machines
 from pipelines.cluster.start import start_ray
 from pipelines.command.exit_codes import DONE, FAILED, ended
-from pipelines.experiment.prepare import only_writer
+from pipelines.experiment.kept_output import KeptOutput, kept_output
 from pipelines.experiment.provenance import code_hash, code_version
-from pipelines.experiment.runs import coverage, report_command, try_to_deliver
+from pipelines.experiment.runs import coverage, print_where_to_look, try_to_deliver
 from pipelines.matrix import rounds, tables
 from pipelines.matrix.groups import CellGroup, check, grouped
 from pipelines.matrix.regressions import RowChange, compare_rounds
@@ -31,33 +31,46 @@ REGRESSION = 4  # the exit code
 
 def run_benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
     """Run a round of `matrix`, which was read from `source`; returns the exit code."""
-    output = Path(matrix.output)
-    with only_writer(output):
+    with kept_output(matrix.output) as kept:
+        matrix = matrix.model_copy(update={"output": str(kept.folder)})
         every_cell = cells(matrix)
-        for group in grouped(matrix, every_cell, ""):
+        for group in grouped(matrix, every_cell, "", kept.bucket):
             check(group)
 
-        round_ = rounds.begin(output, code_hash(), every_cell, rerun)
-        groups = grouped(matrix, every_cell, round_.label)
-        experiment = matrix.mlflow.experiment or matrix.name
-        store = track.open_or_wait(groups[0].config.mlflow.uri, experiment, output)
+        with kept.said():
+            return _run_round(matrix, every_cell, kept, rerun, source)
 
-        outcomes = _run(matrix, every_cell, groups, round_)
-        record = rounds.end(output, round_, code_version(), every_cell, outcomes)
-        earlier = [one for one in rounds.history(output) if one["id"] != round_.id]
-        changes = compare_rounds(output, record, earlier, matrix.false_alarms, matrix.seed_std)
 
-        transfer_rows = _transfer_rows(output, matrix, record)
-        print(_summary(record, changes, transfer_rows))
-        files = _write_comparison(output, matrix, record, changes, transfer_rows)
-        _log_round(store, round_, files, source, changes)
-        _deliver(groups, store)
-        _print_where_to_look(groups, store)
-        return _exit_code(record, changes)
+def _run_round(
+    matrix: Matrix, every_cell: Sequence[Cell], kept: KeptOutput, rerun: bool, source: Path
+) -> int:
+    output = kept.folder
+    round_ = rounds.begin(output, code_hash(), every_cell, rerun)
+    groups = grouped(matrix, every_cell, round_.label, kept.bucket)
+    experiment = matrix.mlflow.experiment or matrix.name
+    store = track.open_or_wait(groups[0].config.mlflow.uri, experiment, output)
+
+    outcomes = _run(matrix, every_cell, groups, round_, kept)
+    record = rounds.end(output, round_, code_version(), every_cell, outcomes)
+    earlier = [one for one in rounds.history(output) if one["id"] != round_.id]
+    changes = compare_rounds(output, record, earlier, matrix.false_alarms, matrix.seed_std)
+
+    transfer_rows = _transfer_rows(output, matrix, record)
+    print(_summary(record, changes, transfer_rows))
+    files = _write_comparison(output, matrix, record, changes, transfer_rows)
+    _log_round(store, round_, files, source, changes)
+    _deliver(groups, store)
+    experiments = {group.config.mlflow.experiment or group.config.name for group in groups}
+    print_where_to_look(store, sorted(experiments), kept)
+    return _exit_code(record, changes)
 
 
 def _run(
-    matrix: Matrix, every_cell: Sequence[Cell], groups: Sequence[CellGroup], round_: Round
+    matrix: Matrix,
+    every_cell: Sequence[Cell],
+    groups: Sequence[CellGroup],
+    round_: Round,
+    kept: KeptOutput,
 ) -> list[Outcome]:
     """Every cell to its end, with a line for each."""
     placed = [cell for group in groups for cell in group.cells]
@@ -77,6 +90,7 @@ def _run(
     for outcome in run_cells(groups, Path(matrix.output) / "logs", matrix.at_once):
         outcomes.append(outcome)
         print(f"{_line(outcome)} ({len(outcomes)}/{num_cells})", flush=True)
+        kept.keep()
     return outcomes
 
 
@@ -206,14 +220,6 @@ def _deliver(groups: Sequence[CellGroup], benchmark_store: track.RunStore) -> No
         if track.waiting(str(folder / "mlflow_waiting")):
             experiment = mlflow.experiment or group.config.name
             try_to_deliver(track.open_or_wait(mlflow.uri, experiment, folder))
-
-
-def _print_where_to_look(groups: Sequence[CellGroup], store: track.RunStore) -> None:
-    is_server = store.uri.startswith("http")
-    browse = store.uri if is_server else track.serve_command(store.uri)
-    print(f"\nCompare the runs in a browser:\n  {browse}")
-    experiments = sorted({group.config.mlflow.experiment or group.config.name for group in groups})
-    print(f"or on one page:\n  {report_command(experiments, store.uri)}")
 
 
 def _exit_code(record: RoundRecord, changes: Sequence[RowChange]) -> int:

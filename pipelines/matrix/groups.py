@@ -11,6 +11,7 @@ from pipelines.experiment.annotations import annotations, read_annotations
 from pipelines.experiment.identity import data_hash, shared_settings
 from vopcore.config import Cell, ConfigError, Matrix, RunConfig, fingerprint
 from vopcore.config.sections import Data
+from vopcore.storage import below
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,22 @@ class CellGroup:
     cells: Sequence[Cell]
 
 
-def grouped(matrix: Matrix, cells: Sequence[Cell], label: str) -> list[CellGroup]:
+def grouped(matrix: Matrix, cells: Sequence[Cell], label: str, bucket: str | None = None) -> list[CellGroup]:
     """Every cell once, in its group, as the run `label`.
 
-    Shards and checkpoints of all groups of a config lie in one place.
+    Shards and checkpoints of all groups of a config lie in one place, below the `bucket` that keeps the
+    results, if there is one.
     """
     uri = track.store_uri(matrix.mlflow.uri, Path(matrix.output))
     by_folder: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         home = cell.config.output
         key = fingerprint([shared_settings(cell.config), _data_key(cell.config)])
+        shared = below(bucket, cell.tuned_on) if bucket else home
         places = {
             "run": label,
             "output": f"{home}/{key}",
-            "storage": cell.config.storage or home,
+            "storage": cell.config.storage or shared,
             "mlflow": cell.config.mlflow.model_copy(update={"uri": uri}),
         }
         placed = replace(cell, config=cell.config.model_copy(update=places))

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipelines import track
 from pipelines.experiment.annotations import read_annotations
 from pipelines.experiment.identity import data_hash
+from pipelines.experiment.kept_output import working_folder
 from pipelines.experiment.provenance import code_version
 from pipelines.experiment.quickstart import render_videos
 from pipelines.experiment.runs import run_experiment
@@ -100,7 +101,7 @@ def _newest_run(config: RunConfig, method: str) -> track.TrackedRun:
     store = track.open_store(
         config.mlflow.uri,
         experiment,
-        Path(config.output),
+        working_folder(config.output),
     )
 
     # The experiment may hold other seeds of the method, and newer ones.

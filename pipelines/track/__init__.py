@@ -11,12 +11,14 @@ from pipelines.track.store import (
     ServerAwayError,
     StoreError,
     find_store,
+    local_uri,
     one_line,
+    open_copy,
     open_or_wait,
     open_store,
     store_uri,
 )
-from pipelines.track.view import browse, serve_command
+from pipelines.track.view import PORT, browse, serve_command
 from pipelines.track.write import (
     ADDRESS,
     deliver,
@@ -39,6 +41,7 @@ TRANSFERS = "transfer"  # a run's folder of the same for other configs' test spl
 
 __all__ = [
     "ADDRESS",
+    "PORT",
     "PREDICTIONS",
     "TRANSFERS",
     "RunStore",
@@ -52,6 +55,7 @@ __all__ = [
     "fetch",
     "find_store",
     "flat",
+    "local_uri",
     "log_config",
     "log_curves",
     "log_data",
@@ -61,6 +65,7 @@ __all__ = [
     "log_results",
     "log_training",
     "one_line",
+    "open_copy",
     "open_or_wait",
     "open_store",
     "pick",

@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow.artifacts
 from mlflow.models import Model
 
-from pipelines.track.store import StoreError, one_line
+from pipelines.track.store import StoreError, local_uri, one_line
 
 
 def fetch_model(uri: str, tracking_uri: str, folder: Path) -> Path:
@@ -13,6 +13,7 @@ def fetch_model(uri: str, tracking_uri: str, folder: Path) -> Path:
 
     Raises StoreError, one line, where there is no such model, or it is not one of ours.
     """
+    tracking_uri = local_uri(tracking_uri)
     with one_line(tracking_uri):
         downloaded = mlflow.artifacts.download_artifacts(
             artifact_uri=uri,

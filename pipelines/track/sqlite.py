@@ -1,12 +1,19 @@
 """MLflow's SQLite file: its URI whatever the folder is called, and one process at a time to set it up."""
 
 import fcntl
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import make_url
+
+PLACES = (  # where MLflow notes in which folder artifacts are
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
 
 
 def sqlite_uri(file: Path) -> str:
@@ -34,6 +41,17 @@ def sqlite_file(uri: str) -> Path | None:
     if not database:
         return None
     return Path(database)
+
+
+def relocate(file: Path, old: Path, new: Path) -> None:
+    """Have the artifacts of a store that was copied looked for in the folder `new` instead of `old`."""
+    before = old.as_uri()
+    with closing(sqlite3.connect(file)) as database, database:
+        for table, column in PLACES:
+            database.execute(
+                f"update {table} set {column} = ? || substr({column}, ?) where {column} like ? || '/%'",
+                (new.as_uri(), len(before) + 1, before),
+            )
 
 
 @contextmanager

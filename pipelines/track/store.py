@@ -13,8 +13,10 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.command.secrets import without_secrets
-from pipelines.track.sqlite import set_up_alone, sqlite_file, sqlite_uri
+from pipelines.track.sqlite import relocate, set_up_alone, sqlite_file, sqlite_uri
 from pipelines.track.view import TAGS
+from vopcore.storage import Mirror
+from vopcore.storage.address import OBJECT_STORES, split_options
 
 SETTINGS = {  # MLflow's own, unless the user set them
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the machine unasked
@@ -24,6 +26,7 @@ SETTINGS = {  # MLflow's own, unless the user set them
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
+BUCKETS = tuple(f"{scheme}://" for scheme in OBJECT_STORES)
 WAITING = "mlflow_waiting"  # in the output folder: what a server has not got yet
 
 log = logging.getLogger(__name__)
@@ -129,13 +132,40 @@ def store_uri(uri: str | None, folder: Path) -> str:
     return sqlite_uri(folder / "mlflow.db")
 
 
+def open_copy(mirror: Mirror) -> None:
+    """Have what was pushed last in the mirror's folder, with artifacts that are found there.
+
+    Raises StorageError.
+    """
+    pushed_from = mirror.fetch()
+    if pushed_from is not None and pushed_from != mirror.folder:
+        for file in mirror.folder.rglob("mlflow.db"):
+            relocate(file, pushed_from, mirror.folder)
+
+
+def local_uri(uri: str) -> str:
+    """SQLite's address for a store such as s3://bucket/outputs/name/mlflow.db, of which a copy is fetched;
+    other addresses stay as they are. Raises StoreError.
+    """
+    location, options = split_options(uri)
+    folder, _, name = location.rpartition("/")
+    if not uri.startswith(BUCKETS):
+        return uri
+    try:
+        mirror = Mirror(f"{folder}{options}")
+        open_copy(mirror)
+    except OSError as error:
+        raise StoreError(str(error)) from error
+    return sqlite_uri(mirror.folder / name)
+
+
 def find_store(uri: str | None, experiment: str) -> RunStore:
     """The store of an experiment that is there already; nothing is made. Raises StoreError.
 
     uri: None is where a run of `experiment` keeps its numbers unless told otherwise.
     """
     _settle()
-    uri = store_uri(uri, Path("outputs") / experiment)
+    uri = local_uri(store_uri(uri, Path("outputs") / experiment))
     _check_sqlite(uri)
 
     # MLflow would make the file, with no experiment in it.

@@ -14,7 +14,7 @@ from vopcore.config.read import ConfigError, dotlist, flat, load, mapping, read_
 from vopcore.config.sections import (
     ConfigEntry,
     Finite,
-    Folder,
+    Location,
     MLflow,
     Name,
     Positive,
@@ -47,8 +47,8 @@ class Matrix(Section):
 
     name: Name
     """Name of the benchmark."""
-    output: Folder
-    """Folder for results and for what each round measured."""
+    output: Location
+    """Folder for results and for what each round measured, s3:// and gs:// too."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of every row."""
     at_once: Positive | None = None

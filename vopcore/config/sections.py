@@ -26,7 +26,7 @@ def _absolute(path: str) -> str:
 
 def _local(path: str) -> str:
     if "://" in path:
-        raise ValueError(f"{path} is no local folder; only data.videos and storage may be URIs")
+        raise ValueError(f"{path} is no local folder; only data.videos, storage and output may be URIs")
     return _absolute(path)
 
 
@@ -401,8 +401,9 @@ class RunConfig(Section):
 
     name: Name
     """Name of the benchmark, in tables and in MLflow."""
-    output: Folder
-    """Folder for results and for whatever has no place of its own."""
+    output: Location
+    """Folder for results and for whatever has no place of its own, s3:// and gs:// too: then results are kept
+    there at the end of each run."""
     storage: Location | None = None
     """Folder for shards and checkpoints, s3:// and gs:// too; null: in `output`."""
     seed: int = Field(default=0, ge=0)

@@ -4,6 +4,7 @@ from vopcore.storage.address import below, display, is_uri, local_path, open_uri
 from vopcore.storage.cache import ShardCache
 from vopcore.storage.hashing import file_sha256
 from vopcore.storage.lock import LockedError, Writer, current_writer, writer_lock
+from vopcore.storage.mirror import Mirror
 from vopcore.storage.probe import probe
 from vopcore.storage.retry import StorageError, with_retries
 from vopcore.storage.source import SourceFacts, all_source_facts, source_facts, source_sha256
@@ -12,6 +13,7 @@ from vopcore.storage.whole import scratch_folder, sweep, write_whole, written_wh
 
 __all__ = [
     "LockedError",
+    "Mirror",
     "ShardCache",
     "SourceFacts",
     "StorageError",

@@ -84,7 +84,18 @@ class Store:
             path = folder / name
             path.touch()
             yield path
-            self.tried(lambda: self._upload(path, name))
+            self.upload(path, name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a local file to `name`, which may have folders in it; it appears there whole."""
+        self.tried(lambda: self._upload(path, name))
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file to a local path, whole or not at all. Raises FileNotFoundError."""
+        with written_whole(path) as partial:
+            self.tried(
+                lambda: fs.copy_files(self.path(name), str(partial), self.filesystem, fs.LocalFileSystem())
+            )
 
     def _upload(self, path: Path, name: str) -> None:
         partial = self.path(f"{name}.part")

@@ -4,9 +4,14 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from support.cluster import ROOT, config, corpus, head, metrics, shell_environment, until, weights
 
 pytestmark = pytest.mark.cluster
@@ -57,6 +62,10 @@ def said(done: subprocess.CompletedProcess) -> list[str]:
     lines = done.stdout.split("Running entrypoint for job", 1)[1].splitlines()[1:]
     end = next(i for i, line in enumerate(lines) if re.match(r"[0-9-]{10} [0-9:,]{12}\t", line))
     return lines[:end]
+
+
+def said_last(done: subprocess.CompletedProcess) -> str:
+    return said(done)[-1]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +146,46 @@ def test_a_place_that_would_go_with_the_job_is_refused(cluster, checkout):
     done = submit(cluster, "--working-dir", ".", "--", *entry, cwd=checkout)
     assert "error (exit code 2): output: " in said(done)[-1]
     assert "output=/" in said(done)[-1]
+
+
+def test_a_benchmark_as_a_job_shows_an_unchanged_round_again_and_reports_a_planted_regression(
+    cluster, clips, tmp_path
+):
+    matrix = tmp_path / "tiny.yaml"
+    said = {"name": "tiny", "output": f"{tmp_path}/rounds", "tables": {"methods": {"methods": ["zero_shot"]}}}
+    matrix.write_text(yaml.safe_dump(said | {"configs": {"small": {"file": str(config(tmp_path, clips))}}}))
+    line = ["--", "python", "pipelines/benchmark.py", str(matrix)]
+    first = submit(cluster, *line)
+    assert first.returncode == 0, first.stdout[-3000:]
+    unchanged = submit(cluster, *line)
+    assert unchanged.returncode == 0, unchanged.stdout[-3000:]
+    assert "1 cells: 0 finished now, 1 before, 0 failed" in unchanged.stdout
+
+    # The last round is made to look as if it had found everything.
+    (file,) = tmp_path.glob("rounds/small/*/results/*.parquet")
+    table = pq.read_table(file)
+    column = table.schema.get_field_index("rank")
+    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(np.ones(len(table)))), file)
+    rerun = submit(cluster, *line, "--rerun")
+    assert rerun.returncode == 1  # all that Ray tells
+    assert said_last(rerun) == (
+        "regression (exit code 4): less is found than the last time: methods: small zero_shot"
+    )
+    assert "1 cells: 1 finished now, 0 before, 0 failed" in rerun.stdout
+    assert len(list((tmp_path / "rounds/history").glob("*.json"))) == 2
+
+
+def test_the_lines_a_job_ends_with_are_for_the_laptop(undisturbed):
+    folder, done = undisturbed
+    lines = [line.strip() for line in said(done)]
+    heading = lines.index("Compare them in a browser:")
+    assert lines[heading + 1] == "ray attach cluster.yaml -p 5000"
+    program, _, options = lines[heading + 2].partition(" ui ")
+    assert Path(program) == Path(sys.executable).with_name("mlflow")
+    assert options.endswith(f"sqlite:///{folder}/out/mlflow.db")
+    assert lines[heading + 3].startswith("http://127.0.0.1:5000/#/experiments/")
+    (log,) = (folder / "out/logs").glob("*.log")
+    assert "34 videos: " in log.read_text()
 
 
 def test_without_the_token_one_line_says_so(cluster, tmp_path):

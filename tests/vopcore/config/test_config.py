@@ -109,7 +109,7 @@ def test_environment_variables_can_be_named(good, monkeypatch):
         (["video.sampler=random"], ["video.sampler", "unknown sampler 'random'", "uniform"]),
         (["video.stored_frames=4"], ["video.stored_frames", "4", "video.frames, 12"]),
         (["data.root=/no/such/folder"], ["data.root", "no such folder", "/no/such/folder"]),
-        (["output=s3://bucket/out"], ["output", "s3://bucket/out is no local folder", "storage"]),
+        (["data.root=s3://bucket/x"], ["data.root", "s3://bucket/x is no local folder", "storage"]),
         (["data.videos=/no/such/folder"], ["data.videos", "no such folder"]),
         (["clip.model=conf/none.json"], ["clip.model", "no such file"]),
         (["resources.workers=3"], ["train.batch_size", "32", "resources.workers = 3"]),
