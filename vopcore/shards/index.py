@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vopcore.shards.schema import ENTRY_COLUMNS, Entry, Layout
+from vopcore.shards.schema import ENTRY_COLUMNS, Entry, Layout, check_format
 from vopcore.storage import ShardCache, Store, file_sha256
 
 FOLDER = "index"
@@ -266,6 +266,7 @@ def _shard_file(
     sidecar: dict[str, Any],
     stamp: Stamp,
 ) -> ShardFile:
+    check_format(sidecar, number)
     return ShardFile(
         number=number,
         rows=sidecar["rows"],

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from vopcore.shards.index import Entries, ShardFile, read_index
 from vopcore.shards.readers import ArrowFiles, FileName
-from vopcore.shards.schema import Entry, Layout
+from vopcore.shards.schema import Entry, Layout, check_format
 from vopcore.shards.write import arrow_name, sidecar_name
 from vopcore.storage import ShardCache, Store, file_sha256, scratch_folder
 
@@ -48,6 +48,7 @@ def sidecars(store: Store) -> list[Sidecar]:
 
 
 def _sidecar(number: int, content: dict[str, Any]) -> Sidecar:
+    check_format(content, number)
     return Sidecar(
         number=number,
         rows=content["rows"],

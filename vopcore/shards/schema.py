@@ -3,12 +3,13 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import simplejpeg
 
+FORMAT = 1  # of shards; rises when an older program could not read them
 Storage = Literal["raw", "jpeg"]
 PLAIN_PREPROCESSING = ("shortest", "bicubic")  # OpenAI's way to resize, which a folder's name leaves out
 JPEG_BYTES_PER_PIXEL = 0.62  # the most that was measured at quality 95; the least was 0.4
@@ -178,6 +179,16 @@ def pick(
     for row, index in zip(out, wanted, strict=True):
         row[...] = frames[index]
     return out
+
+
+def check_format(sidecar: dict[str, Any], number: int) -> None:
+    """Raises ValueError, one line, for a shard that another version wrote in another format."""
+    written = sidecar.get("format", 1)  # the first ones did not say
+    if written != FORMAT:
+        raise ValueError(
+            f"shard {number:06d} has format {written}, and this program reads {FORMAT}: read it with the"
+            " version that wrote it, or decode anew into another folder (storage=...)"
+        )
 
 
 def folder_name(

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pyarrow as pa
 
-from vopcore.shards.schema import Entry, Layout
+from vopcore.shards.schema import FORMAT, Entry, Layout
 from vopcore.storage.hashing import file_sha256
 from vopcore.storage.store import Store
 
@@ -44,6 +44,7 @@ def write_shard(
 
         # here the file is complete and still has its temporary name
         sidecar = {
+            "format": FORMAT,
             "rows": len(entries),
             "bytes": path.stat().st_size,
             "sha256": file_sha256(path),

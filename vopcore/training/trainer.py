@@ -4,7 +4,7 @@ import itertools
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,9 @@ from vopcore.training.transfer import moved_to, on_device
 MAX_LOGIT_SCALE = math.log(100)
 
 COMPILER = "inductor"
+
+# Of checkpoints; rises when one that was written before cannot be gone on from.
+FORMAT = 1
 
 # A gradient norm no tuning comes back from; healthy ones stay below a few hundred.
 EXPLODED = 1e6
@@ -330,6 +333,7 @@ class Tuner:
     def save(self, path: Path) -> None:
         """Write tuned tensors, optimizer and place: all that a restart needs."""
         state = {
+            "format": FORMAT,
             "tuned": {name: parameter.detach() for name, parameter in self.tuned.items()},
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -338,13 +342,17 @@ class Tuner:
         torch.save(state, path)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote.
+
+        Raises ValueError, one line, for what another version wrote of other tensors or in another format.
+        """
         # To the CPU first: the optimizer moves what belongs on the device, and its step counts may not.
         state: dict[str, Any] = torch.load(
             path,
             map_location="cpu",
             weights_only=True,
         )
+        self._check(state, path)
         with torch.no_grad():
             for name, parameter in self.tuned.items():
                 parameter.copy_(state["tuned"][name])
@@ -352,6 +360,23 @@ class Tuner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.steps_done = state["steps_done"]
+
+    def _check(self, state: Mapping[str, Any], path: Path) -> None:
+        way_on = "go on with the version that wrote it, or tune anew with run=NAME"
+
+        # The first ones did not say.
+        written = state.get("format", 1)
+        if written != FORMAT:
+            raise ValueError(f"{path} is a checkpoint of format {written}, and this is {FORMAT}: {way_on}")
+
+        expected = {name: tuple(parameter.shape) for name, parameter in self.tuned.items()}
+        given = {name: tuple(tensor.shape) for name, tensor in state["tuned"].items()}
+        for name in [*expected, *given]:
+            if given.get(name) != expected.get(name):
+                raise ValueError(
+                    f"{path} is a checkpoint of other code: its {name} is {given.get(name)}, here"
+                    f" {expected.get(name)}; {way_on}"
+                )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -61,6 +61,19 @@ def test_frames_and_facts_come_back_as_they_were(folder, storage, tolerance):
         shards.frames("nobody")
 
 
+def test_shards_of_another_format_are_refused_and_those_that_do_not_say_are_read(folder):
+    write_shard(Store(folder), 7, Layout(SIZE, "raw"), [video("a", 5)])
+    sidecar = folder / "000007.json"
+    content = json.loads(sidecar.read_text())
+    assert content.pop("format") == 1
+    sidecar.write_text(json.dumps(content))
+    assert Shards(folder).frames("a").shape[0] == 5
+    sidecar.write_text(json.dumps(content | {"format": 2}))
+    for read in (lambda: Shards(folder).videos, lambda: sidecars(Store(folder))):
+        with pytest.raises(ValueError, match=r"^shard 000007 has format 2, and this program reads 1: "):
+            read()
+
+
 def test_raw_frames_are_a_view_of_the_file(folder):
     write_shard(Store(folder), 0, Layout(SIZE, "raw"), [video("a", 5)])
     shards = Shards(folder)

@@ -98,10 +98,21 @@ def test_a_gradient_that_explodes_stops_the_run_before_it_changes_anything(batch
     assert all(torch.equal(p, before[name]) for name, p in one.tuned.items())
 
 
-def test_a_state_of_another_method_is_refused(batches, tmp_path):
+def test_a_state_of_another_method_is_refused_by_the_name_of_a_tensor(batches, tmp_path):
     tuner(batches, "vop").save(tmp_path / "state.pt")
-    with pytest.raises((KeyError, RuntimeError, ValueError)):
+    with pytest.raises(ValueError, match=r"state\.pt is a checkpoint of other code: its .* here .*run=NAME"):
         tuner(batches, "vop_p").load(tmp_path / "state.pt")
+
+
+def test_a_state_of_another_format_is_refused_and_one_that_does_not_say_goes_on(batches, tmp_path):
+    tuner(batches).save(tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["format"]
+    torch.save(state, tmp_path / "first.pt")
+    tuner(batches).load(tmp_path / "first.pt")
+    torch.save(state | {"format": 2}, tmp_path / "later.pt")
+    with pytest.raises(ValueError, match=r"later\.pt is a checkpoint of format 2, and this is 1"):
+        tuner(batches).load(tmp_path / "later.pt")
 
 
 def test_augmented_batches_are_cropped_before_clip_sees_them(batches):
