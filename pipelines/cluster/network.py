@@ -32,7 +32,7 @@ class Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's own, wh
         if backend_config.mailbox is not None:
             backend_config.mailbox.workers_begin.remote()
 
-    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:  # noqa: ANN401 - as above
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401 - as above
         """Ray calls this when the workers go, at the end or to begin anew."""
         if backend_config.mailbox is not None:
             backend_config.mailbox.workers_end.remote()

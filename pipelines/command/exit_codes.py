@@ -139,7 +139,7 @@ def copied_to(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _logged_to(stream: TextIO) -> Iterator[None]:
+def _logged_to(stream: Any) -> Iterator[None]:  # noqa: ANN401 - what stands in for a stream
     """Handlers keep the stream that they were made with."""
     handlers = [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
     before = [handler.setStream(stream) for handler in handlers]

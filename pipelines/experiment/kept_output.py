@@ -15,6 +15,7 @@ from pipelines import track
 from pipelines.command.exit_codes import copied_to
 from pipelines.command.secrets import without_secrets
 from pipelines.experiment.prepare import only_writer
+from pipelines.track.sqlite import sqlite_uri
 from vopcore.config import RunConfig
 from vopcore.storage import Mirror, StorageError, below, display, is_uri, writer_lock
 
@@ -47,7 +48,7 @@ class KeptOutput:
 
     def address_of(self, store: str) -> str:
         """MLflow's address as any machine can use it: its SQLite file is in the bucket too."""
-        if self.bucket is None or store != track.store_uri(None, self.folder):
+        if self.bucket is None or store != sqlite_uri(self.folder / "mlflow.db"):
             return store
         return without_secrets(below(self.bucket, "mlflow.db"))
 
@@ -76,11 +77,12 @@ def kept_output(output: str) -> Iterator[KeptOutput]:
         return
 
     mirror = Mirror(output)
-    with writer_lock(output), only_writer(mirror.folder):
+    with writer_lock(output):
+        # Before the folder is locked, as it may be put aside.
         track.open_copy(mirror)
-        kept = KeptOutput(mirror.folder, output, mirror)
-        print(f"results are kept in {display(output)}, and worked on in {mirror.folder}")
-        try:
-            yield kept
-        finally:
-            mirror.push()
+        with only_writer(mirror.folder):
+            print(f"results are kept in {display(output)}, and worked on in {mirror.folder}")
+            try:
+                yield KeptOutput(mirror.folder, output, mirror)
+            finally:
+                mirror.push()

@@ -66,6 +66,7 @@ def run_experiment(config: RunConfig, source: Path) -> None:
 
             if "tune" in config.stages:
                 machines.wait_for_machines(config.resources)
+                machines.check_shared(config)  # those that have come in the meantime too
                 run_methods(open_experiment(data, source), kept)
 
 

@@ -16,7 +16,7 @@ from pipelines.command.secrets import without_secrets
 from pipelines.track.sqlite import relocate, set_up_alone, sqlite_file, sqlite_uri
 from pipelines.track.view import TAGS
 from vopcore.storage import Mirror
-from vopcore.storage.address import OBJECT_STORES, split_options
+from vopcore.storage.address import OBJECT_STORES, display, split_options
 
 SETTINGS = {  # MLflow's own, unless the user set them
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the machine unasked
@@ -156,7 +156,11 @@ def local_uri(uri: str) -> str:
         open_copy(mirror)
     except OSError as error:
         raise StoreError(str(error)) from error
-    return sqlite_uri(mirror.folder / name)
+
+    file = mirror.folder / name
+    if not file.is_file():
+        raise StoreError(f"no MLflow store: no results are kept at {display(uri)}")
+    return sqlite_uri(file)
 
 
 def find_store(uri: str | None, experiment: str) -> RunStore:

@@ -15,6 +15,8 @@ from support.local_ray import local_ray
 
 from pipelines import benchmark, report, run
 
+pytestmark = pytest.mark.long
+
 CONFIG = {
     "name": "small",
     "video": {"frames": 2, "size": 32, "max_failed": "20%"},

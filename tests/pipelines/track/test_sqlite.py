@@ -1,13 +1,17 @@
 """MLflow's SQLite file: in folders of any name, begun by two at once, with a deleted experiment."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
+from support.bucket import make_bucket, s3_server
 from support.report import make_store
 
 from pipelines import track
 from pipelines.track.sqlite import sqlite_file, sqlite_uri
+from vopcore.storage import Mirror, below
 
 BEGIN = """
 import sys
@@ -67,3 +71,27 @@ def test_a_deleted_experiment_is_refused_before_any_work_with_the_way_back(tmp_p
         track.find_store(store.uri, "msrvtt_9k")
     store.client.restore_experiment(store.experiment_id)
     assert track.open_store(store.uri, "msrvtt_9k", tmp_path).experiment_id == store.experiment_id
+
+
+def test_a_store_that_a_bucket_keeps_opens_on_another_machine_with_its_artifacts(tmp_path, monkeypatch):
+    with s3_server() as options:
+        make_bucket("bucket", options)
+        place = f"s3://bucket/out{options}"
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "head"))
+        (tmp_path / "head").mkdir()
+        head = Mirror(place)
+        head.folder.mkdir(parents=True)
+        store = track.open_store(None, "small", head.folder)
+        run_id = track.start_run(store, "key", "vop seed 0", {}, {"method": "vop"})
+        (tmp_path / "note.txt").write_text("kept")
+        track.log_files(store, run_id, [tmp_path / "note.txt"])
+        head.push()
+
+        shutil.rmtree(tmp_path / "head")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "laptop"))
+        (tmp_path / "laptop").mkdir()
+        found = track.find_store(below(place, "mlflow.db"), "small")
+        assert str(tmp_path / "laptop") in found.uri
+        assert track.fetch(found, run_id, "note.txt", tmp_path / "laptop").read_text() == "kept"
+        with pytest.raises(track.StoreError, match=r"no results are kept at s3://bucket/none/mlflow\.db$"):
+            track.find_store(f"s3://bucket/none/mlflow.db{options}", "small")
