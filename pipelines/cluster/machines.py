@@ -109,7 +109,7 @@ def say_what_is_missing(
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(timeout=LOOK_EVERY)  # it may be waiting for a Ray that is gone
 
 
 def _missing_now(resources: Resources, has_workers: Callable[[], bool]) -> str | None:

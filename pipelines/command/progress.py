@@ -13,9 +13,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+ANSWER = 10.0  # seconds that what counts has to answer; beyond, nothing is shown and the work goes on
 LOOK_EVERY = 0.5  # seconds between looks at what workers have told
 MEASURED = 4.0  # seconds of work before a speed means something
-ANSWER = 10.0  # seconds that the mailbox has to answer
 SAYS = "says"  # the title under which a worker puts a line of the log
 
 
@@ -153,7 +153,7 @@ def remote_bars(name: str) -> Iterator[Any]:
         yield mailbox
     finally:
         stop.set()
-        thread.join()
+        thread.join(timeout=ANSWER)
         with suppress(Exception):  # it is gone already, or Ray is
             ray.kill(mailbox)
 
@@ -168,6 +168,8 @@ def _follow(name: str, mailbox: Any, stop: threading.Event) -> None:  # noqa: AN
         ends = stop.wait(LOOK_EVERY)
         try:
             progress, lines = ray.get(mailbox.get.remote(num_read), timeout=ANSWER)
+        except ray.exceptions.GetTimeoutError:
+            continue
         except Exception:  # nothing left to show; the work goes on
             break
 

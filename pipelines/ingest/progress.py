@@ -11,10 +11,9 @@ from typing import Any
 
 import ray
 
-from pipelines.command.progress import Bar, beside_driver
+from pipelines.command.progress import ANSWER, Bar, beside_driver
 
 Tell = Callable[[int, int, int], None]  # a shard's number, its videos that are decoded, those that failed
-ANSWER = 10.0  # seconds that the counter has to answer
 SAY_EVERY = 20.0  # seconds between words about a queue; a process that starts takes some
 
 

@@ -17,6 +17,7 @@ from pipelines.cluster.machines import has_lost_machine, live_machines, say_what
 from pipelines.cluster.network import OverRaysNetwork, UnusableGPUError
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.command.progress import remote_bars
+from pipelines.tune import snapshot
 from pipelines.tune.worker import HopelessError, Task, WorkerResult, work
 from vopcore.config import MethodRun, RunConfig
 from vopcore.storage import Store, below
@@ -55,6 +56,7 @@ def tune(
 
     def trainer(mailbox: ray.actor.ActorHandle) -> TorchTrainer:
         """Goes on from the last checkpoint under this key."""
+        snapshot.mend(runs.child(key))
         loop: Any = work  # what it returns is the run's outcome, which Ray's types do not know
         return TorchTrainer(
             loop,
@@ -76,7 +78,7 @@ def tune(
                 # `fit` counts failures: not all of them are the code's.
                 failure_config=FailureConfig(max_failures=0),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
-                callbacks=[Curves(store, run_id)],  # type: ignore[list-item]  # typed for Ray Tune
+                callbacks=[Curves(store, run_id, runs.child(key))],  # type: ignore[list-item]  # typed for Ray Tune
             ),
         )
 
@@ -161,11 +163,15 @@ def fit(
 
 
 class Curves(ray.train.UserCallback):
-    """Logs each reported epoch once, from the controller; also where a worker died and repeated it."""
+    """Logs each reported epoch once, from the controller; also where a worker died and repeated it.
 
-    def __init__(self, store: track.RunStore, run_id: str) -> None:
+    run: the folder of Ray's checkpoints, whose list is kept.
+    """
+
+    def __init__(self, store: track.RunStore, run_id: str, run: Store) -> None:
         self._store = store
         self._run_id = run_id
+        self._run = run
 
     def after_report(
         self,
@@ -174,6 +180,9 @@ class Curves(ray.train.UserCallback):
         checkpoint: Checkpoint | None,
     ) -> None:
         """Ray calls this when all workers have reported."""
+        with suppress(OSError):  # a full disk, which ends what has to be written there, not this copy
+            snapshot.keep(self._run)
+
         # All workers have the same curves.
         curves = metrics[0]["curves"]
         track.log_training(self._store, self._run_id, curves)

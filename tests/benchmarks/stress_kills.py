@@ -1,5 +1,5 @@
 """Everything that can be killed, killed at random moments of whole runs:
-python tests/benchmarks/stress_kills.py FOLDER [kills] [seed]
+python tests/benchmarks/stress_kills.py FOLDER [kills] [seed] [minutes]
 
 A run decodes, tunes and tells an MLflow server, on a small corpus and on a disk of its own. By turns it loses
 its driver, its terminal, a worker that decodes, one that tunes, Ray's own raylet, the MLflow server, or the
@@ -18,10 +18,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -41,7 +44,7 @@ from support.mlflow_server import MLflowServer  # noqa: E402
 
 from vopcore.shards import verify  # noqa: E402
 
-EPOCHS = 30
+EPOCHS = 10
 STEPS = 3 * EPOCHS  # 24 clips in batches of 8
 DISK_MEGABYTES = 200
 PATIENT = ["resources.workers=1", "resources.max_failures=1000", "train.checkpoint_every=2"]
@@ -50,7 +53,10 @@ PATIENT = ["resources.workers=1", "resources.max_failures=1000", "train.checkpoi
 TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 INGEST = "ray::MapBatches"
-TUNING = "RayTrainWorker"
+TUNING = "TrainWorker"
+MOST_PER_RUN = 6
+LATEST = {INGEST: 3.0, TUNING: 8.0}  # seconds after a stage has begun at which something is killed
+HANGS = 300.0  # seconds after the last kill
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Kill:
     what: str
     how: str
     stage: str
+    number: int = 0  # among those of this program
 
 
 KILLS = [
@@ -82,13 +89,18 @@ KILLS = [
 ]
 
 
-class Run:
-    """The command of a config, in a terminal and with Ray's folder and temporary files of its own."""
+SUFFERED: list[Kill] = []
 
-    def __init__(self, folder: Path, file: Path, *overrides: str) -> None:
+
+class Run:
+    """The command of a config, in a terminal and with a folder of its own for Ray.
+
+    temporary: where its temporary files go.
+    """
+
+    def __init__(self, folder: Path, file: Path, temporary: Path, *overrides: str) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
-        self.temporary = Path(self._scratch.name) / "tmp"
-        self.temporary.mkdir()
+        self._family: dict[int, psutil.Process] = {}
         command = [sys.executable, "pipelines/run.py", str(file), *PATIENT, *overrides]
         self._log = (folder / "log").open("a")
         self.terminal = subprocess.Popen(
@@ -97,7 +109,7 @@ class Run:
             env=shell_environment(
                 RAY_AUTH_MODE="disabled",
                 RAY_TMPDIR=self._scratch.name,
-                TMPDIR=str(self.temporary),
+                TMPDIR=str(temporary),
                 MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
             ),
             stdin=subprocess.DEVNULL,
@@ -105,7 +117,6 @@ class Run:
             stderr=self._log,
         )
         until(lambda: self.driver or self.terminal.poll() is not None, "the driver")
-        self._family: dict[int, psutil.Process] = {}
 
     @property
     def driver(self) -> psutil.Process | None:
@@ -145,11 +156,6 @@ class Run:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         end(self.terminal)
-        scraps = [
-            str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*") if path.is_file()
-        ]
-        if scraps:
-            print(f"  in its temporary folder are left: {', '.join(scraps[:9])}", flush=True)
         self._log.close()
         self._scratch.cleanup()
         return left
@@ -205,67 +211,86 @@ def strike(kill: Kill, run: Run, server: MLflowServer, disk: Path, rng: random.R
     return False
 
 
-def disturbed(folder: Path, disk: Path, clips: Path, kills: list[Kill], rng: random.Random) -> list[str]:
-    """A run that suffers the first of `kills` as long as it is at their stages; takes them off the list.
+def disturbed(
+    folder: Path, disk: Path, clips: Path, kills: list[Kill], rng: random.Random
+) -> tuple[list[str], dict[str, Any]]:
+    """A run that suffers those of `kills` whose stages it comes to, taken off the list, until it ends well.
 
-    Returns a line for each: what was killed, what the command said of it, and what of it was left.
+    Returns what was wrong about it, and the `facts` of what it has left.
     """
     folder.mkdir(parents=True)
     server = MLflowServer(folder)
     server.start()
-    told = []
+    wrong = []
+    temporary = tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True)
     try:
         file = config(disk, clips, EPOCHS)
         log = folder / "log"
-        while True:
+        code = None
+        most = MOST_PER_RUN
+        while code != 0:
             size_before = log.stat().st_size if log.exists() else 0
-            run = Run(folder, file, f"mlflow.uri={server.uri}")
-            while kills and not run.has_ended():
-                kill = kills[0]
-                if not run.is_at(kill.stage):
-                    is_later = kill.stage == INGEST and run.is_at(TUNING)
-                    if is_later:
-                        kills.append(kills.pop(0))  # of an earlier stage: for the next run
-                    run.wait(0.05)
-                    continue
+            run = Run(folder, file, Path(temporary.name), f"mlflow.uri={server.uri}")
+            try:
+                most -= suffer(run, server, disk, kills[:most], rng)
+                code = run.wait(HANGS)
+            finally:
+                alive = run.close()
+            said = log.read_text(errors="replace")[size_before:]
+            last = (said.strip().splitlines() or [""])[-1]
+            print(f"    it ended with {code}: {last[:150]}", flush=True)
 
-                run.wait(rng.uniform(0, 6 if kill.stage == TUNING else 3))
-                if run.has_ended() or not strike(kill, run, server, disk, rng):
-                    continue
-                del kills[0]
-                code = run.wait(5)
-                told.append(
-                    f"{kill.what} {kill.how} {stage_name(kill)}: {'it went on' if code is None else code}"
-                )
-                print(f"  {told[-1]}", flush=True)
-                if all(k.stage == INGEST for k in kills) and kill.stage == TUNING:
-                    break
-
-            code = run.wait(600)
-            left = run.close()
-            assert not left, left
-            lines = log.read_text(errors="replace")[size_before:]
-            assert "Traceback" not in lines, lines[-6000:]
-            print(f"  ended with {code}: {(lines.strip().splitlines() or [''])[-1][:150]}", flush=True)
-            if code == 0:
-                break
-            assert code is not None, f"it hangs:\n{lines[-3000:]}"
-        check_mlflow(server)
+            wrong += [f"lives on: {process}" for process in alive]
+            if code is None:
+                wrong.append(f"it hangs: {said[-1000:]}")
+            if "Traceback" in said:
+                wrong.append(f"a stack: {said[-3000:]}")
+        wrong += wrong_in_mlflow(server)
+        return wrong, facts(disk, Path(temporary.name))
     finally:
         server.kill(signal.SIGKILL)
-    return told
+        temporary.cleanup()
 
 
-def stage_name(kill: Kill) -> str:
-    return "in ingest" if kill.stage == INGEST else "in tuning"
+def suffer(run: Run, server: MLflowServer, disk: Path, kills: list[Kill], rng: random.Random) -> int:
+    """Kill what the list says as long as the command runs; returns how many kills that were."""
+    waiting = [kill for kill in kills if kill not in SUFFERED]
+    num_before = len(SUFFERED)
+    while waiting and not run.has_ended():
+        # Those of a stage that is over wait for the next run.
+        kill = next((kill for kill in waiting if run.is_at(kill.stage)), None)
+        if kill is None:
+            if run.is_at(TUNING):
+                break
+            run.wait(0.05)
+            continue
+
+        run.wait(rng.uniform(0, LATEST[kill.stage]))
+        if run.has_ended() or not strike(kill, run, server, disk, rng):
+            continue
+        waiting.remove(kill)
+        SUFFERED.append(kill)
+        at = "in ingest" if kill.stage == INGEST else "in tuning"
+        print(f"  kill {len(SUFFERED)}: {kill.what} {at}, {kill.how}", flush=True)
+        run.wait(5)
+    return len(SUFFERED) - num_before
 
 
-def check_mlflow(server: MLflowServer) -> None:
-    """One run, finished, every step once, and the artifacts of every run."""
+def wrong_in_mlflow(server: MLflowServer) -> list[str]:
+    """There must be one run, finished, with every step once and what every run leaves."""
+    states = [run.info.status for run in server.runs("small")]
+    if states != ["FINISHED"]:
+        return [f"the runs in MLflow are {states}"]
+
+    wrong = []
     (run,) = server.runs("small")
-    assert run.info.status == "FINISHED", run.info.status
-    assert sorted(server.steps(run, "train/loss")) == list(range(1, STEPS + 1))
-    assert server.artifacts(run) >= {"small.yaml", "tuned", "predictions.parquet", "metrics.json"}
+    steps = sorted(server.steps(run, "train/loss"))
+    if steps != list(range(1, STEPS + 1)):
+        wrong.append(f"the steps in MLflow are {steps}")
+    missing = {"small.yaml", "tuned", "predictions.parquet", "metrics.json"} - server.artifacts(run)
+    if missing:
+        wrong.append(f"MLflow lacks {missing}")
+    return wrong
 
 
 def left_files(disk: Path) -> list[str]:
@@ -279,54 +304,75 @@ def left_files(disk: Path) -> list[str]:
     return sorted(names)
 
 
-def facts(disk: Path) -> dict[str, object]:
+def facts(disk: Path, temporary: Path) -> dict[str, Any]:
     """What must be the same however often a run was disturbed."""
     (shards,) = (disk / "out/shards").iterdir()
-    videos = committed_videos(str(shards))
-    assert len(videos) == len(set(videos)) == 34
-    assert verify(str(shards)) == []
     return {
+        "videos": committed_videos(str(shards)),
+        "faults": verify(str(shards)),
         "shards": digests(str(shards)),
         "metrics": metrics(disk),
         "weights": {name: value.hex() for name, value in weights(disk).items()},
         "files": left_files(disk),
+        "temporary": [path.name for path in temporary.rglob("*") if path.is_file()],
     }
 
 
-def main(folder: Path, num_kills: int, seed: int) -> None:
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """In what a disturbed run is not the undisturbed one."""
+    wrong = []
+    for name, value in wanted.items():
+        if found[name] == value:
+            continue
+        if isinstance(value, dict):
+            odd = [key for key in {**found[name], **value} if found[name].get(key) != value.get(key)]
+            wrong.append(f"{name} differ in {odd[:9]}")
+            continue
+        more = sorted((Counter(found[name]) - Counter(value)).elements())
+        fewer = sorted((Counter(value) - Counter(found[name])).elements())
+        wrong.append(f"{name} differ: {more[:9]} more, {fewer[:9]} fewer")
+    return wrong
+
+
+def main(folder: Path, num_kills: int, seed: int, minutes: float) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    until_then = time.monotonic() + 60 * minutes
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     clips = folder / "clips"
     if not (clips / "captions.jsonl").is_file():
         corpus(clips)
 
+    scratch = Path(tempfile.mkdtemp(dir=folder))
     reference = folder / "undisturbed.json"
     if not reference.is_file():
         with own_disk(folder / "disk") as disk:
-            disturbed(folder / "undisturbed", disk, clips, [], rng)
-            reference.write_text(json.dumps(facts(disk)))
+            wrong, found = disturbed(scratch / "undisturbed", disk, clips, [], rng)
+        assert wrong == [], wrong
+        reference.write_text(json.dumps(found))
     wanted = json.loads(reference.read_text())
+    assert len(wanted["videos"]) == len(set(wanted["videos"])) == 34
+    assert wanted["faults"] == []
 
-    scratch = Path(tempfile.mkdtemp(dir=folder))
-    kills = [KILLS[(seed + number) % len(KILLS)] for number in range(num_kills)]
-    done = []
-    for number in range(10 * num_kills):
-        if not kills:
+    kills = [replace(KILLS[(seed + number) % len(KILLS)], number=number) for number in range(num_kills)]
+    wrong = []
+    for number in range(num_kills):
+        waiting = [kill for kill in kills if kill not in SUFFERED]
+        if not waiting or time.monotonic() > until_then:
             break
         with own_disk(folder / "disk") as disk:
-            told = disturbed(scratch / str(number), disk, clips, kills, rng)
-            found = json.loads(json.dumps(facts(disk)))
-        for name in ("shards", "metrics", "weights"):
-            assert found[name] == wanted[name], name
-        more = sorted(set(found["files"]) - set(wanted["files"]))
-        fewer = sorted(set(wanted["files"]) - set(found["files"]))
-        assert not more, more
-        assert not fewer, fewer
-        done += told
-        print(f"run {number}: {len(told)} kills: everything as undisturbed", flush=True)
-    print(f"{len(done)} kills: every video once, shards, recall, weights and files as undisturbed")
+            wrong_here, found = disturbed(scratch / str(number), disk, clips, waiting, rng)
+        wrong_here += differences(json.loads(json.dumps(found)), wanted)
+        print(f"run {number}: {'; '.join(wrong_here) or 'everything as undisturbed'}", flush=True)
+        wrong += wrong_here
+
+    print("\n| killed | how | times |\n|---|---|---|")
+    for (what, how), times in sorted(Counter((kill.what, kill.how) for kill in SUFFERED).items()):
+        print(f"| {what} | {how} | {times} |")
+    print(f"\n{len(SUFFERED)} kills, {len(wrong)} things wrong")
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
-    given = sys.argv[2:]
-    main(Path(sys.argv[1]).absolute(), int(given[0]) if given else 10, int(given[1]) if len(given) > 1 else 0)
+    given = [float(number) for number in sys.argv[2:]] + [16, 0, 60][len(sys.argv) - 2 :]
+    main(Path(sys.argv[1]).absolute(), int(given[0]), int(given[1]), given[2])
