@@ -1,10 +1,11 @@
 """Time and memory of a training step of each method, relative to tuning all of CLIP; the same batch for all.
 
-    python tests/benchmarks/bench_tuning.py [batch frames [precision]]
+    python tests/benchmarks/bench_tuning.py [batch frames [precision [METHOD ...]]]
 
 ViT-B/32 with random weights, 32 words, on the GPU if there is one. Time: of the CPU (process time) or of the
 GPU between two synchronisations, the least of three steps, methods in turn. Memory: on a GPU what torch had
-allocated at most; on a CPU what autograd keeps for the backward pass, and gradients and AdamW's state.
+allocated at most; on a CPU what autograd keeps for the backward pass, and gradients and AdamW's state. Behind
+them the parameters that are trained, and what a video costs that is searched, of a frozen CLIP's FLOPs.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from pipelines.experiment.method_costs import flops
 from vopcore.clip import blank, first_tuned_layer
 from vopcore.config import Train
 from vopcore.methods import METHODS, tune
@@ -30,6 +32,9 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
     "vop_f": ("vop_f", {}),
     "vop_fc": ("vop_fc", {}),
     "tempme": ("tempme", {}),
+    "dgl": ("dgl", {}),
+    "mv_adapter": ("mv_adapter", {}),
+    "prompt_switch": ("prompt_switch", {}),
     "bias": ("bias", {}),
     "partial": ("partial", {}),
     "proj": ("proj", {}),
@@ -41,8 +46,8 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
 STEPS = 3
 
 
-def main(batch_size: int, frames: int, precision: str) -> None:
-    """Print a row per method."""
+def main(batch_size: int, frames: int, precision: str, methods: list[str]) -> None:
+    """Print a row per method: `full` first, then `methods`, or all."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = torch.randint(256, (batch_size, frames, 3, 224, 224), dtype=torch.uint8)
     tokens = torch.randint(1, 49405, (batch_size, 32))
@@ -51,15 +56,25 @@ def main(batch_size: int, frames: int, precision: str) -> None:
     batch = Batch([str(i) for i in range(batch_size)], pixels, mask, tokens)
     print(f"{device}, batch {batch_size}, {frames} frames, {precision}")
     whole: tuple[float, float] | None = None
+    frozen = flops_of("zero_shot", frames)
     for label, (name, settings) in ROWS.items():
+        if methods and label not in ("full", *methods):
+            continue
         one = tuner(name, settings, frames, precision, device)
         seconds, size = measure(one, kept(one.retriever, batch) if "prefix_cache" in settings else batch)
         whole = whole or (seconds, size)
         print(
             f"{label:26}{seconds:9.3f} s {seconds / whole[0]:6.2f}{size / 2**20:10.0f} MiB"
-            f"{size / whole[1]:6.2f}",
+            f"{size / whole[1]:6.2f}{sum(p.numel() for p in one.tuned.values()):14,}"
+            f"{flops_of(name, frames) / frozen:6.2f}",
             flush=True,
         )
+
+
+def flops_of(name: str, frames: int) -> int:
+    """Of one video, forward, counted and not computed."""
+    with torch.device("meta"):
+        return flops(tune(blank("ViT-B-32-quickgelu"), METHODS[name](), frames), frames)
 
 
 def tuner(name: str, settings: dict[str, object], frames: int, precision: str, device: torch.device) -> Tuner:
@@ -126,5 +141,5 @@ def held(tuner: Tuner, batch: Batch) -> int:
 
 
 if __name__ == "__main__":
-    size, count, kind = (*sys.argv[1:], *("4", "4", "fp32")[len(sys.argv) - 1 :])
-    main(int(size), int(count), kind)
+    size, count, kind, *names = (*sys.argv[1:], *("4", "4", "fp32")[len(sys.argv) - 1 :])
+    main(int(size), int(count), kind, names)
