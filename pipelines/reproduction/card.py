@@ -22,6 +22,7 @@ NOT_COMPARED = (  # where things are kept, which changes no number
     "mlflow.",
     "resources.cache.",
 )
+FILES = ("clip.model", "clip.pretrained")  # settings that may be a file, here or there
 
 
 class CardError(ValueError):
@@ -113,7 +114,7 @@ def make_card(
     settings = {}
     for name, value in sorted(run.params.items()):
         if _is_compared(name):
-            settings[name] = value
+            settings[name] = _without_folder(name, value)
 
     # A run's name ends with its day: `vop_p seed 0 2026-11-27`.
     _, _, day = run.name.rpartition(" ")
@@ -211,11 +212,18 @@ def first_difference(
     compared.sort(key=lambda name: (name.startswith("resources."), name))
 
     for name in compared:
-        here = settings.get(name, "not set")
-        in_reference = reference.get(name, "not set")
+        here = _without_folder(name, settings.get(name, "not set"))
+        in_reference = _without_folder(name, reference.get(name, "not set"))
         if here != in_reference:
             return f"{name}: {here} here, {in_reference} in the reference"
     return None
+
+
+def _without_folder(name: str, value: str) -> str:
+    """A setting that may be a file, by the file's name alone: it lies elsewhere on every machine."""
+    if name not in FILES:
+        return value
+    return value.rpartition("/")[2]
 
 
 def _is_compared(name: str) -> bool:

@@ -88,6 +88,16 @@ def test_what_a_number_is_made_with_comes_before_the_machine():
     assert first_difference(there, there | {"output": "/x", "mlflow.uri": "x"}) is None
 
 
+def test_where_a_models_file_lies_is_no_difference():
+    there = {"clip.model": "/theirs/tiny.json", "clip.pretrained": "/theirs/w-1.safetensors", "train.lr": "1"}
+    here = {"clip.model": "conf/tiny.json", "clip.pretrained": "/mine/w-1.safetensors", "train.lr": "2"}
+    assert first_difference(there, here) == "train.lr: 2 here, 1 in the reference"
+    assert first_difference(there, here | {"train.lr": "1"}) is None
+    other = here | {"clip.pretrained": "/mine/w-2.safetensors"}
+    wanted = "clip.pretrained: w-2.safetensors here, w-1.safetensors in the reference"
+    assert first_difference(there, other) == wanted
+
+
 def test_other_data_is_refused_by_its_counts_and_by_its_captions(world):
     _, card, annotations = world
     check_data(card, annotations)
@@ -128,6 +138,7 @@ def test_a_card_that_ships_is_whole_and_its_config_reads(path, monkeypatch, tmp_
     assert {"t2v/R1", "v2t/R1"} <= card.numbers.keys()
     assert all(interval.holds(interval.value) for interval in card.numbers.values())
     assert yaml.safe_load(path.read_text())["settings"]["method.name"] == card.method
+    assert not [value for value in card.settings.values() if value.startswith("/")], "a path of one machine"
 
 
 def test_a_card_without_a_name_of_the_run_is_refused(capsys):
