@@ -14,7 +14,7 @@ import ray
 from pipelines.command.progress import ANSWER, Bar, beside_driver
 
 Tell = Callable[[int, int, int], None]  # a shard's number, its videos that are decoded, those that failed
-SAY_EVERY = 20.0  # seconds between words about a queue; a process that starts takes some
+SAY_EVERY = 60.0  # seconds between words about a queue: a process that starts takes some
 
 
 @ray.remote(num_cpus=0)

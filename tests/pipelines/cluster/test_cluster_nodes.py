@@ -148,7 +148,7 @@ def test_a_job_that_waits_for_the_cpus_of_another_says_so_and_goes_on(nodes, cli
         asked = "waiting: tuning asks for 2 workers with 1 CPU each; other work holds them, room for 0 now"
         until(lambda: asked in read_log(waiting.parent), "the word that tuning waits")
         until(lambda: "waiting: all 2 CPUs are in use" in read_log(late.parent), "that decoding waits")
-        assert "waiting" not in read_log(busy.parent)
+        assert "waiting: tuning" not in read_log(busy.parent)
         runs[0].terminate()
         assert runs[1].wait(240) == 0, read_log(waiting.parent)
         assert runs[2].wait(240) == 0, read_log(late.parent)
