@@ -14,6 +14,8 @@ ONLY_IN = {  # library: the only places that import it
     "av": ["vopcore/video", "vopcore/datasets/shapes.py"],
     "simplejpeg": ["vopcore/shards", "vopcore/video/thumbnail.py"],
     "lancedb": ["vopcore/index/lance.py"],
+    "mteb": ["vopcore/mteb_encoder.py"],
+    "datasets": ["vopcore/mteb_encoder.py"],
     "omegaconf": ["vopcore/config"],
     "pydantic": ["vopcore/config", "pipelines/serving", "pipelines/reproduction/card.py"],
     "fastapi": ["pipelines/serving"],

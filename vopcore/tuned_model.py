@@ -97,7 +97,8 @@ class UndecodableError(ValueError):
 class TunedModel:
     """A tuned method that embeds captions and videos, and ranks the videos saved with it.
 
-    Raises ValueError, one line, where the frozen weights are gone or are not those it was tuned on.
+    tuned_hash: of the tuned weights. Raises ValueError, one line, where the frozen weights are gone or are
+    not those it was tuned on.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class TunedModel:
             clip = load_frozen(folder, self._settings, pretrained)
             tuned = load_tuned(clip, folder / TUNED_FILE)
         stored, _ = read(folder / TUNED_FILE)
-        self._tuned_hash = stored["tensors"]
+        self.tuned_hash = stored["tensors"]
 
         retriever = Retriever(tuned, precision=self._settings.precision)
         self._retriever = retriever.to(self._device).eval()
@@ -141,6 +142,16 @@ class TunedModel:
         Raises ValueError naming the file that cannot be decoded.
         """
         return self._embedder.videos(paths, self._read_frames)
+
+    @torch.no_grad()
+    def similarity(self, text: Tensor, videos: Tensor) -> Tensor:
+        """`embed_captions` [N, D] and `embed_videos` of V videos -> Float32 [N, V] on the CPU."""
+        on_device = self._retriever.rank(text.to(self._device), videos.to(self._device))
+        return on_device.float().cpu()
+
+    def get_raw_model(self) -> "TunedModel":
+        """What `mlflow.pyfunc.load_model(...).get_raw_model()` answers: this, without MLflow around it."""
+        return self
 
     @torch.no_grad()
     def rank_videos(
@@ -238,7 +249,7 @@ class TunedModel:
         from vopcore.index import Question, open_index
 
         index = open_index(uri)
-        if index.header.tuned != self._tuned_hash:
+        if index.header.tuned != self.tuned_hash:
             raise ValueError(
                 f"index: {uri} was made by other weights ({index.header.method}); index the videos with this"
                 " model: python pipelines/index.py FOLDER model=..."
