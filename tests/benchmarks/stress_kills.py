@@ -232,7 +232,8 @@ def disturbed(
             size_before = log.stat().st_size if log.exists() else 0
             run = Run(folder, file, Path(temporary.name), f"mlflow.uri={server.uri}")
             try:
-                most -= suffer(run, server, disk, kills[:most], rng)
+                waiting = [kill for kill in kills if kill not in SUFFERED]
+                most -= suffer(run, server, disk, waiting[:most], rng)
                 code = run.wait(HANGS)
             finally:
                 alive = run.close()
@@ -254,7 +255,7 @@ def disturbed(
 
 def suffer(run: Run, server: MLflowServer, disk: Path, kills: list[Kill], rng: random.Random) -> int:
     """Kill what the list says as long as the command runs; returns how many kills that were."""
-    waiting = [kill for kill in kills if kill not in SUFFERED]
+    waiting = list(kills)
     num_before = len(SUFFERED)
     while waiting and not run.has_ended():
         # Those of a stage that is over wait for the next run.
