@@ -16,7 +16,10 @@ from typing import Any, TextIO
 
 from pipelines.command.secrets import hides_secrets, without_secrets
 
-DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+DONE = 0
+FAILED = 1
+REFUSED = 2
+INTERRUPTED = 130
 NOBODY_READS = (errno.EPIPE, errno.EIO)  # of a pipe, and of a terminal that is closed
 
 

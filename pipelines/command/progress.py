@@ -77,7 +77,9 @@ class Bar:
         if self._bar is not None:
             self._bar.initial = 0  # else reset draws a negative speed
             self._bar.reset()
-            self._bar.initial = self._bar.n = self._bar.last_print_n = count
+            self._bar.initial = count
+            self._bar.n = count
+            self._bar.last_print_n = count
 
     def _line(self, count: int, words: str) -> str:
         parts = [f"{count:,}/{self._total:,} {self._unit}"]

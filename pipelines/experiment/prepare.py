@@ -27,7 +27,7 @@ from pipelines.experiment.identity import data_hash, decode_hash, shared_setting
 from pipelines.experiment.teachers import fetch_teachers
 from pipelines.ingest.driver import ingest
 from pipelines.tune.worker import OtherSplit, TeacherRun
-from vopcore import clip as clips
+from vopcore.clip import blank, first_tuned_layer, tokenizer, towers
 from vopcore.config import ConfigEntry, ConfigError, MethodRun, RunConfig, read_others
 from vopcore.config.sections import Data
 from vopcore.methods import tune
@@ -172,14 +172,14 @@ def check_model(config: RunConfig) -> None:
     model = config.clip.model
     try:
         with torch.device("meta"):
-            size = clips.towers(clips.blank(model)).vision.image_size[0]
+            size = towers(blank(model)).vision.image_size[0]
     except ValueError as error:
         raise ConfigError(f"clip.model: {error}") from None
     if config.video.size != size:
         raise ConfigError(f"video.size: {config.video.size}, but {model} sees {size} x {size} pixels")
 
     try:
-        clips.tokenizer(model, config.clip.context)
+        tokenizer(model, config.clip.context)
     except ValueError as error:
         raise ConfigError(f"clip.{error}") from None
 
@@ -192,11 +192,11 @@ def check_model(config: RunConfig) -> None:
 def _check_method(config: RunConfig, run: MethodRun) -> None:
     try:
         with torch.device("meta"):
-            clip = tune(clips.blank(config.clip.model), run.method, config.video.frames, run.merge)
+            clip = tune(blank(config.clip.model), run.method, config.video.frames, run.merge)
     except ValueError as error:
         raise ConfigError(f"methods.{run.name}.{error}") from None
 
-    if run.train.prefix_cache and clips.first_tuned_layer(clip) == 0:
+    if run.train.prefix_cache and first_tuned_layer(clip) == 0:
         print(f"  {run.name} tunes the first vision block: train.prefix_cache has no use", file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.command.progress import Bar
-from vopcore import clip as clips
+from vopcore.clip import load, tokenizer, towers
 from vopcore.config import ConfigError, RunConfig, Shapes, backbone, fingerprint
 from vopcore.datasets import shapes
 from vopcore.storage import Store, writer_lock
@@ -89,12 +89,12 @@ def _pretrain(config: RunConfig, weights: Path) -> None:
     checkpoint = weights.with_suffix(".checkpoint")
 
     torch.manual_seed(seed)
-    clip = clips.load(config.clip.model, None)
-    size = clips.towers(clip).vision.image_size[0]
+    clip = load(config.clip.model, None)
+    size = towers(clip).vision.image_size[0]
     training = StillsTraining(
         clip,
         lambda rng, count: shapes.stills(rng, count, size),
-        clips.tokenizer(clip, config.clip.context),
+        tokenizer(clip, config.clip.context),
         **settings.model_dump(),
         seed=seed,
     )

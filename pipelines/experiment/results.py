@@ -24,7 +24,10 @@ from vopcore.retriever import Precision
 from vopcore.storage import Store, scratch_folder
 from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
 
-FACTS, NAMES, VECTORS = "facts.json", "videos.json", "vectors.npy"  # in the folder of what is not logged yet
+# In the folder of what is not logged yet.
+FACTS = "facts.json"
+NAMES = "videos.json"
+VECTORS = "vectors.npy"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pipelines.experiment.results import (
     clear_unlogged,
     log_result,
 )
-from pipelines.tune.driver import RunFailedError, tune
+from pipelines.tune.driver import RunFailedError, tune_on_ray
 from pipelines.tune.worker import Task
 from vopcore.config import MethodRun, RunConfig
 from vopcore.metrics import names
@@ -102,7 +102,7 @@ def run_methods(experiment: Experiment, kept: KeptOutput) -> list[RunResult]:
 def search_commands(experiment: Experiment, results: list[RunResult]) -> list[str]:
     """How to index the videos of the run with the best recall, and how to open them in a browser."""
     config = experiment.config
-    best = max(results, key=lambda result: result.metrics.get("t2v/R1", 0.0))
+    best = max(results, key=lambda result: result.metrics.get(names.T2V_R1, 0.0))
     videos = config.data.videos or config.data.root
     index = f"{config.output}/index"
     model = f"runs:/{best.run_id}/{best.method}"
@@ -166,7 +166,7 @@ def _task(experiment: Experiment, run: MethodRun) -> Task:
 
 
 def _val_recall(result: RunResult) -> float:
-    return result.metrics.get("val/t2v/R1", 0.0)
+    return result.metrics.get(names.VAL_T2V_R1, 0.0)
 
 
 def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
@@ -182,7 +182,7 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
     task = _task(experiment, run)
     try:
         with track.watch_machine(experiment.store, run_id):
-            measured, checkpoint = tune(config, run, task, files.key, experiment.store, run_id)
+            measured, checkpoint = tune_on_ray(config, run, task, files.key, experiment.store, run_id)
     except RunFailedError as error:
         track.end_run(experiment.store, run_id, "FAILED", {"error": str(error)})
         raise
@@ -285,11 +285,11 @@ def table(results: Sequence[RunResult]) -> str:
         rows.append(
             (
                 result.method,
-                f"{metrics['params/trainable']:,.0f}",
-                f"{metrics['params/percent']:.3g}",
-                f"{metrics['t2v/R1']:.1f}",
-                f"{metrics['v2t/R1']:.1f}",
-                f"{metrics['seconds/tune']:.0f}",
+                f"{metrics[names.TRAINABLE]:,.0f}",
+                f"{metrics[names.TRAINABLE_PERCENT]:.3g}",
+                f"{metrics[names.T2V_R1]:.1f}",
+                f"{metrics[names.V2T_R1]:.1f}",
+                f"{metrics[names.TUNING_SECONDS]:.0f}",
                 *more,
             )
         )

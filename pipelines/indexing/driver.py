@@ -109,7 +109,8 @@ def compare(index: Index, listing: Listing) -> Changes:
             todo.append(file)
             num_new += entry is None
 
-    listed = {file.video for file in listing.files} | {entry.video for entry in listing.refused}
+    listed = {file.video for file in listing.files}
+    listed |= {entry.video for entry in listing.refused}
     gone = [video for video in indexed if video not in listed]
     refused = [entry for entry in listing.refused if indexed.get(entry.video) != entry]
     return Changes(todo=todo, num_new=num_new, gone=gone, refused=refused)
@@ -183,14 +184,21 @@ def join(pieces: list[MomentRows]) -> MomentRows:
     for piece in pieces:
         spans += piece.spans
         thumbnails += piece.thumbnails
-        frames += [[row + num_frames for row in rows] for rows in piece.frames]
+        for rows in piece.frames:
+            # Frames are counted over all pieces.
+            frames.append([row + num_frames for row in rows])
         num_frames += len(piece.times)
+
+    best = [piece.best for piece in pieces]
+    vectors = [piece.vectors for piece in pieces]
+    features = [piece.features for piece in pieces]
+    times = [piece.times for piece in pieces]
     return MomentRows(
         spans=spans,
-        best=np.concatenate([piece.best for piece in pieces]),
-        vectors=np.concatenate([piece.vectors for piece in pieces]),
-        features=np.concatenate([piece.features for piece in pieces]),
-        times=np.concatenate([piece.times for piece in pieces]),
+        best=np.concatenate(best),
+        vectors=np.concatenate(vectors),
+        features=np.concatenate(features),
+        times=np.concatenate(times),
         frames=frames,
         thumbnails=thumbnails,
     )

@@ -132,7 +132,7 @@ class Attempt:
         """Take the marker away: the shard is whole."""
         self._store.delete(self._marker)
 
-    def worker(self, settings: IngestSettings) -> "Worker":
+    def worker(self, settings: IngestSettings) -> "ShardWorker":
         """Where this attempt decodes: in this process, or in a child process after a death."""
         if self._is_repeated:
             return ChildWorker(settings, self)
@@ -259,7 +259,7 @@ def failure(
     return entry, None
 
 
-class Worker(Protocol):
+class ShardWorker(Protocol):
     """Ingests one video after another."""
 
     def __enter__(self) -> Self: ...

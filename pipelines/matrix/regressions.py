@@ -92,11 +92,10 @@ def _compare(
     if evidence is None:
         low_name = names.low(names.T2V_R1)
         with_interval = [cell for cell in (*before, *now) if low_name in cell["metrics"]]
-        evidence = unpaired(
-            [_recall([cell]) for cell in before],
-            [_recall([cell]) for cell in now],
-            [_half_interval(cell) for cell in with_interval],
-        )
+        old_recalls = [_recall([cell]) for cell in before]
+        new_recalls = [_recall([cell]) for cell in now]
+        reaches = [_half_interval(cell) for cell in with_interval]
+        evidence = unpaired(old_recalls, new_recalls, reaches)
     return row, evidence
 
 

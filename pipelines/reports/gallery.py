@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipelines import track
 from pipelines.reports.page import render
-from pipelines.reports.queries import VideoFile, gallery_data
+from pipelines.reports.queries import PlayableFile, gallery_data
 from vopcore.datasets import DATASETS
 from vopcore.shards import Shards
 from vopcore.storage import scratch_folder
@@ -53,7 +53,7 @@ def short_names(runs: Sequence[track.TrackedRun]) -> list[str]:
     return [run.name for run in runs]
 
 
-def video_files(run: track.TrackedRun) -> dict[str, VideoFile]:
+def video_files(run: track.TrackedRun) -> dict[str, PlayableFile]:
     """Where the run's videos are, from the data set as its settings say; none where that is gone."""
     dataset = run.params.get("data.dataset", "")
     root = Path(run.params.get("data.root", ""))
@@ -72,7 +72,7 @@ def video_files(run: track.TrackedRun) -> dict[str, VideoFile]:
     for row in columns.to_pylist():
         if row["path"] is not None:
             video = row["video"]
-            files[video] = VideoFile(
+            files[video] = PlayableFile(
                 path=row["path"],
                 start=row["start"],
                 end=row["end"],

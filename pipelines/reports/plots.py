@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pipelines.reports.published import PublishedRow
 from pipelines.reports.ranking import Ranking
-from pipelines.reports.summary import Estimate, MethodResult, labels
+from pipelines.reports.summary import MethodResult, SeedMean, labels
 from vopcore.metrics import names
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # label: (step, value)
@@ -211,7 +211,7 @@ def _draw_published(axes: Axes, row: PublishedRow) -> None:
     )
 
 
-def _whiskers(number: Estimate) -> list[list[float]]:
+def _whiskers(number: SeedMean) -> list[list[float]]:
     """How far the 95% interval reaches below and above, within what a percentage can be."""
     low = number.mean
     if number.low is not None:

@@ -21,7 +21,7 @@ Predictions = list[Row]
 
 
 @dataclass(frozen=True)
-class VideoFile:
+class PlayableFile:
     """Where a video of the data set is, and the seconds of it that count; None: its start, its end."""
 
     path: str
@@ -98,7 +98,7 @@ def gallery_data(
     shards: Shards | None,
     most: int,
     seed: int = 0,
-    files: Mapping[str, VideoFile] | None = None,
+    files: Mapping[str, PlayableFile] | None = None,
 ) -> GalleryData:
     """Read the predictions of one run or two and the frames of all videos that are shown.
 
@@ -195,7 +195,7 @@ def _query(rows: Sequence[Row], number_of: Mapping[str, int]) -> ShownQuery:
 def _video(
     shards: Shards | None,
     video: str,
-    file: VideoFile | None,
+    file: PlayableFile | None,
 ) -> ShownVideo:
     play = None
     if file is not None:

@@ -26,7 +26,7 @@ Settings = tuple[tuple[str, str], ...]  # (name, value), by name
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A number over seeds. `low`, `high`: 95%; None where nothing says how far it may be off."""
 
     mean: float
@@ -48,7 +48,7 @@ class MethodResult:
     def seeds(self) -> list[int]:
         return [_seed(run) for run in self.runs]
 
-    def number(self, metric: str) -> Estimate | None:
+    def number(self, metric: str) -> SeedMean | None:
         """The mean over seeds and its 95% interval.
 
         What seeds and test queries leave open, both at 95%, adds in quadrature: Student's t interval of the
@@ -69,7 +69,7 @@ class MethodResult:
         if len(values) == 1:
             low = None if below is None else mean - below
             high = None if above is None else mean + above
-            return Estimate(mean, None, low, high)
+            return SeedMean(mean, None, low, high)
 
         num_seeds = len(values)
         quantile = float(student.ppf(0.975, num_seeds - 1))
@@ -79,7 +79,7 @@ class MethodResult:
         # Two causes that know nothing of each other.
         low = mean - math.hypot(half, below or 0)
         high = mean + math.hypot(half, above or 0)
-        return Estimate(mean, std, low, high)
+        return SeedMean(mean, std, low, high)
 
     def _reach(self, metric: str, end: str) -> float | None:
         """How far the runs' bootstrap intervals reach from their numbers, on average.

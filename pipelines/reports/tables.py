@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.reports.ranking import Ranking
-from pipelines.reports.summary import Estimate, MethodResult, labels
+from pipelines.reports.summary import MethodResult, SeedMean, labels
 from pipelines.reports.text import spreadsheet_cell
 from vopcore.metrics import names
 
@@ -152,7 +152,7 @@ def _marked(words: str, mark: str) -> str:
     return f"{words} {MARKS[mark]}"
 
 
-def spread(number: Estimate | None) -> str:
+def spread(number: SeedMean | None) -> str:
     """`41.2 ± 0.3`: mean and standard deviation over seeds."""
     if number is None:
         return NOTHING
@@ -161,7 +161,7 @@ def spread(number: Estimate | None) -> str:
     return f"{number.mean:.1f} ± {number.std:.1f}"
 
 
-def interval(number: Estimate | None) -> str:
+def interval(number: SeedMean | None) -> str:
     """`40.5–41.9`, within what a percentage can be."""
     if number is None or number.low is None or number.high is None:
         return NOTHING

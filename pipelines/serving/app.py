@@ -61,7 +61,7 @@ class SearchRequest(Body):
     by_video: bool = False
 
 
-class Moment(BaseModel):
+class FoundMoment(BaseModel):
     """Seconds of a video. `best`: the time of the frame that matches best."""
 
     video: str
@@ -75,7 +75,7 @@ class SearchResponse(BaseModel):
     """`answers`: a list for each text, best first."""
 
     index: str
-    answers: list[list[Moment]]
+    answers: list[list[FoundMoment]]
 
 
 class EmbedRequest(Body):
@@ -213,7 +213,9 @@ def _add_api(app: FastAPI, catalogue: Catalogue, queue: SearchQueue) -> None:
         """The seconds of videos that match a text, or an example."""
         served = catalogue.get(body.index)
         answers = await queue.ask(served, _queries(body))
-        moments = [[Moment(**_public(answer)) for answer in found] for found in answers]
+        moments = []
+        for found in answers:
+            moments.append([FoundMoment(**_public(answer)) for answer in found])
         return SearchResponse(index=served.name, answers=moments)
 
     @app.post("/embed")

@@ -33,7 +33,7 @@ class RunFailedError(CommandFailedError):
     """A tuning run ended without a result; one line says why."""
 
 
-def tune(
+def tune_on_ray(
     config: RunConfig,
     run: MethodRun,
     task: Task,

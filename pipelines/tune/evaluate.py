@@ -90,7 +90,7 @@ class SplitEvaluator:
             metrics = self._plain(ranking, seed=0, with_intervals=False)
         return metrics.to_dict()
 
-    def _embed(self, split: pa.Table) -> "Ranking":
+    def _embed(self, split: pa.Table) -> "EmbeddedSplit":
         """The vectors of a split's captions and of its decoded videos, on every worker."""
         owners = split["video"].to_pylist()
         gallery = [video for video in dict.fromkeys(owners) if self._is_decoded(video)]
@@ -101,7 +101,7 @@ class SplitEvaluator:
         vectors = over_workers(gallery, embed_videos)
         captions = split["caption"].to_pylist()
         text = over_workers(captions, self._embedder.texts)
-        return Ranking(owners, gallery, text, vectors, self._retriever)
+        return EmbeddedSplit(owners, gallery, text, vectors, self._retriever)
 
     def _is_decoded(self, video: str) -> bool:
         entry = self._shards.videos.get(video)
@@ -169,7 +169,9 @@ class SplitEvaluator:
         rngs = [None] * len(videos)  # none: the middle frame of each segment, the same each time
         return stack_frames(self._shards, videos, self._frames, rngs)
 
-    def _plain(self, ranking: "Ranking", seed: int, num_top: int = 0, with_intervals: bool = True) -> Metrics:
+    def _plain(
+        self, ranking: "EmbeddedSplit", seed: int, num_top: int = 0, with_intervals: bool = True
+    ) -> Metrics:
         """The numbers without post-processing, in two stages where frames are weighed by each caption."""
         bounded = None
         weighs_frames = self._retriever.pooling == "query_aware"
@@ -190,7 +192,7 @@ class SplitEvaluator:
     def _evaluate(
         self,
         similarity: Callable[[Tensor], Tensor],
-        ranking: "Ranking",
+        ranking: "EmbeddedSplit",
         seed: int,
         **options: Any,  # noqa: ANN401 - those of `evaluate`
     ) -> Metrics:
@@ -198,7 +200,7 @@ class SplitEvaluator:
         return evaluate(similarity, ranking.owners, ranking.gallery, seed=seed, workers=workers, **options)
 
     def _post_processed(
-        self, name: str, ranking: "Ranking", bank: Sequence[str]
+        self, name: str, ranking: "EmbeddedSplit", bank: Sequence[str]
     ) -> Callable[[Tensor], Tensor]:
         if name == "dsl":
             return dsl(ranking.similarity, len(ranking.owners))
@@ -206,12 +208,12 @@ class SplitEvaluator:
             raise ValueError("evaluate.post_processing: qb_norm needs captions of the training split")
 
         bank_text = over_workers(bank, self._embedder.texts)
-        bank_ranking = Ranking([], ranking.gallery, bank_text, ranking.vectors, self._retriever)
+        bank_ranking = EmbeddedSplit([], ranking.gallery, bank_text, ranking.vectors, self._retriever)
         return qb_norm(ranking.similarity, bank_ranking.similarity, len(bank))
 
 
 @dataclass(frozen=True)
-class Ranking:
+class EmbeddedSplit:
     """Captions and the gallery they are compared with, as vectors."""
 
     owners: list[str]  # [N], each caption's video

@@ -19,14 +19,13 @@ from ray.train.torch import get_device, prepare_model
 
 from pipelines.command.progress import SAYS
 from pipelines.tune.evaluate import SplitEvaluator, over_workers
-from vopcore import clip as clips
+from vopcore.clip import activation, check_not_blind, frozen_hash, load, tokenizer
 from vopcore.config import ConfigEntry, Evaluate, MethodRun, RunConfig, backbone, fingerprint
 from vopcore.config.sections import Backbone, interval_seconds
 from vopcore.datasets import shapes
 from vopcore.embedder import Embedder
 from vopcore.methods import load_tuned, save_tuned, tune
 from vopcore.metrics import names
-from vopcore.metrics.names import CURVES
 from vopcore.retriever import Retriever
 from vopcore.shards import Shards
 from vopcore.storage import ShardCache, Store, below, local_copy, scratch_folder
@@ -145,7 +144,7 @@ class Worker:
 
         # Before `tune`: of the method's initial values.
         torch.manual_seed(self.config.seed)
-        clip = clips.load(self.config.clip.model, self.config.clip.pretrained)
+        clip = load(self.config.clip.model, self.config.clip.pretrained)
         clip.requires_grad_(False)
 
         resolved = precision.resolve(self.settings.precision, self.device)
@@ -155,16 +154,16 @@ class Worker:
         self.tags = {
             "gpu": gpu,
             "precision": resolved,
-            "activation": clips.activation(clip),
-            "backbone_hash": clips.frozen_hash(clip),
+            "activation": activation(clip),
+            "backbone_hash": frozen_hash(clip),
         }
         machine = "the CPU" if gpu == "none" else gpu
         self._say(f"computes in {resolved} on {machine}")
 
         # On the bare CLIP, before the method is attached to it.
-        self.tokenize = clips.tokenizer(clip, self.config.clip.context)
+        self.tokenize = tokenizer(clip, self.config.clip.context)
         captions = task.annotations["caption"].unique().to_pylist()
-        clips.check_not_blind(clip, self.tokenize, self.tokenize.name, captions)
+        check_not_blind(clip, self.tokenize, self.tokenize.name, captions)
 
         tune(clip, task.run.method, self.config.video.frames, task.run.merge)
         retriever = Retriever(
@@ -189,9 +188,9 @@ class Worker:
                 num_tuned += parameter.numel()
 
         metrics: dict[str, float] = {
-            "params/trainable": num_tuned,
-            "params/total": num_parameters,
-            "params/percent": 100 * num_tuned / num_parameters,
+            names.TRAINABLE: num_tuned,
+            names.PARAMETERS: num_parameters,
+            names.TRAINABLE_PERCENT: 100 * num_tuned / num_parameters,
         }
 
         steps = 0
@@ -200,7 +199,7 @@ class Worker:
             metrics |= seconds
         else:
             # Nothing to tune, but the run's checkpoint must be there.
-            metrics["seconds/tune"] = 0.0
+            metrics[names.TUNING_SECONDS] = 0.0
             self._report([])
 
         for split in ("val", "test"):
@@ -232,10 +231,10 @@ class Worker:
         if self.config.shapes is not None:
             metrics |= self._recall_of_stills()
 
-        metrics["seconds/total"] = time.perf_counter() - self._began
+        metrics[names.TOTAL_SECONDS] = time.perf_counter() - self._began
 
         # Of its GPU, else of this process.
-        metrics["memory/peak_mb"] = peak_memory(self.device) / 2**20
+        metrics[names.PEAK_MEMORY] = peak_memory(self.device) / 2**20
 
         is_searched = self.rank == 0 and self.config.mlflow.model == "search"
         return WorkerResult(
@@ -285,9 +284,9 @@ class Worker:
         seconds_before = self._go_on(tuner)
         tuning_seconds = self._steps(tuner, batches, seconds_before)
 
-        seconds = {"seconds/tune": tuning_seconds}
+        seconds = {names.TUNING_SECONDS: tuning_seconds}
         if source is not self.shards:
-            seconds["seconds/prefix"] = prefix_seconds
+            seconds[names.PREFIX_SECONDS] = prefix_seconds
         return tuner.steps_done, seconds
 
     def _teacher(self) -> Teacher | None:
@@ -335,15 +334,16 @@ class Worker:
     ) -> Teacher:
         """What the teacher's towers make of every caption and video that is trained on."""
         torch.manual_seed(run.seed)
-        clip = clips.load(run.clip.model, run.clip.pretrained)
+        clip = load(run.clip.model, run.clip.pretrained)
         clip.requires_grad_(False)
-        tokenize = clips.tokenizer(clip, run.clip.words)
+        tokenize = tokenizer(clip, run.clip.context)
         with scratch_folder() as folder:
             file = folder / run.file
             file.write_bytes(weights)
             clip = load_tuned(clip, file)
 
-        retriever = Retriever(clip, precision=precision.apply(self.tags["precision"]))
+        resolved = precision.resolve(self.settings.precision, self.device)
+        retriever = Retriever(clip, precision=precision.apply(resolved))
         retriever = retriever.to(self.device).eval()
         embedder = Embedder(retriever, tokenize)
 
@@ -518,7 +518,7 @@ class Worker:
     def _val_curves(self) -> dict[str, float]:
         """The plain numbers alone; the last epoch's come with everything else, at the end."""
         numbers = self._evaluator("val").recall(self._rows("val"))
-        return {f"val/{name}": numbers[name] for name in CURVES}
+        return {names.val(name): numbers[name] for name in names.CURVES}
 
     def _recall_of_stills(self) -> dict[str, float]:
         """What the quickstart's CLIP, tuned, still knows of the stills that it was pretrained on."""
@@ -687,11 +687,11 @@ def _numbers(step: Step, batch_size: int) -> dict[str, float]:
     """A step by the names that MLflow shows."""
     total_seconds = step.wait + step.seconds
     return {
-        "train/loss": step.loss,
-        "train/grad_norm": step.grad_norm,
-        "train/lr": step.lr,
-        "train/seconds_per_step": step.seconds,
-        "train/wait_share": step.wait / total_seconds,
-        "train/videos_per_second": batch_size / total_seconds,
-        "train/memory_gib": step.memory / 2**30,
+        names.LOSS: step.loss,
+        names.GRADIENT_NORM: step.grad_norm,
+        names.LEARNING_RATE: step.lr,
+        names.STEP_SECONDS: step.seconds,
+        names.WAIT_SHARE: step.wait / total_seconds,
+        names.THROUGHPUT: batch_size / total_seconds,
+        names.STEP_MEMORY: step.memory / 2**30,
     }

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from support.methods import tiny_clip
 
-from pipelines.tune.evaluate import Ranking, SplitEvaluator
+from pipelines.tune.evaluate import EmbeddedSplit, SplitEvaluator
 from vopcore.metrics import evaluate
 from vopcore.metrics.predictions import TOP, predictions
 from vopcore.retriever import Retriever
@@ -57,7 +57,7 @@ def shipped(corpus: Corpus, pooling: str) -> float:
         seconds += time.process_time() - began
 
     began = time.process_time()
-    ranking = Ranking(corpus.ids, corpus.ids, corpus.text, torch.cat(chunks), retriever)
+    ranking = EmbeddedSplit(corpus.ids, corpus.ids, corpus.text, torch.cat(chunks), retriever)
     metrics = evaluator._plain(ranking, seed=0, num_top=TOP)
     metrics.to_dict()
     predictions(corpus.split, corpus.ids, metrics)

@@ -15,7 +15,7 @@ from support.video import write_video
 
 from pipelines import gallery
 from pipelines.reports.gallery import video_files
-from pipelines.reports.queries import FRAMES, VideoFile, chosen
+from pipelines.reports.queries import FRAMES, PlayableFile, chosen
 from pipelines.track import TrackedRun
 
 OURS, THEIRS = [1, 1, 3, 60], [1, 9, 1, 60]  # ranks: both, fixed by ours, broken by ours, neither
@@ -136,11 +136,11 @@ def test_two_runs_open_on_what_one_fixed_and_labels_are_short(world):
 def test_a_video_plays_from_its_moment_and_only_from_a_file_of_the_data_set(tmp_path):
     path = tmp_path / "a b#1.mp4"
     path.write_bytes(b"x")
-    assert VideoFile(str(path), 2.5, 7.0).address == f"file://{tmp_path}/a%20b%231.mp4#t=2.5,7"
-    assert VideoFile(str(path), 2.5).address == f"file://{tmp_path}/a%20b%231.mp4#t=2.5"
-    assert VideoFile(str(path)).address == f"file://{tmp_path}/a%20b%231.mp4"
-    assert VideoFile(str(tmp_path / "none.mp4")).address is None
-    assert VideoFile("s3://bucket/a.mp4").address is None
+    assert PlayableFile(str(path), 2.5, 7.0).address == f"file://{tmp_path}/a%20b%231.mp4#t=2.5,7"
+    assert PlayableFile(str(path), 2.5).address == f"file://{tmp_path}/a%20b%231.mp4#t=2.5"
+    assert PlayableFile(str(path)).address == f"file://{tmp_path}/a%20b%231.mp4"
+    assert PlayableFile(str(tmp_path / "none.mp4")).address is None
+    assert PlayableFile("s3://bucket/a.mp4").address is None
 
 
 def test_the_files_of_a_run_are_those_its_settings_name(tmp_path):
@@ -152,7 +152,7 @@ def test_the_files_of_a_run_are_those_its_settings_name(tmp_path):
         "1", "vop", "FINISHED", 0.0, {}, {"data.dataset": "folder", "data.root": str(tmp_path)}, {}
     )
     (file,) = video_files(run).values()
-    assert file == VideoFile(str(tmp_path / "v000.mp4"), 1.0, 2.0)
+    assert file == PlayableFile(str(tmp_path / "v000.mp4"), 1.0, 2.0)
     assert video_files(replace(run, params={"data.dataset": "folder", "data.root": "/nowhere"})) == {}
 
 

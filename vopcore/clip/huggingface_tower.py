@@ -111,7 +111,8 @@ class LastLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [N, L, H] -> [N, L, D]"""
         first = self._first[0]
-        x, first.input = first.input, None
+        x = first.input
+        first.input = None
         output = self.linear(hidden)
         return output + self.adapter(x).to(output.dtype)
 

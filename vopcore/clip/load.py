@@ -216,9 +216,11 @@ def _wrong_activation(
 ) -> str:
     plain = model.removesuffix("-quickgelu")
     if known.get("quick_gelu"):
-        trained, right = "quick-GELU", f"{plain}-quickgelu"
+        trained = "quick-GELU"
+        right = f"{plain}-quickgelu"
     else:
-        trained, right = "GELU", plain
+        trained = "GELU"
+        right = plain
     return f"{model}: the weights {pretrained} were trained with {trained}; the right model is {right}"
 
 

@@ -65,7 +65,9 @@ class BatchFirstAttention(nn.MultiheadAttention):
 
     def project(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         """Queries [N, L, D], keys and values [N, K, D]."""
-        weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        weight = self.in_proj_weight
+        bias = self.in_proj_bias
+        width = self.embed_dim
         dtype = autocast_dtype(query)
         if dtype is not None and is_frozen(weight, bias):
             return FrozenProjection.apply(
@@ -115,7 +117,8 @@ class OneFunctionMLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]"""
         dtype = autocast_dtype(x)
-        into, out = self.c_fc, self.c_proj
+        into = self.c_fc
+        out = self.c_proj
         plain = type(into) is OneDNNLinear and type(out) is OneDNNLinear
         if not self.training or dtype is None or not plain or not is_frozen(*self.parameters()):
             return super().forward(x)  # type: ignore[no-untyped-call]  # nn.Sequential has no types

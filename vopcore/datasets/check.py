@@ -118,11 +118,14 @@ def shared_with_train(
 def traits(rows: Rows, cut_from: Mapping[str, str]) -> dict[str, set[str]]:
     """What may leak, as sets: videos, files, sources, captions."""
     videos = {row["video"] for row in rows}
+    files = {row["path"] for row in rows if row["path"]}
+    film_of_video = {video: cut_from[video] for video in videos if video in cut_from}
+    captions = {normal(row["caption"]) for row in rows}
     return {
         "videos": videos,
-        "files": {row["path"] for row in rows if row["path"]},
-        "sources": {cut_from[video] for video in videos if video in cut_from},
-        "captions": {normal(row["caption"]) for row in rows},
+        "files": files,
+        "sources": set(film_of_video.values()),
+        "captions": captions,
     }
 
 

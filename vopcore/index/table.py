@@ -578,9 +578,10 @@ class ArrowMoments:
 
     def picture_at(self, video: int, time: float) -> int:
         segment, place = self._places[video]
-        first, stop = segment.first_moment[place], segment.first_moment[place + 1]
-        nearest = np.abs(segment.best[first:stop] - time).argmin()
-        return int(self._first_rows[segment.number] + first + nearest)
+        rows = segment.rows_of(place)
+        distances = np.abs(segment.best[rows] - time)
+        nearest = distances.argmin()
+        return int(self._first_rows[segment.number] + rows.start + nearest)
 
     def vector(self, row: int) -> Tensor:
         segment, local = self._locate(row)

@@ -62,10 +62,12 @@ class Metrics:
                 numbers[names.of(direction, name)] = value
 
         for direction, (low, high) in self.intervals.items():
-            numbers[names.of(direction, "R1_low")] = low
-            numbers[names.of(direction, "R1_high")] = high
+            numbers[names.low(names.of(direction, "R1"))] = low
+            numbers[names.high(names.of(direction, "R1"))] = high
 
-        numbers[names.RSUM] = numbers["t2v/Rsum"] + numbers["v2t/Rsum"]
+        t2v_sum = numbers[names.of(names.T2V, names.RSUM)]
+        v2t_sum = numbers[names.of(names.V2T, names.RSUM)]
+        numbers[names.RSUM] = t2v_sum + v2t_sum
         for name, count in self.counts.items():
             numbers[name] = float(count)
 

@@ -21,17 +21,24 @@ CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")  # of the val spli
 VAL_T2V_R1 = "val/t2v/R1"  # what the best checkpoint is told by
 
 TRAINABLE = "params/trainable"  # the costs of tuning: parameters, ...
-TRAINABLE_PERCENT = "params/percent"  # ... their share of the whole model, ...
+TRAINABLE_PERCENT = "params/percent"  # ... their share of ...
+PARAMETERS = "params/total"  # ... the whole model, ...
 TUNING_SECONDS = "seconds/tune"
+PREFIX_SECONDS = "seconds/prefix"  # ... with what the frozen blocks make of each frame, ...
 TOTAL_SECONDS = "seconds/total"  # ... with reading and evaluating, ...
 PEAK_MEMORY = "memory/peak_mb"  # ... and MiB
 
 LOSS = "train/loss"  # of a step
+GRADIENT_NORM = "train/grad_norm"
+LEARNING_RATE = "train/lr"
+STEP_SECONDS = "train/seconds_per_step"
+WAIT_SHARE = "train/wait_share"
 THROUGHPUT = "train/videos_per_second"
+STEP_MEMORY = "train/memory_gib"
 
 UPSTREAM_R1 = "upstream/R1"  # of the stills that the quickstart's CLIP was pretrained on
 
-RSUM = "Rsum"  # t2v/Rsum + v2t/Rsum
+RSUM = "Rsum"  # of a direction R1 + R5 + R10, of both directions their sum
 QUERIES_FOUND = "queries/found"
 QUERIES_EXPECTED = "queries/expected"
 GALLERY_FOUND = "gallery/found"
@@ -47,6 +54,11 @@ def of(direction: str, number: str) -> str:
     return f"{direction}/{number}"
 
 
+def val(number: str) -> str:
+    """`val/t2v/R1` of `t2v/R1`."""
+    return f"val/{number}"
+
+
 def transfer(config: str, number: str) -> str:
     """`transfer/msvd/t2v/R1` of `msvd`, a config whose test split was searched too, and `t2v/R1`."""
     return f"transfer/{config}/{number}"
@@ -54,7 +66,8 @@ def transfer(config: str, number: str) -> str:
 
 def tested_on(name: str) -> str:
     """`msvd` of `transfer/msvd/t2v/R1`; empty for any other number."""
-    beginning, end = "transfer/", f"/{T2V_R1}"
+    beginning = "transfer/"
+    end = f"/{T2V_R1}"
     if name.startswith(beginning) and name.endswith(end):
         return name.removeprefix(beginning).removesuffix(end)
     return ""

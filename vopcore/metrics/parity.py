@@ -59,8 +59,8 @@ def xpool(similarity: Tensor, owner: Tensor) -> Numbers:
     v2t = sorted_ranks(best_scores[:, None], keep_all=True)
 
     numbers = named(names.T2V, t2v) | named(names.V2T, v2t)
-    numbers["t2v/R100"] = share(t2v, 100)
-    numbers["v2t/R100"] = share(v2t, 100)
+    numbers[names.of(names.T2V, "R100")] = share(t2v, 100)
+    numbers[names.of(names.V2T, "R100")] = share(v2t, 100)
     return numbers
 
 

@@ -56,7 +56,7 @@ class Step:
     """Bytes, the most so far: of the GPU if it trains there, else of this process."""
 
 
-class Reading:
+class LaunchedStep:
     """Loss and gradient norm of a step, on their way from the device; `values` waits for them."""
 
     def __init__(
@@ -163,7 +163,7 @@ class Tuner:
         self._stream_steps = range(0)
 
         # Of the last step, while the GPU is at it.
-        self._unread: Reading | None = None
+        self._unread: LaunchedStep | None = None
 
         # When the last Step was given out, and the seconds spent waiting for data since then.
         self._told_at = 0.0
@@ -191,7 +191,7 @@ class Tuner:
             launched = self._launch(batch)
 
             # On a GPU what is read now are the numbers of the step before, while it is at this one.
-            reading: Reading | None = launched
+            reading: LaunchedStep | None = launched
             if self._is_late:
                 reading = self._unread
                 self._unread = launched
@@ -242,7 +242,7 @@ class Tuner:
         """Whether a step's numbers are read when the next one is under way."""
         return self._device.type == "cuda"
 
-    def _launch(self, batch: Batch) -> Reading:
+    def _launch(self, batch: Batch) -> LaunchedStep:
         """Start one step; nothing of it waits for a GPU."""
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -273,7 +273,7 @@ class Tuner:
             max_norm=self._settings.clip_grad or float("inf"),
             foreach=True if self._is_late else None,
         )
-        reading = Reading(
+        reading = LaunchedStep(
             number=self.steps_done + 1,
             lr=float(self._schedule.get_last_lr()[0]),
             videos=batch.videos,
@@ -311,7 +311,7 @@ class Tuner:
             self._device,
         )
 
-    def _tell(self, reading: Reading) -> Step:
+    def _tell(self, reading: LaunchedStep) -> Step:
         """What is told of a step; its time is that since the last one was told."""
         loss, norm = reading.values()
         now = time.perf_counter()

@@ -413,7 +413,11 @@ class Reader:
         for ordinal in wanted:
             distances = np.abs(decoded_pts - meant_pts[ordinal])
             nearest[ordinal] = int(distances.argmin())
-        return [[nearest[ordinal] for ordinal in ordinals] for ordinals in windows]
+
+        nearest_windows = []
+        for ordinals in windows:
+            nearest_windows.append([nearest[ordinal] for ordinal in ordinals])
+        return nearest_windows
 
     def _counted_times(self, pts: list[int | None]) -> tuple[np.ndarray, float]:
         """Seconds of the frames as they came out, and for how long the last is shown (0: not known).

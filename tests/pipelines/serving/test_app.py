@@ -233,7 +233,7 @@ def test_a_client_written_from_the_description_alone_finds_its_way(client):
     description = client.get("/openapi.json").json()
     request = description["components"]["schemas"]["SearchRequest"]["properties"]
     assert {"text", "like", "top", "where", "folder", "after", "before", "by_video", "index"} == set(request)
-    moment = description["components"]["schemas"]["Moment"]["required"]
+    moment = description["components"]["schemas"]["FoundMoment"]["required"]
     answer = client.post("/search", json={"text": "a", "top": 1}).json()["answers"][0][0]
     assert set(moment) == set(answer)
     assert {"/search", "/embed", "/health", "/indexes", "/video/{index}/{video}"} <= set(description["paths"])
