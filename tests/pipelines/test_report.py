@@ -1,6 +1,7 @@
 """The report of a real MLflow store: numbers by hand, pages in a real browser, and stores with flaws."""
 
 import csv
+import io
 import re
 import shutil
 import sqlite3
@@ -8,6 +9,8 @@ import statistics
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
 from support.report import add_run, dumped, make_store, predicted
 
 from pipelines import report, track
@@ -183,6 +186,21 @@ def test_a_page_is_no_wider_than_a_phone_and_its_tables_scroll(world, tmp_path):
     scroll_width, inner_width, is_wide = title.split()
     assert int(scroll_width) <= int(inner_width)
     assert is_wide == "true"
+
+
+def test_paper_is_white_also_where_the_screen_is_dark(world):
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = chromium.new_page(color_scheme="dark")
+        page.goto((world[0] / "out/report.html").as_uri())
+        grounds = {}
+        for media in ("screen", "print"):
+            page.emulate_media(media=media)
+            with Image.open(io.BytesIO(page.screenshot())) as picture:
+                grounds[media] = picture.convert("L").getpixel((2, 300))
+        chromium.close()
+    assert grounds["print"] == 255
+    assert grounds["screen"] < 64
 
 
 def test_latex_holds_the_same_table_with_its_special_characters_escaped(world):
