@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.clip_families import family_clip
 from support.methods import method, tiny_clip, tuned_clip
 from support.tuning import CAPTIONS, make_shards, tokenize
 
@@ -58,7 +59,7 @@ def written(folder, retriever, shards, kept, videos=None):
     return plan
 
 
-def steps(retriever, source, **changes):
+def steps(retriever, source, tokenize=tokenize, **changes):
     """Loss and gradient norm of each step of two epochs."""
     settings = Train(epochs=2, batch_size=8, lr=1e-2, warmup=0, **changes)
     batches = TrainingBatches(
@@ -84,6 +85,40 @@ def test_tuning_from_the_prefix_is_tuning_from_pixels(tmp_path, kind, changes):
     assert len(wanted) == 6
     for name, value in weights.items():
         torch.testing.assert_close(tuned[name], value, rtol=1e-3, atol=1e-4)
+
+
+def full_texts(padding):
+    """As `tokenize`, of 16 tokens."""
+
+    def tokens(texts):
+        short = tokenize(texts)[:, :3]
+        return torch.nn.functional.pad(short, (0, 13), value=padding)
+
+    return tokens
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 3}], ids=str)
+@pytest.mark.parametrize(("family", "size", "padding"), [("siglip", 32, 0), ("xlm_roberta", 16, 1)])
+def test_so_it_is_on_towers_of_timm_and_of_hugging_face(
+    tmp_path, monkeypatch, family, size, padding, changes
+):
+    shards = make_shards(tmp_path / "shards", short=3, size=size)
+    clip = tune(family_clip(tmp_path, family, monkeypatch), METHODS["partial"](), FRAMES)
+    assert first_tuned_layer(clip) == 1
+    tokens = full_texts(padding)
+    whole, plain, kept = (Retriever(copy.deepcopy(clip)) for _ in range(3))
+    plan = written(tmp_path / "prefix", kept, shards, "fp32")
+
+    wanted, weights = steps(whole, shards, tokens, micro_batch=None)
+    split, weights_split = steps(plain, shards, tokens, **changes)
+    got, tuned = steps(kept, prefix.Prefix(plan), tokens, **changes)
+    assert len(wanted) == 6
+    assert (wanted[0] - wanted[-1]).abs().max() > 1e-3, "it learns"
+    for seen in (split, got):
+        torch.testing.assert_close(seen, wanted, rtol=1e-3, atol=1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(weights_split[name], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(tuned[name], value, rtol=1e-2, atol=1e-3)
 
 
 def test_bf16_halves_the_file_and_rounds_the_numbers_as_bf16_does(tmp_path):
