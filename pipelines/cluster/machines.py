@@ -26,7 +26,7 @@ AUTOSCALER_CONFIG = "~/ray_bootstrap_config.yaml"  # on the head
 WAIT = 30.0  # minutes for machines that the cluster's config has, but that do not run yet
 LOOK_EVERY = 2.0  # seconds between looks at the cluster
 WRITTEN = "storage"  # the key of the place that every machine writes to
-ANSWER = 60.0  # seconds in which a machine that is alive starts a process
+ANSWER = 300.0  # seconds in which any machine that is alive starts a process
 SAY_EVERY = 60.0  # seconds between lines while waiting
 
 Machines = Sequence[Mapping[str, float]]  # the resources of each: {"CPU": 16.0, "GPU": 1.0}
@@ -152,15 +152,22 @@ def has_lost_machine(before: Collection[str]) -> bool:
     if not live.issuperset(before):
         return True
 
-    answers = []
+    waiting = []
     for node in before:
         on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-        answers.append(_answer.options(scheduling_strategy=on_node).remote())
-    try:
-        ray.get(answers, timeout=ANSWER)
-    except (ray.exceptions.RayError, TimeoutError):
-        return True
-    return not live_machines().issuperset(before)
+        waiting.append(_answer.options(scheduling_strategy=on_node).remote())
+
+    # Until each has answered or is found dead by the head: a busy machine answers late.
+    deadline = time.monotonic() + ANSWER
+    while waiting and time.monotonic() < deadline:
+        answers, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_EVERY)
+        try:
+            ray.get(answers)
+        except ray.exceptions.RayError:
+            return True
+        if not live_machines().issuperset(before):
+            return True
+    return bool(waiting)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -135,6 +135,7 @@ def test_nodes_that_die_and_join_change_no_number(nodes, clips, undisturbed, tmp
     assert re.search(r"^vop_p: going on from step \d+ of 36 with 2 workers$", read_log(tmp_path), re.M)
 
 
+@pytest.mark.long
 def test_a_job_that_waits_for_the_cpus_of_another_says_so_and_goes_on(nodes, clips, tmp_path):
     nodes.add(num_cpus=2)
     waiting, late, busy = (config(tmp_path / name, clips, epochs=1) for name in ("waiting", "late", "busy"))
@@ -197,6 +198,7 @@ def bucket_of(clips) -> pyarrow.fs.S3FileSystem:
     return store
 
 
+@pytest.mark.long
 def test_a_node_that_cannot_reach_the_bucket_is_named_before_any_work(s3, nodes, clips, tmp_path):
     bucket_of(clips)
     nodes.add()
