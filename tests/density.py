@@ -3,7 +3,8 @@
     python tests/density.py vopcore pipelines
 
 Goals: at most 8 syntax nodes per line of code, at least 5 blank lines per 100 in bodies of 12 lines and more,
-no function above a cyclomatic complexity of 12. Nothing fails here; `.ci/run` prints it.
+no function above a cyclomatic complexity of 12. Nothing fails here; `.ci/run` prints it, and of each place the
+files that have the most nodes above the goal.
 """
 
 import ast
@@ -13,6 +14,8 @@ from pathlib import Path
 
 LONG_BODY = 12  # lines from which a body should have paragraphs
 MAX_COMPLEXITY = 12
+MAX_NODES = 8  # per line of code
+NUM_WORST = 10  # files that are named
 BRANCHES = (
     ast.If,
     ast.For,
@@ -73,6 +76,11 @@ class Density:
         if complexity > MAX_COMPLEXITY:
             self.tangled.append(f"{path}:{function.lineno} {function.name}: {complexity} branches")
 
+    @property
+    def excess(self) -> int:
+        """Nodes above the goal."""
+        return self.nodes - MAX_NODES * self.code_lines
+
     def __str__(self) -> str:
         code_lines = max(self.code_lines, 1)
         body_lines = max(self.body_lines, 1)
@@ -101,12 +109,20 @@ def main(places: list[str]) -> None:
     """Print the density of each place, and what is tangled in it."""
     for place in places:
         density = Density()
+        of_file = {}
         for path in sorted(Path(place).rglob("*.py")):
             density.add_file(path)
+            of_file[path] = Density()
+            of_file[path].add_file(path)
 
         print(f"{place}: {density}")
         for function in density.tangled:
             print(f"  {function}")
+
+        worst = sorted(of_file, key=lambda path: -of_file[path].excess)
+        for path in worst[:NUM_WORST]:
+            nodes_per_line = of_file[path].nodes / max(of_file[path].code_lines, 1)
+            print(f"  {path}: {nodes_per_line:.1f} nodes per line, {of_file[path].excess:,} nodes too many")
 
 
 if __name__ == "__main__":
