@@ -14,7 +14,12 @@ class CommandLine(argparse.ArgumentParser):
     A mistake is a UsageError: it ends like one in the config, with exit code 2 and one line.
     """
 
-    def __init__(self, name: str, description: str | None, epilog: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        description: str | None,
+        epilog: str | None = None,
+    ) -> None:
         super().__init__(
             prog=f"pipelines/{name}.py",
             description=description,
@@ -25,7 +30,10 @@ class CommandLine(argparse.ArgumentParser):
     def add_overrides(self) -> None:
         """Take `key=value` settings after the file."""
         self.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="settings that replace the file's",
         )
 
     def error(self, message: str) -> NoReturn:

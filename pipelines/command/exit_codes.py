@@ -85,7 +85,11 @@ def _unwrapped(error: BaseException) -> BaseException:
     return cause_of(error)
 
 
-def ended(code: int, reason: object, what: str = "error") -> int:
+def ended(
+    code: int,
+    reason: object,
+    what: str = "error",
+) -> int:
     """Print why, the first line of `reason` as the very last one; returns `code`."""
     first, *details = str(reason).strip().splitlines() or [""]
     sys.stdout.flush()

@@ -22,7 +22,12 @@ SAYS = "says"  # the title under which a worker puts a line of the log
 class Bar:
     """How many of `total`, how many a second, time left and a few words; on stderr."""
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str,
+    ) -> None:
         self._title = title
         self._unit = unit
         self._total = total
@@ -63,7 +68,11 @@ class Bar:
             self._bar.update(count - self._bar.n)
         elif self._line_is_due(count):
             self._last_line = time.monotonic()
-            print(f"{self._title}: {self._line(count, words)}", file=sys.stderr, flush=True)
+            print(
+                f"{self._title}: {self._line(count, words)}",
+                file=sys.stderr,
+                flush=True,
+            )
         self._count = count
 
     def _line_is_due(self, count: int) -> bool:
@@ -115,11 +124,24 @@ class Mailbox:
         self._lines: list[str] = []
         self._has_workers = False
 
-    def put(self, title: str, unit: str, count: int, total: int, words: str) -> None:
+    def put(
+        self,
+        title: str,
+        unit: str,
+        count: int,
+        total: int,
+        words: str,
+    ) -> None:
         if title == SAYS:
             self._lines.append(words)
         else:
-            self._progress = Progress(title, unit, count, total, words)
+            self._progress = Progress(
+                title,
+                unit,
+                count,
+                total,
+                words,
+            )
 
     def get(self, num_read: int) -> tuple[Progress | None, list[str]]:
         """How far the work is, and the lines behind the first `num_read`."""
@@ -137,7 +159,10 @@ class Mailbox:
 
 def beside_driver(kind: Any) -> Any:  # noqa: ANN401 - Ray hides a class and its handle behind one type
     """A new actor on the driver's own node: any other may die without the run dying too."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(),
+        soft=False,
+    )
     return kind.options(scheduling_strategy=here).remote()
 
 
@@ -149,7 +174,11 @@ def remote_bars(name: str) -> Iterator[Any]:
     """
     mailbox = beside_driver(Mailbox)
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(name, mailbox, stop), daemon=True)
+    thread = threading.Thread(
+        target=_follow,
+        args=(name, mailbox, stop),
+        daemon=True,
+    )
     thread.start()
     try:
         yield mailbox

@@ -10,7 +10,10 @@ from typing import Any, TextIO
 # `user:password@` or `token@` behind `://`. A password may hold `/` and `@` where nobody encoded it, so the
 # last `@` counts, unless what follows the colon is a port.
 USER = re.compile(r"(?<=://)(?:[^\s/@:'\"]*:(?!\d+(?:/|$|\s))[^\s'\"]*@|[^\s/@:'\"]+@)")
-OPTION = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token|signature|access_key|sig)=)[^&\s'\"]+", re.I)
+OPTION = re.compile(
+    r"([?&][\w-]*(?:password|passwd|secret|token|signature|access_key|sig)=)[^&\s'\"]+",
+    re.I,
+)
 
 
 def without_secrets(value: Any) -> Any:  # noqa: ANN401 - the kind that it is given

@@ -69,7 +69,11 @@ INDEX = pa.schema(
         ("store_away", pa.string()),
     ]
 )
-OPENAI = {"size": 224, "resize": "shortest", "interpolation": "bicubic"}  # how its CLIP sees a picture
+OPENAI = {
+    "size": 224,
+    "resize": "shortest",
+    "interpolation": "bicubic",
+}  # how its CLIP sees a picture
 COMPARERS = 16  # threads that read files whose time has changed
 REMOTE_CLOCK = 1.0  # seconds: an object store tells an object's time in two ways
 
@@ -140,11 +144,21 @@ def ingest(
     committed until then stays.
     """
     with _plain_errors():
-        return _ingest(annotations, root, video, videos, allow_missing)
+        return _ingest(
+            annotations,
+            root,
+            video,
+            videos,
+            allow_missing,
+        )
 
 
 def _ingest(
-    annotations: pa.Table, root: str, video: Video, videos: str | None, allow_missing: bool
+    annotations: pa.Table,
+    root: str,
+    video: Video,
+    videos: str | None,
+    allow_missing: bool,
 ) -> Ingested:
     started = time.monotonic()
     settings = ingest_settings(root, video, videos)
@@ -154,14 +168,25 @@ def _ingest(
     index = read_index(store)
     state, index = _compared(settings, moments, index)
     num_missing = int((state == State.MISSING).sum())
-    tolerance = Tolerance(moments.num_rows, num_missing, video.max_failed, allow_missing)
+    tolerance = Tolerance(
+        moments.num_rows,
+        num_missing,
+        video.max_failed,
+        allow_missing,
+    )
     if tolerance.is_exceeded_by(0):
         raise TooManyFailedError(_missing_summary(annotations, moments, state, video.max_failed))
     num_wanted = int((state == State.WANTED).sum())
     if num_wanted:
         check_room(store, settings.layout, num_wanted * settings.stored_frames)
         with writer_lock(store.folder, wait=True, tell=_tell):
-            decoded_now, index = _ingest_alone(settings, store, moments, video, tolerance)
+            decoded_now, index = _ingest_alone(
+                settings,
+                store,
+                moments,
+                video,
+                tolerance,
+            )
     else:
         decoded_now = 0
         _save_if_free(store, index)
@@ -179,11 +204,22 @@ def _ingest(
         seconds=time.monotonic() - started,
     )
     _write_failed(store, moments, index, statuses)
-    _check_result(store, moments, index, statuses, result, tolerance)
+    _check_result(
+        store,
+        moments,
+        index,
+        statuses,
+        result,
+        tolerance,
+    )
     return result
 
 
-def ingest_settings(root: str, video: Video, videos: str | None = None) -> IngestSettings:
+def ingest_settings(
+    root: str,
+    video: Video,
+    videos: str | None = None,
+) -> IngestSettings:
     """What the tasks of an ingest into `root` need to know; `videos` as in `ingest`."""
     video = _without_auto(video)
     storage = default_storage(video.kept, video.side) if video.storage == "auto" else video.storage
@@ -215,7 +251,11 @@ def _without_auto(video: Video) -> Video:
     return video.model_copy(update=chosen)
 
 
-def check_room(store: Store, layout: Layout, num_frames: int) -> None:
+def check_room(
+    store: Store,
+    layout: Layout,
+    num_frames: int,
+) -> None:
     """Raises ValueError if the disk cannot hold `num_frames` more frames."""
     needed = num_frames * layout.bytes_per_frame()
     free = store.free_bytes()
@@ -227,7 +267,11 @@ def check_room(store: Store, layout: Layout, num_frames: int) -> None:
 
 
 def _ingest_alone(
-    settings: IngestSettings, store: Store, moments: pa.Table, video: Video, tolerance: Tolerance
+    settings: IngestSettings,
+    store: Store,
+    moments: pa.Table,
+    video: Video,
+    tolerance: Tolerance,
 ) -> tuple[int, ShardIndex]:
     """Decode what is wanted, as the only one who writes to the folder; how many that were, and the index."""
     index = read_index(store)  # another ingest may have ended in the meantime
@@ -236,7 +280,12 @@ def _ingest_alone(
     store.sweep()
 
     bytes_per_video = settings.stored_frames * settings.layout.bytes_per_frame()
-    rows = rows_per_shard(moments.num_rows, bytes_per_video, video.shard_megabytes, num_cpus())
+    rows = rows_per_shard(
+        moments.num_rows,
+        bytes_per_video,
+        video.shard_megabytes,
+        num_cpus(),
+    )
     plan = shard_plan(wanted, index.shards, rows)
 
     statuses = Counter(_statuses(moments, index, state).to_pylist())
@@ -249,7 +298,9 @@ def _ingest_alone(
 
 
 def _compared(
-    settings: IngestSettings, moments: pa.Table, index: ShardIndex
+    settings: IngestSettings,
+    moments: pa.Table,
+    index: ShardIndex,
 ) -> tuple[np.ndarray, ShardIndex]:
     """The State of each moment, none TOUCHED any more; and the index with the times of files that were
     copied or moved and hold what they held.
@@ -275,7 +326,11 @@ def _compared(
     return state, index.with_mtimes(rows.take(pa.array(same)), mtimes)
 
 
-def _holds(filesystem: fs.FileSystem, path: str, sha256: str | None) -> bool:
+def _holds(
+    filesystem: fs.FileSystem,
+    path: str,
+    sha256: str | None,
+) -> bool:
     """Whether a file holds what it held when it was decoded."""
     try:
         return sha256 is not None and source_sha256(filesystem, path) == sha256
@@ -285,7 +340,11 @@ def _holds(filesystem: fs.FileSystem, path: str, sha256: str | None) -> bool:
         return False
 
 
-def _statuses(moments: pa.Table, index: ShardIndex, state: np.ndarray) -> pa.Array:
+def _statuses(
+    moments: pa.Table,
+    index: ShardIndex,
+    state: np.ndarray,
+) -> pa.Array:
     """Of each moment ok, damaged, failed or missing; null where nothing is committed of it."""
     rows = index.positions(moments.column("video").combine_chunks())
     stored = index.table.column("status").take(rows).combine_chunks()
@@ -293,7 +352,12 @@ def _statuses(moments: pa.Table, index: ShardIndex, state: np.ndarray) -> pa.Arr
     return pc.if_else(is_missing, pa.scalar("missing"), stored)
 
 
-def _missing_summary(annotations: pa.Table, moments: pa.Table, state: np.ndarray, max_failed: float) -> str:
+def _missing_summary(
+    annotations: pa.Table,
+    moments: pa.Table,
+    state: np.ndarray,
+    max_failed: float,
+) -> str:
     """Which videos have no file, split by split."""
     missing = moments.filter(pa.array(state == State.MISSING)).column("video")
     rows = annotations.group_by(["split", "video"]).aggregate([])
@@ -311,7 +375,11 @@ def _missing_summary(annotations: pa.Table, moments: pa.Table, state: np.ndarray
     )
 
 
-def _decode_all(settings: IngestSettings, plan: list[tuple[int, list[Moment]]], may_fail: int) -> None:
+def _decode_all(
+    settings: IngestSettings,
+    plan: list[tuple[int, list[Moment]]],
+    may_fail: int,
+) -> None:
     """Writes the planned shards; stops early once more than `may_fail` videos have failed."""
     if not plan:
         return
@@ -330,7 +398,9 @@ def _decode_all(settings: IngestSettings, plan: list[tuple[int, list[Moment]]], 
 
 
 def _index_rows(
-    settings: IngestSettings, plan: list[tuple[int, list[Moment]]], tell: Teller
+    settings: IngestSettings,
+    plan: list[tuple[int, list[Moment]]],
+    tell: Teller,
 ) -> Iterator[pa.Table]:
     """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
     items = [{"number": number, "moments": json.dumps(moments)} for number, moments in plan]
@@ -339,12 +409,20 @@ def _index_rows(
     with quiet_ray_data():
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         tasks = dataset.map_batches(
-            task, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=arguments
+            task,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=1,
+            fn_kwargs=arguments,
         )
         yield from tasks.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _task(batch: pa.Table, settings: IngestSettings, tell: Teller) -> pa.Table:
+def _task(
+    batch: pa.Table,
+    settings: IngestSettings,
+    tell: Teller,
+) -> pa.Table:
     """Write one shard. What ends the ingest is a row, as Ray would drown the reason in its traceback."""
     number = batch["number"][0].as_py()
     moments = [Moment(*fields) for fields in json.loads(batch["moments"][0].as_py())]
@@ -359,7 +437,10 @@ def _task(batch: pa.Table, settings: IngestSettings, tell: Teller) -> pa.Table:
         return pa.Table.from_pylist([{"disk_full": str(error)}], schema=INDEX)
     except StorageError as error:
         return pa.Table.from_pylist([{"store_away": str(error)}], schema=INDEX)
-    return pa.Table.from_pylist([{"status": entry.status} for entry in entries], schema=INDEX)
+    return pa.Table.from_pylist(
+        [{"status": entry.status} for entry in entries],
+        schema=INDEX,
+    )
 
 
 @contextmanager
@@ -410,10 +491,19 @@ def _save(store: Store, index: ShardIndex) -> None:
     try:
         save_index(store, index)
     except OSError as error:
-        log.warning("the index of %s cannot be saved, so every start reads it anew: %s", store, error)
+        log.warning(
+            "the index of %s cannot be saved, so every start reads it anew: %s",
+            store,
+            error,
+        )
 
 
-def _write_failed(store: Store, moments: pa.Table, index: ShardIndex, statuses: pa.Array) -> None:
+def _write_failed(
+    store: Store,
+    moments: pa.Table,
+    index: ShardIndex,
+    statuses: pa.Array,
+) -> None:
     """failed.csv beside the shards: every video that is damaged, failed or missing, with the reason."""
     is_odd = pc.fill_null(pc.not_equal(statuses, "ok"), False)
     odd = moments.append_column("status", statuses).filter(is_odd)
@@ -454,7 +544,11 @@ def _check_result(
 
 
 def _failure_summary(
-    store: Store, moments: pa.Table, index: ShardIndex, statuses: pa.Array, tolerance: Tolerance
+    store: Store,
+    moments: pa.Table,
+    index: ShardIndex,
+    statuses: pa.Array,
+    tolerance: Tolerance,
 ) -> str:
     failed = moments.filter(pc.fill_null(pc.equal(statuses, "failed"), False))
     rows = index.positions(failed.column("video").combine_chunks())

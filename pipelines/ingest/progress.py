@@ -26,7 +26,12 @@ class ShardCounts:
     def __init__(self) -> None:
         self._shards: dict[int, tuple[int, int]] = {}
 
-    def tell(self, shard: int, decoded: int, failed: int) -> None:
+    def tell(
+        self,
+        shard: int,
+        decoded: int,
+        failed: int,
+    ) -> None:
         """A shard's counts now."""
         self._shards[shard] = (decoded, failed)
 
@@ -47,7 +52,12 @@ class Teller:
     def __init__(self, counts: Any) -> None:  # noqa: ANN401 - a handle of Ray's, or None
         self._counts = counts
 
-    def __call__(self, shard: int, decoded: int, failed: int) -> None:
+    def __call__(
+        self,
+        shard: int,
+        decoded: int,
+        failed: int,
+    ) -> None:
         """Tell a shard's counts."""
         if self._counts is None:
             return
@@ -80,10 +90,18 @@ def followed(total: int) -> Iterator[Teller]:
                 num_free = int(ray.available_resources().get("CPU", 0))
                 if not num_free:
                     num_cpus = int(ray.cluster_resources().get("CPU", 0))
-                    print(f"waiting: all {num_cpus} CPUs are in use", file=sys.stderr, flush=True)
+                    print(
+                        f"waiting: all {num_cpus} CPUs are in use",
+                        file=sys.stderr,
+                        flush=True,
+                    )
 
     with Bar("ingest", total, "videos") as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
+        thread = threading.Thread(
+            target=follow,
+            args=(bar,),
+            daemon=True,
+        )
         thread.start()
         threading.Thread(target=say_wait, daemon=True).start()
         try:

@@ -29,7 +29,11 @@ from vopcore.storage import Store
 REGRESSION = 4  # the exit code
 
 
-def run_benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
+def run_benchmark(
+    matrix: Matrix,
+    rerun: bool,
+    source: Path,
+) -> int:
     """Run a round of `matrix`, which was read from `source`; returns the exit code."""
     with kept_output(matrix.output) as kept:
         matrix = matrix.model_copy(update={"output": str(kept.folder)})
@@ -38,11 +42,21 @@ def run_benchmark(matrix: Matrix, rerun: bool, source: Path) -> int:
             check(group)
 
         with kept.said():
-            return _run_round(matrix, every_cell, kept, rerun, source)
+            return _run_round(
+                matrix,
+                every_cell,
+                kept,
+                rerun,
+                source,
+            )
 
 
 def _run_round(
-    matrix: Matrix, every_cell: Sequence[Cell], kept: KeptOutput, rerun: bool, source: Path
+    matrix: Matrix,
+    every_cell: Sequence[Cell],
+    kept: KeptOutput,
+    rerun: bool,
+    source: Path,
 ) -> int:
     output = kept.folder
     round_ = rounds.begin(output, code_hash(), every_cell, rerun)
@@ -50,15 +64,45 @@ def _run_round(
     experiment = matrix.mlflow.experiment or matrix.name
     store = track.open_or_wait(groups[0].config.mlflow.uri, experiment, output)
 
-    outcomes = _run(matrix, every_cell, groups, round_, kept)
-    record = rounds.end(output, round_, code_version(), every_cell, outcomes)
+    outcomes = _run(
+        matrix,
+        every_cell,
+        groups,
+        round_,
+        kept,
+    )
+    record = rounds.end(
+        output,
+        round_,
+        code_version(),
+        every_cell,
+        outcomes,
+    )
     earlier = [one for one in rounds.history(output) if one["id"] != round_.id]
-    changes = compare_rounds(output, record, earlier, matrix.false_alarms, matrix.seed_std)
+    changes = compare_rounds(
+        output,
+        record,
+        earlier,
+        matrix.false_alarms,
+        matrix.seed_std,
+    )
 
     transfer_rows = _transfer_rows(output, matrix, record)
     print(_summary(record, changes, transfer_rows))
-    files = _write_comparison(output, matrix, record, changes, transfer_rows)
-    _log_round(store, round_, files, source, changes)
+    files = _write_comparison(
+        output,
+        matrix,
+        record,
+        changes,
+        transfer_rows,
+    )
+    _log_round(
+        store,
+        round_,
+        files,
+        source,
+        changes,
+    )
     _deliver(groups, store)
     experiments = {group.config.mlflow.experiment or group.config.name for group in groups}
     print_where_to_look(store, sorted(experiments), kept)
@@ -75,7 +119,10 @@ def _run(
     """Every cell to its end, with a line for each."""
     placed = [cell for group in groups for cell in group.cells]
     largest = max(placed, key=lambda cell: needs(cell)["CPU"])
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")  # else it warns of small actors
+    os.environ.setdefault(
+        "RAY_worker_maximum_startup_concurrency",
+        "32",
+    )  # else it warns of small actors
     start_ray(largest.config)
     for group in groups:
         machines.check_machines(group.config)
@@ -102,13 +149,21 @@ def _line(outcome: Outcome) -> str:
     return f"{state} {outcome.cell.name}: t2v R@1 {recall:.1f}"
 
 
-def _transfer_rows(output: Path, matrix: Matrix, record: RoundRecord) -> tables.Lines:
+def _transfer_rows(
+    output: Path,
+    matrix: Matrix,
+    record: RoundRecord,
+) -> tables.Lines:
     """Tuned on x tested on, where other configs' test splits were searched; else nothing."""
     found = transfer_matrix(output, record, matrix.seed_std)
     return matrix_rows(found) if found else []
 
 
-def _summary(record: RoundRecord, changes: Sequence[RowChange], transfer_rows: tables.Lines) -> str:
+def _summary(
+    record: RoundRecord,
+    changes: Sequence[RowChange],
+    transfer_rows: tables.Lines,
+) -> str:
     """What is printed at the end: the cells, how they do elsewhere, and what has changed."""
     cells = [tables.aligned(tables.cell_rows(record)), *_coverage(record)]
     blocks = ["\n".join(cells), tables.summary(record)]
@@ -163,7 +218,10 @@ def _write_comparison(
     store = Store(output)
     store.write("comparison.md", ("\n\n".join(page) + "\n").encode())
     store.write("comparison.json", json.dumps(rows, indent=1).encode())
-    store.write("comparison.html", _comparison_page(matrix, record, changes, transfer_rows).encode())
+    store.write(
+        "comparison.html",
+        _comparison_page(matrix, record, changes, transfer_rows).encode(),
+    )
     return [output / f"comparison.{ending}" for ending in ("md", "json", "html")]
 
 
@@ -204,7 +262,13 @@ def _log_round(
 ) -> None:
     """A run of the benchmark's own experiment for each round."""
     settings = {"round": round_.id, "label": round_.label}
-    run_id = track.start_run(store, round_.id, f"round {round_.label}", settings, {"kind": "benchmark"})
+    run_id = track.start_run(
+        store,
+        round_.id,
+        f"round {round_.label}",
+        settings,
+        {"kind": "benchmark"},
+    )
     track.log_files(store, run_id, files)
     track.log_config(store, run_id, source)
     track.log_metrics(store, run_id, tables.mlflow_metrics(changes))

@@ -24,7 +24,12 @@ class CellGroup:
     cells: Sequence[Cell]
 
 
-def grouped(matrix: Matrix, cells: Sequence[Cell], label: str, bucket: str | None = None) -> list[CellGroup]:
+def grouped(
+    matrix: Matrix,
+    cells: Sequence[Cell],
+    label: str,
+    bucket: str | None = None,
+) -> list[CellGroup]:
     """Every cell once, in its group, as the run `label`.
 
     Shards and checkpoints of all groups of a config lie in one place, below the `bucket` that keeps the

@@ -32,7 +32,11 @@ class RowChange:
 
 
 def compare_rounds(
-    output: Path, now: RoundRecord, earlier: Sequence[RoundRecord], false_alarms: float, seed_std: float
+    output: Path,
+    now: RoundRecord,
+    earlier: Sequence[RoundRecord],
+    false_alarms: float,
+    seed_std: float,
 ) -> list[RowChange]:
     """Each row against the latest round that has it; rows that are one run (in two tables) count once."""
     rows: dict[str, dict[int, CellRecord]] = {}
@@ -59,7 +63,10 @@ def compare_rounds(
 
 
 def _row(
-    output: Path, name: str, seeds: dict[int, CellRecord], earlier: Sequence[RoundRecord]
+    output: Path,
+    name: str,
+    seeds: dict[int, CellRecord],
+    earlier: Sequence[RoundRecord],
 ) -> tuple[RowChange, Evidence | None]:
     finished = {seed: cell for seed, cell in seeds.items() if "metrics" in cell}
     if not finished:
@@ -75,15 +82,32 @@ def _row(
         if both:
             before = [old[seed] for seed in both]
             now = [finished[seed] for seed in both]
-            return _compare(output, name, record["id"], before, now)
+            return _compare(
+                output,
+                name,
+                record["id"],
+                before,
+                now,
+            )
 
     return RowChange(name, "new", seeds=len(finished), now=_recall(list(finished.values()))), None
 
 
 def _compare(
-    output: Path, name: str, baseline: str, before: Sequence[CellRecord], now: Sequence[CellRecord]
+    output: Path,
+    name: str,
+    baseline: str,
+    before: Sequence[CellRecord],
+    now: Sequence[CellRecord],
 ) -> tuple[RowChange, Evidence | None]:
-    row = RowChange(name, "other data", baseline, len(before), _recall(before), _recall(now))
+    row = RowChange(
+        name,
+        "other data",
+        baseline,
+        len(before),
+        _recall(before),
+        _recall(now),
+    )
     for old, new in zip(before, now, strict=True):
         if old["data_hash"] != new["data_hash"]:
             return row, None
@@ -99,7 +123,11 @@ def _compare(
     return row, evidence
 
 
-def _by_query(output: Path, before: Sequence[CellRecord], now: Sequence[CellRecord]) -> Evidence | None:
+def _by_query(
+    output: Path,
+    before: Sequence[CellRecord],
+    now: Sequence[CellRecord],
+) -> Evidence | None:
     """Where the predictions of all runs are still there, on the same queries."""
     files = [output / cell["predictions"] for cell in (*before, *now)]
     if not all(file.is_file() for file in files):

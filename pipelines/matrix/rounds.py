@@ -38,7 +38,12 @@ class Round:
         return f"{self.label}-{self.cells}"
 
 
-def begin(output: Path, code: str, cells: Sequence[Cell], rerun: bool) -> Round:
+def begin(
+    output: Path,
+    code: str,
+    cells: Sequence[Cell],
+    rerun: bool,
+) -> Round:
     """The round to run now: the one that was interrupted, or the same again, or a new one."""
     file = output / "round.json"
     last = Round(**_read(file)) if file.is_file() else None
@@ -61,7 +66,11 @@ def begin(output: Path, code: str, cells: Sequence[Cell], rerun: bool) -> Round:
 
 
 def end(
-    output: Path, now: Round, version: str, cells: Sequence[Cell], outcomes: Sequence[Outcome]
+    output: Path,
+    now: Round,
+    version: str,
+    cells: Sequence[Cell],
+    outcomes: Sequence[Outcome],
 ) -> RoundRecord:
     """Keep what the round found; returns it as later rounds read it."""
     by_identity = {outcome.cell.identity: outcome for outcome in outcomes}
@@ -83,7 +92,11 @@ def history(output: Path) -> list[RoundRecord]:
     return sorted(records, key=lambda record: record["ended"])
 
 
-def _cell_record(output: Path, cell: Cell, outcome: Outcome) -> CellRecord:
+def _cell_record(
+    output: Path,
+    cell: Cell,
+    outcome: Outcome,
+) -> CellRecord:
     record = {
         "row": cell.row,
         "seed": cell.seed,

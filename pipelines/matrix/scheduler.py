@@ -71,7 +71,11 @@ class WaitingCell:
     data_hash: str
 
 
-def run_cells(groups: Sequence[CellGroup], logs: Path, at_once: int | None) -> Iterator[Outcome]:
+def run_cells(
+    groups: Sequence[CellGroup],
+    logs: Path,
+    at_once: int | None,
+) -> Iterator[Outcome]:
     """Run every cell that is not finished; yields each as it ends. Its output goes to a file in `logs`."""
     logs.mkdir(parents=True, exist_ok=True)
     scheduler = Scheduler(groups, logs, at_once)
@@ -84,7 +88,12 @@ def run_cells(groups: Sequence[CellGroup], logs: Path, at_once: int | None) -> I
 class Scheduler:
     """What is still to do, and what is going on."""
 
-    def __init__(self, groups: Sequence[CellGroup], logs: Path, at_once: int | None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[CellGroup],
+        logs: Path,
+        at_once: int | None,
+    ) -> None:
         self._groups = deque(groups)
         self._logs = logs
         self._at_once = at_once
@@ -130,7 +139,10 @@ class Scheduler:
         """One that has nothing to do, or a new one: starting one costs seconds, so they are kept."""
         if self._idle:
             return self._idle.pop()
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(),
+            soft=False,
+        )
         kind: Any = Driver  # Ray hides an actor's class behind the type that it had
         return kind.options(scheduling_strategy=here, runtime_env={"env_vars": PATIENCE}).remote()
 
@@ -148,7 +160,10 @@ class Scheduler:
             yield _outcome(ended.work, ended.data_hash, answer)
 
     def _enqueue(
-        self, group: CellGroup, task: ray.ObjectRef, answer: Experiment | Failure
+        self,
+        group: CellGroup,
+        task: ray.ObjectRef,
+        answer: Experiment | Failure,
     ) -> Iterator[Outcome]:
         """A group is decoded: its cells may run, but for those that are finished."""
         for cell in group.cells:
@@ -207,7 +222,12 @@ class Driver:
             return runs.open_experiment(data, Path(group.file))
         return failures[0]
 
-    def run(self, experiment: Experiment, cell: Cell, log: Path) -> RunResult | Failure:
+    def run(
+        self,
+        experiment: Experiment,
+        cell: Cell,
+        log: Path,
+    ) -> RunResult | Failure:
         """Tune and measure one cell."""
         with _output_to(log) as failures:
             return runs.run_method(*_of_cell(experiment, cell))
@@ -238,7 +258,11 @@ def _output_to(log: Path) -> Iterator[list[Failure]]:
             failures.append(Failure(f"{reason_of(error)} ({log} says more)"))
 
 
-def _outcome(cell: Cell, data_hash: str, answer: RunResult | Failure) -> Outcome:
+def _outcome(
+    cell: Cell,
+    data_hash: str,
+    answer: RunResult | Failure,
+) -> Outcome:
     if isinstance(answer, Failure):
         return Outcome(cell, data_hash, failure=answer.reason)
     return Outcome(cell, data_hash, answer)

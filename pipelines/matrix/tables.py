@@ -8,7 +8,11 @@ from pipelines.matrix.rounds import RoundRecord
 from vopcore.metrics import names
 
 Lines = list[tuple[str, ...]]
-STATES = {"finished": "finished", "before": "finished before", "failed": "FAILED"}
+STATES = {
+    "finished": "finished",
+    "before": "finished before",
+    "failed": "FAILED",
+}
 VERDICTS = ("worse", "better", "no change", "identical", "new", "failed")
 
 

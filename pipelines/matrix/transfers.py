@@ -14,7 +14,11 @@ from vopcore.metrics import names
 Row = tuple[str, str, str]  # method, what it was tuned on, variant
 
 
-def transfer_matrix(output: Path, record: RoundRecord, seed_std: float) -> list[Transfer]:
+def transfer_matrix(
+    output: Path,
+    record: RoundRecord,
+    seed_std: float,
+) -> list[Transfer]:
     """Each method on each test split, less the frozen CLIP; empty where no other split was searched."""
     by_row: dict[Row, dict[str, CellRecord]] = {}
     for cell in record["cells"]:
@@ -42,7 +46,11 @@ def transfer_matrix(output: Path, record: RoundRecord, seed_std: float) -> list[
     return transfers(tested, seed_std)
 
 
-def _zero_shot(rows: dict[Row, dict[str, CellRecord]], tuned_on: str, variant: str) -> list[CellRecord]:
+def _zero_shot(
+    rows: dict[Row, dict[str, CellRecord]],
+    tuned_on: str,
+    variant: str,
+) -> list[CellRecord]:
     """The frozen CLIP with the same frames: that of the same variant, else that of no variant."""
     for wanted in (variant, ""):
         cells = rows.get((UNTRAINED, tuned_on, wanted))
@@ -59,7 +67,11 @@ def _splits(tuned_on: str, cells: dict[str, CellRecord]) -> list[str]:
     return list(splits)
 
 
-def _recall(cells: Sequence[CellRecord], tuned_on: str, tested_on: str) -> float:
+def _recall(
+    cells: Sequence[CellRecord],
+    tuned_on: str,
+    tested_on: str,
+) -> float:
     """t2v R@1 in percent, the mean over seeds."""
     metric = names.T2V_R1
     if tested_on != tuned_on:
@@ -67,11 +79,21 @@ def _recall(cells: Sequence[CellRecord], tuned_on: str, tested_on: str) -> float
     return sum(cell["metrics"][metric] for cell in cells) / len(cells)
 
 
-def _tables(output: Path, cells: Sequence[CellRecord], tuned_on: str, tested_on: str) -> list[pa.Table]:
+def _tables(
+    output: Path,
+    cells: Sequence[CellRecord],
+    tuned_on: str,
+    tested_on: str,
+) -> list[pa.Table]:
     """PREDICTIONS of each seed that still has them."""
     tables = []
     for cell in cells:
         name = cell["predictions"] if tested_on == tuned_on else cell["transfers"].get(tested_on)
         if name and (output / name).is_file():
-            tables.append(pq.read_table(output / name, columns=["caption", "video", "rank"]))
+            tables.append(
+                pq.read_table(
+                    output / name,
+                    columns=["caption", "video", "rank"],
+                )
+            )
     return tables

@@ -70,7 +70,11 @@ def _front_matter(run: TrackedRun, dataset: str) -> str:
     return "\n".join(lines)
 
 
-def _summary(run: TrackedRun, weights: Mapping[str, Any], dataset: str) -> str:
+def _summary(
+    run: TrackedRun,
+    weights: Mapping[str, Any],
+    dataset: str,
+) -> str:
     tuned = f"`{weights['method']}`, tuned for text-video retrieval on {dataset}"
     trainable = run.metrics.get(names.TRAINABLE)
     if trainable is None:

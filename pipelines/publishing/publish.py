@@ -8,7 +8,11 @@ from pipelines.publishing.folder import WEIGHTS, PublishError, write_folder
 HUB = "hub:"
 
 
-def publish(run: str, to: str, uri: str | None = None) -> str:
+def publish(
+    run: str,
+    to: str,
+    uri: str | None = None,
+) -> str:
     """Publish what `run` names to `to`; returns what to tell the user.
 
     Raises ValueError (PublishError, track.StoreError), one line.

@@ -49,7 +49,11 @@ class Sources:
 
     stores: Mapping[str, track.RunStore]
 
-    def curve(self, result: MethodResult, metric: str) -> list[tuple[int, float]] | None:
+    def curve(
+        self,
+        result: MethodResult,
+        metric: str,
+    ) -> list[tuple[int, float]] | None:
         """(step, value) of the first seed; None where there are no two points."""
         run = result.runs[0]
         if metric not in run.metrics:
@@ -71,7 +75,10 @@ class Sources:
             try:
                 table = self._predictions_of(run)
             except track.StoreError as error:
-                print(f"warning: {run.name} is left out of the rank histogram: {error}", file=sys.stderr)
+                print(
+                    f"warning: {run.name} is left out of the rank histogram: {error}",
+                    file=sys.stderr,
+                )
                 return []
             seed_tables.append(table)
         return seed_tables
@@ -85,7 +92,11 @@ class Sources:
                 seed_tables.append(table)
         return seed_tables
 
-    def _predictions_of(self, run: track.TrackedRun, artifact: str = track.PREDICTIONS) -> pa.Table:
+    def _predictions_of(
+        self,
+        run: track.TrackedRun,
+        artifact: str = track.PREDICTIONS,
+    ) -> pa.Table:
         """The columns that are compared; raises StoreError where the file is gone."""
         with scratch_folder() as folder:
             file = track.fetch(
@@ -120,7 +131,16 @@ def write_report(stores: Sequence[track.RunStore], out: Path) -> list[Path]:
         ranking = rank(rows, predictions)
 
         rankings[dataset] = ranking
-        sections.append(_dataset(dataset, rows, ranking, sources, predictions, looks))
+        sections.append(
+            _dataset(
+                dataset,
+                rows,
+                ranking,
+                sources,
+                predictions,
+                looks,
+            )
+        )
 
     # Several data sets are seen at a glance first; of one, the comparison with `full` comes last.
     across = _across(results, rankings, looks)
@@ -256,7 +276,10 @@ def _searched_too(result: MethodResult) -> list[str]:
     return list(configs)
 
 
-def _frozen_beside(result: MethodResult, results: Sequence[MethodResult]) -> MethodResult | None:
+def _frozen_beside(
+    result: MethodResult,
+    results: Sequence[MethodResult],
+) -> MethodResult | None:
     """The frozen CLIP on the same data, with as many frames; that of the same pooling first."""
     same = [other for other in results if other.method == "zero_shot" and _sees_the_same(other, result)]
     pooling = result.runs[0].params.get("method.pooling")
@@ -307,7 +330,13 @@ def _dataset(
     # The ranking is one by t2v R@1; it marks nothing in the other direction.
     t2v = tables.details(dataset, names.T2V, results, ranking)
     v2t = tables.details(dataset, names.V2T, results)
-    return ReportSection(dataset, [t2v, v2t], more_plots, sentences, recall_plot)
+    return ReportSection(
+        dataset,
+        [t2v, v2t],
+        more_plots,
+        sentences,
+        recall_plot,
+    )
 
 
 def _rank_plots(
@@ -428,7 +457,10 @@ def _write(
     return files
 
 
-def _markdown(sections: Sequence[ReportSection], shown: Sequence[tables.TextTable]) -> str:
+def _markdown(
+    sections: Sequence[ReportSection],
+    shown: Sequence[tables.TextTable],
+) -> str:
     """What is said of each data set, then all tables."""
     paragraphs = [section.sentences for section in sections if section.sentences]
     for table in shown:
@@ -436,10 +468,20 @@ def _markdown(sections: Sequence[ReportSection], shown: Sequence[tables.TextTabl
     return "\n\n".join(paragraphs)
 
 
-def log_report(store: track.RunStore, files: Sequence[Path], out: Path) -> None:
+def log_report(
+    store: track.RunStore,
+    files: Sequence[Path],
+    out: Path,
+) -> None:
     """Keep the report in MLflow, in place of the one before."""
     with track.one_line(store.uri):
-        run_id = track.start_run(store, "report", "report", {}, {"kind": "report"})
+        run_id = track.start_run(
+            store,
+            "report",
+            "report",
+            {},
+            {"kind": "report"},
+        )
         for file in files:
             # MLflow knows the top of a run's artifacts as None.
             folder = file.parent.relative_to(out).as_posix()

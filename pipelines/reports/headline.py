@@ -32,7 +32,11 @@ def headline(
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
-def _winner(dataset: str, best: MethodResult, num_methods: int) -> str:
+def _winner(
+    dataset: str,
+    best: MethodResult,
+    num_methods: int,
+) -> str:
     number = best.number(names.T2V_R1)
     assert number is not None, "a row without recall"
 

@@ -164,7 +164,11 @@ def recall_against_parameters(results: Sequence[MethodResult], looks: Palette) -
         return _svg(figure)
 
 
-def _draw_result(axes: Axes, result: MethodResult, look: tuple[str, str]) -> None:
+def _draw_result(
+    axes: Axes,
+    result: MethodResult,
+    look: tuple[str, str],
+) -> None:
     recall = result.number(names.T2V_R1)
     trainable = result.value(names.TRAINABLE)
     assert recall is not None, "a row without recall"
@@ -200,7 +204,13 @@ def _draw_published(axes: Axes, row: PublishedRow) -> None:
         return
 
     position = (row.trainable, row.numbers["R1"])
-    axes.plot(*position, "d", mfc="none", mec=FAINT, ms=7)
+    axes.plot(
+        *position,
+        "d",
+        mfc="none",
+        mec=FAINT,
+        ms=7,
+    )
     axes.annotate(
         row.paper,
         position,
@@ -226,7 +236,11 @@ def _whiskers(number: SeedMean) -> list[list[float]]:
     return [[below], [above]]
 
 
-def over_time(curves: Curves, ylabel: str, looks: Palette) -> str:
+def over_time(
+    curves: Curves,
+    ylabel: str,
+    looks: Palette,
+) -> str:
     """A line per run, against training steps."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.2 + _legend_height(len(curves)))
@@ -308,7 +322,10 @@ def _full_recalls(results: Sequence[MethodResult]) -> dict[str, float]:
     return recalls
 
 
-def change_with_intervals(rows: Sequence[str], changes: Sequence[tuple[float, float, float]]) -> str:
+def change_with_intervals(
+    rows: Sequence[str],
+    changes: Sequence[tuple[float, float, float]],
+) -> str:
     """A row for each name: a change in points of R@1 and its 95% interval (change, low, high)."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(1.1 + 0.32 * len(rows))
@@ -362,7 +379,13 @@ def _bars(
         for place, (label, values) in enumerate(heights.items()):
             colour, _ = looks[label]
             positions = group_starts + width * (place + 0.5)
-            axes.bar(positions, values, width * 0.92, color=colour, label=label)
+            axes.bar(
+                positions,
+                values,
+                width * 0.92,
+                color=colour,
+                label=label,
+            )
 
         axes.axhline(0, color=INK, lw=0.8)
         axes.grid(visible=False, axis="x")

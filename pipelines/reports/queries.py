@@ -146,7 +146,11 @@ def _captions(run: Predictions) -> list[tuple[str, str]]:
     return [(row["caption"], row["video"]) for row in run]
 
 
-def chosen(runs: Sequence[Predictions], most: int, seed: int) -> list[int]:
+def chosen(
+    runs: Sequence[Predictions],
+    most: int,
+    seed: int,
+) -> list[int]:
     """The numbers of the rows that are shown, in their order."""
     num_rows = len(runs[0])
     generator = np.random.default_rng(seed)

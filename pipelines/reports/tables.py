@@ -42,7 +42,10 @@ class TextTable:
     marks: Mapping[str, str] = field(default_factory=dict)
 
 
-def overview(results: Sequence[MethodResult], rankings: Mapping[str, Ranking]) -> TextTable:
+def overview(
+    results: Sequence[MethodResult],
+    rankings: Mapping[str, Ranking],
+) -> TextTable:
     """Methods x data sets: t2v R@1, what the papers print behind it."""
     datasets = sorted({result.dataset for result in results})
     result_of = {}
@@ -170,7 +173,11 @@ def interval(number: SeedMean | None) -> str:
     return f"{low:.1f}–{high:.1f}"
 
 
-def _published(result: MethodResult, direction: str, name: str) -> str:
+def _published(
+    result: MethodResult,
+    direction: str,
+    name: str,
+) -> str:
     """`41.7 VoP, 43.1 CMA`."""
     printed = []
     for row in result.published(direction):

@@ -8,7 +8,11 @@ from mlflow.models import Model
 from pipelines.track.store import StoreError, local_uri, one_line
 
 
-def fetch_model(uri: str, tracking_uri: str, folder: Path) -> Path:
+def fetch_model(
+    uri: str,
+    tracking_uri: str,
+    folder: Path,
+) -> Path:
     """Download `runs:/ID/NAME` or `models:/NAME@ALIAS` below `folder`; returns what `tuned_model` reads.
 
     Raises StoreError, one line, where there is no such model, or it is not one of ours.

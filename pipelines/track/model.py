@@ -57,7 +57,11 @@ BEST = "best"  # the alias in MLflow's registry
 SHOWN_METRICS = (*names.HEADLINES, names.TRAINABLE)  # beside the model
 
 
-def write_model(folder: Path, data: Path, example: Mapping[str, str]) -> None:
+def write_model(
+    folder: Path,
+    data: Path,
+    example: Mapping[str, str],
+) -> None:
     """Write the model that loads `data`, a folder of `save_model`; `example`: one row of input."""
     mlflow.pyfunc.save_model(
         folder,
@@ -103,7 +107,11 @@ def upload_model(
     register_best(client, run_id, model)
 
 
-def register_best(client: MlflowClient, run_id: str, model: LoggedModel) -> None:
+def register_best(
+    client: MlflowClient,
+    run_id: str,
+    model: LoggedModel,
+) -> None:
     """Make the model a version of the registered model of its experiment, and `best` if it is.
 
     The best is told by R@1 on the val split; without one by that on the test split, and the tag `chosen_by`
@@ -163,7 +171,10 @@ def _entry(
 ) -> Any:  # noqa: ANN401 - a LoggedModel
     """MLflow's entry for the model: begun before, or new."""
     experiment_id = client.get_run(run_id).info.experiment_id
-    entries = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    entries = client.search_logged_models(
+        [experiment_id],
+        f"source_run_id = '{run_id}'",
+    )
     if entries:
         return entries[0]
     return client.create_logged_model(

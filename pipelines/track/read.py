@@ -38,7 +38,10 @@ def runs(store: RunStore) -> list[TrackedRun]:
         page = store.client.search_runs([store.experiment_id])
         logged += page
         while page.token:
-            page = store.client.search_runs([store.experiment_id], page_token=page.token)
+            page = store.client.search_runs(
+                [store.experiment_id],
+                page_token=page.token,
+            )
             logged += page
 
     logged.sort(key=lambda run: run.info.start_time)
@@ -118,7 +121,11 @@ def with_all_metrics(store: RunStore, run: TrackedRun) -> TrackedRun:
     return replace(run, metrics=metrics)
 
 
-def curve(store: RunStore, run_id: str, metric: str) -> list[tuple[int, float]]:
+def curve(
+    store: RunStore,
+    run_id: str,
+    metric: str,
+) -> list[tuple[int, float]]:
     """(step, value) of a metric that was logged over time, by step."""
     with one_line(store.uri):
         history = store.client.get_metric_history(run_id, metric)
@@ -128,7 +135,12 @@ def curve(store: RunStore, run_id: str, metric: str) -> list[tuple[int, float]]:
     return sorted(value_at.items())
 
 
-def fetch(store: RunStore, run_id: str, artifact: str, folder: Path) -> Path:
+def fetch(
+    store: RunStore,
+    run_id: str,
+    artifact: str,
+    folder: Path,
+) -> Path:
     """Copy an artifact of a run into `folder`; raises StoreError if it is not there."""
     with one_line(store.uri):
         path = store.client.download_artifacts(run_id, artifact, str(folder))

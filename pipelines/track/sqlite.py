@@ -43,7 +43,11 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(database)
 
 
-def relocate(file: Path, old: Path, new: Path) -> None:
+def relocate(
+    file: Path,
+    old: Path,
+    new: Path,
+) -> None:
     """Have the artifacts of a store that was copied looked for in the folder `new` instead of `old`."""
     before = old.as_uri()
     with closing(sqlite3.connect(file)) as database, database:

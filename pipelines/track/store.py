@@ -67,7 +67,11 @@ class RunStore:
         return MlflowClient(tracking_uri=self.uri)
 
 
-def open_store(uri: str | None, experiment: str, folder: Path) -> RunStore:
+def open_store(
+    uri: str | None,
+    experiment: str,
+    folder: Path,
+) -> RunStore:
     """Open the store named in the config, else MLFLOW_TRACKING_URI, else a SQLite file in `folder`.
 
     Called once, on the driver, before any worker logs: several processes racing on a new SQLite file fail.
@@ -110,7 +114,11 @@ def _refuse_deleted(experiment: Experiment, uri: str) -> None:
         )
 
 
-def open_or_wait(uri: str | None, experiment: str, folder: Path) -> RunStore:
+def open_or_wait(
+    uri: str | None,
+    experiment: str,
+    folder: Path,
+) -> RunStore:
     """`open_store`; a server that is away ends no run: it gets everything later."""
     try:
         return open_store(uri, experiment, folder)

@@ -25,7 +25,11 @@ from vopcore.storage import scratch_folder
 BATCH = 1000  # the most metrics MLflow takes at once
 ADDRESS = "store.json"  # in the journal: where its calls were meant to go
 KEPT = "kept-"  # before the key of a run that MLflow does not know yet
-CONTEXT = {"train": "training", "val": "validation", "test": "testing"}  # MLflow's words for splits
+CONTEXT = {
+    "train": "training",
+    "val": "validation",
+    "test": "testing",
+}  # MLflow's words for splits
 
 FULL: set[str] = set()  # journals that took no more, each said once
 
@@ -54,7 +58,13 @@ def start_run(
         with one_line(store.uri):
             return _start(store.client, _experiment(store), value)
     except StoreError as error:
-        _keep(store, KEPT + key, "start", value, error)
+        _keep(
+            store,
+            KEPT + key,
+            "start",
+            value,
+            error,
+        )
         return KEPT + key
 
 
@@ -152,7 +162,11 @@ def log_files(
         _log(store, run_id, "file", value)
 
 
-def log_config(store: RunStore, run_id: str, file: Path) -> None:
+def log_config(
+    store: RunStore,
+    run_id: str,
+    file: Path,
+) -> None:
     """Keep a YAML file as an artifact of the run, without the passwords in its URIs."""
     text = without_secrets(file.read_text())
     _log_text(store, run_id, file.name, text)
@@ -297,7 +311,13 @@ def _log(
         with one_line(store.uri):
             CALLS[call](store.client, run_id, value)
     except StoreError as error:
-        _keep(store, run_id, call, value, error)
+        _keep(
+            store,
+            run_id,
+            call,
+            value,
+            error,
+        )
 
 
 def _keep(
@@ -379,18 +399,30 @@ def _start(
     return run.info.run_id
 
 
-def _metrics(client: MlflowClient, run_id: str, value: list[list[Any]]) -> None:
+def _metrics(
+    client: MlflowClient,
+    run_id: str,
+    value: list[list[Any]],
+) -> None:
     metrics = [Metric(*numbers) for numbers in value]
     for start in range(0, len(metrics), BATCH):
         batch = metrics[start : start + BATCH]
         client.log_batch(run_id, metrics=batch)
 
 
-def _file(client: MlflowClient, run_id: str, value: Mapping[str, str]) -> None:
+def _file(
+    client: MlflowClient,
+    run_id: str,
+    value: Mapping[str, str],
+) -> None:
     client.log_artifact(run_id, value["path"], value["folder"])
 
 
-def _data(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> None:
+def _data(
+    client: MlflowClient,
+    run_id: str,
+    value: Mapping[str, Any],
+) -> None:
     source = json.dumps({"uri": value["source"]})
 
     inputs = []
@@ -408,7 +440,11 @@ def _data(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> None:
     client.log_inputs(run_id, inputs)
 
 
-def _end(client: MlflowClient, run_id: str, value: Mapping[str, Any]) -> None:
+def _end(
+    client: MlflowClient,
+    run_id: str,
+    value: Mapping[str, Any],
+) -> None:
     tags = [RunTag(name, text) for name, text in value["tags"].items()]
     client.log_batch(run_id, tags=tags)
     client.set_terminated(run_id, value["status"])
