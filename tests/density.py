@@ -3,8 +3,8 @@
     python tests/density.py vopcore pipelines
 
 Goals: at most 8 syntax nodes per line of code, at least 5 blank lines per 100 in bodies of 12 lines and more,
-no function above a cyclomatic complexity of 12. Nothing fails here; `.ci/run` prints it, and of each place the
-files that have the most nodes above the goal.
+no function above a cyclomatic complexity of 12. Nothing fails here; `.ci/run` prints it, and of each place
+the files that have the most nodes above the goal.
 """
 
 import ast
