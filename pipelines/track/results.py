@@ -51,7 +51,7 @@ def cost_words(metrics: Mapping[str, float]) -> dict[str, str]:
     if trainable is not None:
         words["trainable"] = f"{trainable:,.0f}"
         if percent is not None:
-            words["trainable"] += f" ({percent:.2g}%)"
+            words["trainable"] += f" ({_share(percent)}%)"
 
     if seconds is not None:
         words["tuning time"] = _duration(seconds)
@@ -59,6 +59,11 @@ def cost_words(metrics: Mapping[str, float]) -> dict[str, str]:
     if mebibytes is not None:
         words["memory"] = f"{mebibytes / 1024:.1f} GiB"
     return words
+
+
+def _share(percent: float) -> str:
+    # Two digits that mean something, and 100 as 100.
+    return f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
 
 
 def _duration(seconds: float) -> str:
@@ -95,7 +100,7 @@ def _run_note(
 ) -> str:
     tags = run.data.tags
     method = tags.get("method", "?")
-    dataset = tags.get("dataset", "?")
+    dataset = _dataset(tags)
     seed = tags.get("seed", "?")
     backbone = tags.get("backbone", "?")
     pooling = run.data.params.get("method.pooling", "mean")
@@ -120,6 +125,12 @@ def _run_note(
     return " ".join(sentences)
 
 
+def _dataset(tags: Mapping[str, str]) -> str:
+    """What a run was tuned on; a folder of one's own is known by the name of its config."""
+    dataset = tags.get("dataset", "?")
+    return tags.get("benchmark", dataset) if dataset == "folder" else dataset
+
+
 def _experiment_note(client: MlflowClient, experiment_id: str) -> str:
     """A table of the best runs: what was compared, on what."""
     recall = f"metrics.`{names.T2V_R1}`"
@@ -134,7 +145,7 @@ def _experiment_note(client: MlflowClient, experiment_id: str) -> str:
     methods = set()
     for run in runs:
         tags = run.data.tags
-        datasets.add(tags.get("dataset", "?"))
+        datasets.add(_dataset(tags))
         methods.add(tags.get("method"))
     listing = ", ".join(sorted(datasets))
 

@@ -195,6 +195,24 @@ def test_a_run_shows_the_numbers_that_matter_rounded_and_keeps_all_of_them(store
     assert [json.loads(line)["train/lr"] for line in file.read_text().splitlines()] == [0.1, 0.05]
     note = store.client.get_experiment(store.experiment_id).tags["mlflow.note.content"]
     assert "| vop | 0 | 41.2 | 122,880 (0.081%) | 3 min |" in note
+    assert "on msvd, best" in note
+
+
+@pytest.mark.parametrize(
+    ("percent", "said"), [(100.0, "100%"), (99.6, "100%"), (12.34, "12%"), (9.4255, "9.4%")]
+)
+def test_a_share_is_said_in_digits_and_a_folder_by_the_name_of_its_config(store, percent, said):
+    tags = {"method": "full", "dataset": "folder", "benchmark": "my_cats", "seed": "0"}
+    run_id = track.start_run(store, f"full-{percent}", "full seed 0", {}, tags)
+    metrics = {"t2v/R1": 50.0, "params/trainable": 3_535_041, "params/percent": percent}
+    track.log_results(store, run_id, metrics, 1)
+    track.end_run(store, run_id)
+
+    tags = store.client.get_run(run_id).data.tags
+    assert tags["trainable"] == f"3,535,041 ({said})"
+    assert tags["mlflow.note.content"].startswith("**full** on my_cats, seed 0")
+    note = store.client.get_experiment(store.experiment_id).tags["mlflow.note.content"]
+    assert "on my_cats, best" in note
 
 
 FULL_DISK = """
