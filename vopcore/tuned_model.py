@@ -23,7 +23,7 @@ from vopcore.embedder import CAPTIONS_AT_ONCE, Embedder
 from vopcore.methods import load_tuned
 from vopcore.methods.saved import read
 from vopcore.retriever import Precision, Retriever
-from vopcore.video import Interpolation, Resize, VideoError, choose, decode, stack
+from vopcore.video import Decoded, Interpolation, Resize, VideoError, choose, decode, stack
 
 SETTINGS_FILE = "settings.json"
 TUNED_FILE = "tuned.safetensors"
@@ -53,6 +53,17 @@ class ModelSettings:
     precision: Precision = "fp32"
     resize: Resize = "shortest"
     interpolation: Interpolation = "bicubic"
+
+    def decode(self, file: str | Path, count: int) -> Decoded:
+        """`count` frames of a video as the CLIP is to see them. Raises VideoError."""
+        return decode(
+            file,
+            count=count,
+            size=self.size,
+            sampler=self.sampler,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
 
 
 class VideoVectors(NamedTuple):
@@ -280,14 +291,7 @@ class TunedModel:
         """The frames that the CLIP sees of one video, UInt8 [n, H, W, 3], n at most `frames`."""
         settings = self._settings
         try:
-            video = decode(
-                path,
-                count=settings.stored_frames,
-                size=settings.size,
-                sampler=settings.sampler,
-                resize=settings.resize,
-                interpolation=settings.interpolation,
-            )
+            video = settings.decode(path, settings.stored_frames)
         except VideoError as error:
             raise UndecodableError(f"{path}: {error}") from None
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vopcore.index.encode import WindowEncoder
 from vopcore.tuned_model import ModelSettings
-from vopcore.video import VideoError, decode
+from vopcore.video import VideoError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -32,14 +32,7 @@ def read_example(encoder: WindowEncoder, file: Path) -> np.ndarray:
     if file.suffix.lower() in PHOTO_SUFFIXES:
         return read_photo(file, settings)[None]
     try:
-        decoded = decode(
-            file,
-            count=settings.frames,
-            size=settings.size,
-            sampler=settings.sampler,
-            resize=settings.resize,
-            interpolation=settings.interpolation,
-        )
+        decoded = settings.decode(file, settings.frames)
     except VideoError as error:
         raise ValueError(f"{file}: {error}") from None
     return decoded.pixels
