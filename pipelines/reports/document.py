@@ -223,25 +223,7 @@ def _elsewhere(results: Sequence[MethodResult], sources: Sources) -> ReportSecti
     """What each method finds of other configs' test splits, less the frozen CLIP; empty where none was
     searched.
     """
-    tested = []
-    for result in results:
-        is_frozen = result.method == "zero_shot"
-        frozen = _frozen_beside(result, results)
-        for config in _searched_too(result):
-            recall = result.value(names.transfer(config, names.T2V_R1))
-            tables_of_frozen = []
-            if frozen is not None and not is_frozen:
-                tables_of_frozen = sources.transferred(frozen, config)
-            tested.append(
-                Tested(
-                    result.label,
-                    result.dataset,
-                    config,
-                    recall or 0.0,
-                    sources.transferred(result, config),
-                    tables_of_frozen,
-                )
-            )
+    tested = _tested_elsewhere(results, sources)
     if not tested:
         return ReportSection("Tested on other data", [], [])
 
@@ -265,6 +247,30 @@ def _elsewhere(results: Sequence[MethodResult], sources: Sources) -> ReportSecti
         seen="; ".join(f"{name} {row.words}" for name, row in zip(shown, compared, strict=True)) + ".",
     )
     return ReportSection("Tested on other data", [table], [], first_plot=plot)
+
+
+def _tested_elsewhere(results: Sequence[MethodResult], sources: Sources) -> list[Tested]:
+    """Each method on each of the other test splits, with the frozen CLIP beside it."""
+    tested = []
+    for result in results:
+        is_frozen = result.method == "zero_shot"
+        frozen = _frozen_beside(result, results)
+        for config in _searched_too(result):
+            recall = result.value(names.transfer(config, names.T2V_R1))
+            tables_of_frozen = []
+            if frozen is not None and not is_frozen:
+                tables_of_frozen = sources.transferred(frozen, config)
+            tested.append(
+                Tested(
+                    result.label,
+                    result.dataset,
+                    config,
+                    recall or 0.0,
+                    sources.transferred(result, config),
+                    tables_of_frozen,
+                )
+            )
+    return tested
 
 
 def _searched_too(result: MethodResult) -> list[str]:
