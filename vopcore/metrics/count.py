@@ -6,6 +6,7 @@ of processes.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,17 @@ from vopcore.metrics.workers import Workers
 Similarity = Callable[[Tensor], Tensor]  # numbers of captions, Int64[n] -> their scores, Float[n, V]
 BLOCK = 2**24  # similarities held at a time: 64 MB in fp32, and a few times that while they are compared
 MAX_NAMED = 20  # ids in a message
+
+
+class Candidates(NamedTuple):
+    """Scores of a block that can matter, a pair of a caption and a video each; every other is below them.
+
+    places Int64[P]: the caption's row in the block; columns Int64[P]; scores Float32[P].
+    """
+
+    places: Tensor
+    columns: Tensor
+    scores: Tensor
 
 
 class VideoCounter:
@@ -56,6 +68,27 @@ class VideoCounter:
             top = top_scores(scores, num_top)
             self.top_columns[rows] = top.columns.cpu()
             self.top_scores[rows] = top.scores.float().cpu()
+
+    def add_candidates(self, rows: Tensor, candidates: Candidates, correct: Tensor) -> None:
+        """Count the block of captions `rows` Int64[n], of whose own videos the scores are `correct`
+        Float32[n].
+        """
+        places, columns, scores = candidates
+        correct = correct.to(scores.device)[places]
+        num_rows = len(rows)
+        above = torch.bincount(places[scores > correct], minlength=num_rows)
+        tied = torch.bincount(places[scores == correct], minlength=num_rows)
+        self.above[rows] = above.cpu()
+        self.tied[rows] = tied.cpu()
+
+        num_top = self.top_scores.shape[1]
+        order, ranks = best_first(scores, places, num_rows)
+        is_top = ranks < num_top
+        order = order[is_top].cpu()
+        top_rows = rows[places.cpu()[order]]
+        top_ranks = ranks[is_top].cpu()
+        self.top_columns[top_rows, top_ranks] = columns.cpu()[order]
+        self.top_scores[top_rows, top_ranks] = scores.cpu()[order]
 
     def add_up(self, workers: Workers) -> None:
         """Bring together what the workers counted, each for captions of its own."""
@@ -118,6 +151,23 @@ class CaptionCounter:
             scores = torch.segment_reduce(scores, "max", lengths=num_captions)
 
         self._set_counts += count_above_and_equal(scores, self.bounds[:1])
+
+    def add_candidates(self, rows: Tensor, candidates: Candidates) -> None:
+        """Count a block as `add` does; the scores left out of it are below all bounds of their video."""
+        places, columns, scores = candidates
+        if self._has_several:
+            self._caption_counts += count_candidates(columns, scores, self.bounds)
+
+            # of the captions of a video only the best counts
+            num_columns = self.bounds.shape[1]
+            videos = self._truth.video[rows].to(places.device)
+            keys = videos[places] * num_columns + columns
+            keys, group_of_score = keys.unique(return_inverse=True)
+            best = scores.new_full(keys.shape, -torch.inf)
+            scores = best.scatter_reduce(0, group_of_score, scores, "amax")
+            columns = keys % num_columns
+
+        self._set_counts += count_candidates(columns, scores, self.bounds[:1])
 
     def add_up(self, workers: Workers) -> None:
         """Bring together what the workers counted."""
@@ -183,6 +233,21 @@ def count_above_and_equal(scores: Tensor, bounds: Tensor) -> Tensor:
     return counts.cpu()
 
 
+def count_candidates(columns: Tensor, scores: Tensor, bounds: Tensor) -> Tensor:
+    """Int64[2, S, V]: `count_above_and_equal` of `scores` Float[P], each of a column Int64[P]."""
+    bounds = bounds.to(scores.device, scores.dtype)
+    num_columns = bounds.shape[1]
+    above = []
+    equal = []
+    for bound in bounds:
+        bound_of_score = bound[columns]
+        above.append(torch.bincount(columns[scores > bound_of_score], minlength=num_columns))
+        equal.append(torch.bincount(columns[scores == bound_of_score], minlength=num_columns))
+
+    counts = torch.stack([torch.stack(above), torch.stack(equal)])
+    return counts.cpu()
+
+
 def per_video(counts: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
     """(above, tied) Int64[..., M] of counts Int64[2, ..., V] by column; (0, 1) where a video is missing."""
     column = truth.column.clamp(min=0)
@@ -196,16 +261,10 @@ def best_correct(correct_scores: Tensor, video: Tensor) -> Tensor:
 
     S is NDCG_TOP, or fewer if no video has so many captions: more cannot all be among the first NDCG_TOP.
     """
-    # sort by falling score and then, stably, by video: a video's captions stand together, best first
-    by_score = correct_scores.argsort(descending=True, stable=True)
-    by_video = video[by_score].argsort(stable=True)
-    order = by_score[by_video]
+    num_captions = torch.bincount(video)
+    order, place = best_first(correct_scores, video, len(num_captions))
     sorted_scores = correct_scores[order]
     sorted_videos = video[order]
-
-    num_captions = torch.bincount(video)
-    first_caption = num_captions.cumsum(0) - num_captions
-    place = torch.arange(len(video)) - first_caption[sorted_videos]
 
     most_captions = int(num_captions.max())
     num_best = min(NDCG_TOP, most_captions)
@@ -214,6 +273,23 @@ def best_correct(correct_scores: Tensor, video: Tensor) -> Tensor:
     is_best = place < num_best
     best[place[is_best], sorted_videos[is_best]] = sorted_scores[is_best]
     return best
+
+
+def best_first(scores: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Sorts scores [P] within their groups, Int64[P] below `num_groups`.
+
+    Returns Int64[P], the order in which each group stands together, best first, and Int64[P], the rank in its
+    group of each score in that order.
+    """
+    # by falling score and then, stably, by group
+    by_score = scores.argsort(descending=True, stable=True)
+    by_group = groups[by_score].argsort(stable=True)
+    order = by_score[by_group]
+
+    sizes = torch.bincount(groups, minlength=num_groups)
+    first_place = sizes.cumsum(0) - sizes
+    place = torch.arange(len(groups), device=groups.device)
+    return order, place - first_place[groups[order]]
 
 
 def num_equal(

@@ -11,6 +11,7 @@ from vopcore.metrics import names
 from vopcore.metrics.bootstrap import interval
 from vopcore.metrics.count import (
     BLOCK,
+    Candidates,
     CaptionCounter,
     Similarity,
     VideoCounter,
@@ -95,10 +96,9 @@ class BoundedSimilarity(Protocol):
         row_floor: Tensor,
         column_floor: Tensor,
         num_top: int,
-    ) -> Tensor:
-        """Float32[n, V]: the scores of captions `rows` Int64[n], -inf in the place of scores that are below
-        the `row_floor` Float[n] of their caption, the `column_floor` Float[V] of their video and `num_top`
-        scores of the same caption."""
+    ) -> Candidates:
+        """The scores of captions `rows` Int64[n], except some that are below the `row_floor` Float[n] of
+        their caption, the `column_floor` Float[V] of their video and `num_top` scores of the same caption."""
 
 
 def evaluate(
@@ -223,17 +223,19 @@ def _count_bounded(
     column_floor = by_video.bounds.amin(dim=0)
     num_top = by_caption.top_scores.shape[1]
     for rows in workers.share(truth.blocks(block)):
-        scores = bounded.block(rows, row_floor[rows], column_floor, num_top)
+        candidates = bounded.block(rows, row_floor[rows], column_floor, num_top)
 
         # a right score is the same number here as in the floors, whatever it was computed beside
-        is_found = column[rows] >= 0
-        places = is_found.nonzero()[:, 0].to(scores.device)
-        right_columns = column[rows][is_found].to(scores.device)
-        right_scores = correct_scores[rows][is_found]
-        scores[places, right_columns] = right_scores.to(scores.device, scores.dtype)
+        places, columns, scores = candidates
+        device = scores.device
+        right_scores = correct_scores[rows].to(device, scores.dtype)
+        right_columns = column[rows].to(device)
+        is_right = columns == right_columns[places]
+        scores = torch.where(is_right, right_scores[places], scores)
 
-        by_caption.add(rows, scores)
-        by_video.add(rows, scores)
+        candidates = Candidates(places, columns, scores)
+        by_caption.add_candidates(rows, candidates, right_scores)
+        by_video.add_candidates(rows, candidates)
 
     by_caption.add_up(workers)
     by_video.add_up(workers)

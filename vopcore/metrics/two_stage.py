@@ -11,6 +11,10 @@ worst). So the largest product with the scaled frames f_j / b_j bounds the score
 bfloat16, whose rounding is added to the bound: excluding a pair stays proven. A video with a b_j <= 0 is
 never excluded.
 
+Of the few pairs that this leaves, the average itself is a closer bound. Each product is known to within e, so
+each weight, relative to the others, to within a factor r = exp(b_j |t| e / temperature); weights that are off
+by r move the average q of products p by at most (r^2 - 1) P, P the mean of max(p_j - q, 0).
+
 Exact scores are computed in fp64 and rounded to fp32, so that equal frames score the same bits wherever they
 stand in a batch.
 """
@@ -21,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vopcore.metrics.count import Candidates
 from vopcore.metrics.top import top_scores
 
 # each factor is rounded to bfloat16 (2^-9), their products are summed in fp32, the sum is rounded: 3 * 2^-9,
@@ -28,6 +33,8 @@ from vopcore.metrics.top import top_scores
 ROUNDING = 2.0**-7
 LEAST_ALONG = 1e-3  # of a frame's length along the centre: with less, the bound is of no use
 SMALLEST_LENGTH = torch.finfo(torch.float32).tiny  # frames that cancel out give a cosine of 0, not NaN
+CHUNK = 512  # videos whose products are looked at while they are in the processor's cache
+MOST_SPREAD = 50.0  # beyond, weights may be anything
 EXACT_NUMBERS = 2**22  # fp64 numbers of texts, or of frames, that are gathered at once: 32 MiB
 
 
@@ -49,7 +56,18 @@ class TwoStage:
         self._temperature = temperature
         self._is_real = video.any(dim=-1)  # Bool[V, F]
         self._unit_text = torch.nn.functional.normalize(text, dim=-1).bfloat16()
-        self._scaled, self._slack = scaled_frames(video, self._is_real)
+        self._chunks: list[Tensor] = []  # BFloat16[F * v, D], scaled frames
+        alongs = []
+        slacks = []
+        for start in range(0, len(video), CHUNK):
+            some = slice(start, start + CHUNK)
+            scaled = scaled_frames(video[some], self._is_real[some])
+            self._chunks.append(scaled.frames.flatten(0, 1))
+            alongs.append(scaled.along)
+            slacks.append(scaled.slack)
+        self._along = torch.cat(alongs)  # Float32[V, F]
+        self._slack = torch.cat(slacks)  # Float32[V]
+        self._room: list[Tensor] = []  # for products, one block after the other
 
     @staticmethod
     def fits(text: Tensor, video: Tensor) -> bool:
@@ -75,8 +93,8 @@ class TwoStage:
         first_pair = grouped.num_pairs.cumsum(0) - grouped.num_pairs
         last = len(columns) - 1
 
-        for start, end in self._chunks(grouped.num_pairs):
-            # counts rise, so the last video of the chunk is the widest
+        for start, end in self._batches(grouped.num_pairs):
+            # counts rise, so the last video of the batch is the widest
             width = int(grouped.num_pairs[end - 1])
             place = torch.arange(width, device=device)
             is_pair = place < grouped.num_pairs[start:end, None]  # Bool[v, width]
@@ -94,11 +112,12 @@ class TwoStage:
         row_floor: Tensor,
         column_floor: Tensor,
         num_top: int,
-    ) -> Tensor:
-        """Float32[n, V]: exact scores where the bound reaches a floor, -inf elsewhere."""
+    ) -> Candidates:
+        """The exact scores of pairs whose bounds reach a floor."""
         device = self._text.device
         rows = rows.to(device)
-        bound = self._bound(rows)
+        products = self._products(rows)
+        bound = self._bound(products)
         row_floor = row_floor.to(device, bound.dtype)
         column_floor = column_floor.to(device, bound.dtype)
 
@@ -106,14 +125,16 @@ class TwoStage:
             top_floor = self._top_floor(rows, bound, num_top)
             row_floor = torch.minimum(row_floor, top_floor)
 
-        matters_to_row = bound >= row_floor[:, None]
-        matters_to_column = bound >= column_floor
-        can_matter = matters_to_row | matters_to_column
+        can_matter = bound >= row_floor[:, None]
+        can_matter |= bound >= column_floor
         places, columns = can_matter.nonzero(as_tuple=True)
 
-        scores = torch.full_like(bound, -torch.inf)
-        scores[places, columns] = self.pairs(rows[places], columns)
-        return scores
+        lower_floor = torch.minimum(row_floor[places], column_floor[columns])
+        closer = self._closer_bound(rows, products, places, columns)
+        can_matter = closer >= lower_floor
+        places = places[can_matter]
+        columns = columns[can_matter]
+        return Candidates(places, columns, self.pairs(rows[places], columns))
 
     def _top_floor(
         self,
@@ -135,23 +156,94 @@ class TwoStage:
         best = likely.topk(num_best, dim=1).values
         return best[:, -1]
 
-    def _bound(self, rows: Tensor) -> Tensor:
+    def _products(self, rows: Tensor) -> list[Tensor]:
+        """BFloat16[n, F, v] for each chunk of videos: unit texts times scaled frames."""
+        num_rows = len(rows)
+        num_frames = self._video.shape[1]
+        unit_text = self._unit_text[rows]
+
+        # fresh memory costs a tenth of the product: the same is used for every block
+        if not self._room or len(self._room[0]) < num_rows:
+            self._room = []
+            self._room = [unit_text.new_empty(num_rows, len(chunk)) for chunk in self._chunks]
+
+        products = []
+        for chunk, room in zip(self._chunks, self._room, strict=True):
+            product = torch.mm(unit_text, chunk.T, out=room[:num_rows])
+            products.append(product.unflatten(1, (num_frames, -1)))
+        return products
+
+    def _bound(self, products: list[Tensor]) -> Tensor:
         """Float32[n, V]: at least the score of each pair."""
-        num_frames_and_videos = self._scaled.shape[:2]
-        products = self._unit_text[rows] @ self._scaled.flatten(0, 1).T
-        products = products.unflatten(1, num_frames_and_videos)
-        largest = products.amax(dim=1).float()
+        bound = self._slack.new_empty(len(products[0]), len(self._slack))
+        start = 0
+        for product in products:
+            end = start + product.shape[2]
 
-        # of a pair whose products are all negative it is only proven that its cosine is below 0
-        return largest.clamp(min=0) + self._slack
+            # numbers above 0 are in the order of their bits, which are compared six times faster; of a pair
+            # whose products are all negative it is only proven that its cosine is below 0
+            largest = product.view(torch.int16).amax(dim=1).clamp_(min=0)
+            torch.add(
+                largest.view(torch.bfloat16),
+                self._slack[start:end],
+                out=bound[:, start:end],
+            )
+            start = end
+        return bound
 
-    def _chunks(self, num_pairs: Tensor) -> Iterator[tuple[int, int]]:
+    def _closer_bound(
+        self,
+        rows: Tensor,
+        products: list[Tensor],
+        places: Tensor,
+        columns: Tensor,
+    ) -> Tensor:
+        """Float64[P]: at least the score of each pair of a row `rows[places]` and a column."""
+        pair_products = self._gathered(products, places, columns)  # p_j
+        along = self._along[columns].double()  # b_j, 0 for padding
+        slack = self._slack[columns].double()
+        sharpness = self._text.norm(dim=-1)[rows][places].double() / self._temperature
+
+        logits = sharpness[:, None] * along * pair_products
+        logits = logits.masked_fill(along == 0, -torch.inf)
+        weights = logits.softmax(dim=1) * along
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        average = (weights * pair_products).sum(dim=1)
+        above = pair_products - average[:, None]
+        excess = (weights * above.clamp(min=0)).sum(dim=1)
+
+        # an average is below its largest number, whatever the weights
+        spread = 2 * sharpness * along.amax(dim=1) * slack
+        moved = average + torch.expm1(spread) * excess
+        largest = pair_products.amax(dim=1)
+        is_closer = (spread < MOST_SPREAD) & (moved < largest)
+        bound = torch.where(is_closer, moved, largest)
+        return bound.clamp(min=0) + slack
+
+    def _gathered(
+        self,
+        products: list[Tensor],
+        places: Tensor,
+        columns: Tensor,
+    ) -> Tensor:
+        """Float64[P, F]: the products of pairs; `places` are rows of the block."""
+        num_frames = self._video.shape[1]
+        gathered = self._slack.new_empty(len(places), num_frames, dtype=torch.float64)
+        chunk_of_pair = columns // CHUNK
+        by_chunk = chunk_of_pair.argsort(stable=True)
+        sizes = torch.bincount(chunk_of_pair, minlength=len(products)).tolist()
+        for number, (product, pairs) in enumerate(zip(products, by_chunk.split(sizes), strict=True)):
+            column_in_chunk = columns[pairs] - number * CHUNK
+            gathered[pairs] = product[places[pairs], :, column_in_chunk].double()
+        return gathered
+
+    def _batches(self, num_pairs: Tensor) -> Iterator[tuple[int, int]]:
         """Ranges of videos whose padded texts, and frames, are few enough to be held at once."""
         counts = num_pairs.tolist()
         num_frames, width = self._video.shape[1:]
         start = 0
         for number, count in enumerate(counts):
-            # all videos of a chunk are padded to its last one
+            # all videos of a batch are padded to its last one
             num_videos = number + 1 - start
             num_vectors = num_videos * max(count, num_frames)
             is_too_large = num_vectors * width > EXACT_NUMBERS
@@ -208,11 +300,21 @@ def pairs_by_video(columns: Tensor) -> PairsByVideo:
     return PairsByVideo(order, videos[by_count], num_pairs[by_count])
 
 
-def scaled_frames(video: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames f_j / b_j, bfloat16 [F, V, D], and what rounding may have taken from the bound, Float32[V].
+class ScaledFrames(NamedTuple):
+    """What bounds are made of, of v videos.
 
-    Padding repeats the first real frame. The slack is infinite where a b_j is not positive.
+    frames: BFloat16[F, v, D], f_j / b_j; padding repeats the first real frame. along: Float32[v, F], b_j, 0
+    for padding. slack: Float32[v], what rounding may have taken from a bound; infinite where a b_j is not
+    positive.
     """
+
+    frames: Tensor
+    along: Tensor
+    slack: Tensor
+
+
+def scaled_frames(video: Tensor, is_real: Tensor) -> ScaledFrames:
+    """The frames of some videos, Float32[v, F, D], real ones Bool[v, F], as bounds need them."""
     # the first real frame in the place of padding: a maximum over frames stays what it is
     num_frames = video.shape[1]
     frame_numbers = torch.arange(num_frames, device=video.device).expand(is_real.shape)
@@ -234,4 +336,5 @@ def scaled_frames(video: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
     slack = (ROUNDING * longest).where(is_bounded, torch.inf)
 
     scaled = scaled.transpose(0, 1).to(torch.bfloat16)
-    return scaled.contiguous(), slack
+    along = divisors.masked_fill(~is_real, 0.0)
+    return ScaledFrames(scaled.contiguous(), along, slack)

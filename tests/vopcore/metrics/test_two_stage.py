@@ -73,19 +73,47 @@ def two_stage_matrix(two_stage, shape):
     return two_stage.pairs(rows, columns).view(shape)
 
 
+def every_pair(two_stage, text, video):
+    """The bound of the first stage and of the second, [N, V] each."""
+    rows = torch.arange(len(text))
+    products = two_stage._products(rows)
+    places = rows.repeat_interleave(len(video))
+    columns = torch.arange(len(video)).repeat(len(text))
+    closer = two_stage._closer_bound(rows, products, places, columns)
+    return two_stage._bound(products), closer.view(len(text), len(video))
+
+
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
-def test_no_score_is_above_its_bound_and_few_pairs_are_left(spread):
+@pytest.mark.parametrize("length", [0.01, 1.0, 30.0])  # of texts: how sharply frames are weighted
+def test_no_score_is_above_its_bounds_and_few_pairs_are_left(spread, length, monkeypatch):
+    monkeypatch.setattr("vopcore.metrics.two_stage.CHUNK", 7)  # the last is smaller
     text, video = vectors(60, 60, 6, 32, spread, seed=1)
+    video[3, 1:] = -video[3, :1]  # its frames cancel out: never excluded
+    text = length * text
     two_stage = TwoStage(text, video, TEMPERATURE)
     exact = all_pairs(text, video)
-    assert (two_stage._bound(torch.arange(60)) >= exact).all()
+    exact[:, 3] = two_stage_matrix(two_stage, exact.shape)[:, 3]
+    bound, closer = every_pair(two_stage, text, video)
+    assert (bound >= exact).all()
+    assert (closer >= exact).all()
+    assert (closer <= bound + 1e-6).all()
 
     floor = exact.diagonal().double()
     block = two_stage.block(torch.arange(60), floor, torch.full((60,), torch.inf), 0)
-    left_out = torch.isneginf(block)
-    assert (exact[left_out] < floor[:, None].expand_as(exact)[left_out]).all()
+    is_left = torch.zeros(60, 60, dtype=torch.bool)
+    is_left[block.places, block.columns] = True
+    assert (exact < floor[:, None])[~is_left].all()
+    assert torch.equal(block.scores, two_stage.pairs(block.places, block.columns))
     if spread < 1:
-        assert left_out.float().mean() > 0.95
+        assert is_left.float().mean() < 0.05
+
+
+def test_the_second_bound_is_closer_where_frames_differ():
+    text, video = vectors(40, 40, 8, 64, 2.0, seed=2)
+    text = text / 10
+    bound, closer = every_pair(TwoStage(text, video, TEMPERATURE), text, video)
+    exact = all_pairs(text, video)
+    assert (closer - exact).median() < 0.7 * (bound - exact).median()
 
 
 def test_texts_without_length_and_numbers_that_are_none_do_not_fit():
