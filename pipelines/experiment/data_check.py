@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.experiment.kept_output import working_folder
 from vopcore import clip
@@ -32,7 +33,7 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
     dataset = config.data.dataset
     videos = VideosFolder(config.data.videos or config.data.root, config.data.follow_links)
     table = DATASETS[dataset](Path(config.data.root), videos)
-    splits = check.rows_by_split(table)
+    splits = check.by_split(table)
     published = PUBLISHED.get(dataset, {})
 
     counts = {}
@@ -112,9 +113,8 @@ def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     bytes_per_frame = Layout(video.side, storage, video.quality).bytes_per_frame()
     bytes_per_video = video.kept * bytes_per_frame
 
-    rows = table.select(["video", "path"]).to_pylist()
-    videos = {row["video"] for row in rows}
-    with_file = {row["video"] for row in rows if row["path"]}
+    num_videos = pc.count_distinct(table.column("video")).as_py()
+    num_with_file = pc.count_distinct(check.with_file(table).column("video")).as_py()
 
     # the output's folder may not be there yet, but some parent of it is
     shards = working_folder(config.output) / "shards"
@@ -122,8 +122,8 @@ def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     return {
         "frames": video.kept,
         "storage": storage,
-        "needed": len(with_file) * bytes_per_video,
-        "needed_with_missing": len(videos) * bytes_per_video,
+        "needed": num_with_file * bytes_per_video,
+        "needed_with_missing": num_videos * bytes_per_video,
         "free": shutil.disk_usage(folder).free,
     }
 
@@ -228,9 +228,12 @@ def odd_captions(split: str, report: Report) -> list[str]:
     warnings = []
     tokens = report["tokens"][split]
     if tokens["captions_cut"]:
+        drawn = ""
+        if tokens["captions_counted"] < report["splits"][split]["captions"]:
+            drawn = f" of {tokens['captions_counted']:,} drawn"
         warnings.append(
-            f"{split}: {tokens['captions_cut']:,} captions ({tokens['captions_cut_percent']}%) are longer"
-            f" than {tokens['limit']} tokens; {tokens['tokens_cut']:,} tokens"
+            f"{split}: {tokens['captions_cut']:,} captions{drawn} ({tokens['captions_cut_percent']}%) are"
+            f" longer than {tokens['limit']} tokens; {tokens['tokens_cut']:,} tokens"
             f" ({tokens['tokens_cut_percent']}%) are cut off"
         )
 

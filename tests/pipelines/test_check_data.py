@@ -1,9 +1,12 @@
 """The report on a data set before any work: real videos on disk, exit codes, and what is counted."""
 
 import json
+import random
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from support import ROOT
 from support.datasets import LISTS, MSVD, write
@@ -134,8 +137,56 @@ def test_tokens_are_counted_as_the_tokenizer_counts_them():
     tokenize = clip.tokenizer(str(TINY), 16)
     for caption in ("a red circle", "Ünïcode, & <b>html</b>!", "supercalifragilistic"):
         kept = int((tokenize([caption]) != 0).sum())
-        rows = [{"caption": caption}]
+        rows = pa.table({"caption": [caption]})
         assert check.tokens(rows, 16, tokenize.count)["longest"] == kept
+
+
+def test_tokens_of_very_many_captions_are_those_of_a_sample_that_says_so(
+    checked, corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(check.tokens, "__defaults__", (3, 0))
+    (tmp_path / "data").symlink_to(corpus)
+    _, report = checked("folder", "clip.words=3", "video.max_failed=50%")
+    assert report["splits"]["train"]["captions"] == 5
+    tokens = report["tokens"]["train"]
+    assert (tokens["captions_counted"], tokens["captions_cut"]) == (3, 3)
+    assert any("train: 3 captions of 3 drawn (100.0%)" in warning for warning in report["warnings"])
+
+
+def test_counts_by_column_are_those_of_a_loop_over_rows():
+    rng = random.Random(0)
+    rows = []
+    for _ in range(3000):
+        number = rng.randrange(200)
+        path = None if number % 7 == 0 else f"/v/{number // 2}.mp4"
+        caption = (
+            rng.choice(["A  dog", "a dog", "two Ünts"]) + " " * rng.randrange(2) + str(rng.randrange(300))
+        )
+        rows.append({"split": "train", "video": f"v{number}", "path": path, "caption": caption})
+    (table,) = check.by_split(pa.Table.from_pylist(rows)).values()
+
+    videos_of_caption = defaultdict(set)
+    videos_of_file = defaultdict(set)
+    for row in rows:
+        videos_of_caption[" ".join(row["caption"].lower().split())].add(row["video"])
+        videos_of_file[row["path"]].add(row["video"])
+    shared = [row for row in rows if len(videos_of_caption[" ".join(row["caption"].lower().split())]) > 1]
+    shared_files = [path for path, videos in videos_of_file.items() if path and len(videos) > 1]
+    assert check.duplicates(table) == {
+        "within_a_video": len(rows) - len({(row["video"], row["caption"]) for row in rows}),
+        "of_several_videos": len(shared),
+        "files_of_several_videos": len(shared_files),
+    }
+    numbers = Counter(row["video"] for row in rows)
+    counted = check.counts(table, None)
+    assert counted["captions_per_video"] == [min(numbers.values()), max(numbers.values())]
+    assert counted["files_found"] == len({row["video"] for row in rows if row["path"]})
+    assert len(check.missing({"train": table})) == counted["files_missing"]
+    lengths = [len(row["caption"]) for row in rows]
+    tokens = check.tokens(table, 9, len)
+    assert (tokens["longest"], tokens["mean"]) == (max(lengths), round(sum(lengths) / len(rows), 1))
+    assert tokens["captions_cut"] == sum(length > 9 for length in lengths)
+    assert tokens["tokens_cut"] == sum(length - 9 for length in lengths if length > 9)
 
 
 def test_annotations_that_cannot_be_read_are_one_error_and_exit_code_1(checked, capsys):

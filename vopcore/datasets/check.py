@@ -1,86 +1,96 @@
-"""What can be said of an annotation table before anything is decoded: counts, duplicates, leakage, tokens."""
+"""What can be said of an annotation table before anything is decoded: counts, duplicates, leakage, tokens.
+
+A million captions are looked at by column: as Python objects they would take minutes and gigabytes.
+"""
 
 import random
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from vopcore.datasets.table import SPLITS, sources
+from vopcore.datasets.table import CHUNK, SPLITS, sources
 
-Rows = list[dict[str, Any]]  # of an ANNOTATIONS table
-
-
-def rows_by_split(table: pa.Table) -> dict[str, Rows]:
-    """The table's rows for each split that has any."""
-    rows = defaultdict(list)
-    for row in table.to_pylist():
-        rows[row["split"]].append(row)
-    return {split: rows[split] for split in SPLITS if split in rows}
+COUNTED = 100_000  # captions of a split whose tokens are counted, at 30 us each
 
 
-def counts(rows: Rows, published: tuple[int | None, int] | None) -> dict[str, object]:
+def by_split(table: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each split that has any, with a column `normal`: the captions as `normal` makes them."""
+    captions = table.column("caption")
+    pieces = []
+    for start in range(0, len(captions), CHUNK):
+        texts = captions.slice(start, CHUNK).to_pylist()
+        pieces.append(pa.array([normal(text) for text in texts], pa.string()))
+    table = table.append_column("normal", pa.chunked_array(pieces, pa.string()))
+
+    splits = {}
+    for split in SPLITS:
+        rows = table.filter(pc.equal(table.column("split"), split))
+        if len(rows):
+            splits[split] = rows
+    return splits
+
+
+def counts(rows: pa.Table, published: tuple[int | None, int] | None) -> dict[str, object]:
     """Videos, captions, their files, and the published (videos, captions) beside them."""
-    num_captions = Counter(row["video"] for row in rows)
-    with_file = {row["video"] for row in rows if row["path"]}
+    num_captions = rows.group_by("video").aggregate([([], "count_all")]).column("count_all")
+    num_videos = len(num_captions)
+    num_with_file = pc.count_distinct(with_file(rows).column("video")).as_py()
 
     published_counts = None
     if published is not None:
         num_published_videos, num_published_captions = published
         published_counts = {"videos": num_published_videos, "captions": num_published_captions}
 
-    fewest = min(num_captions.values())
-    most = max(num_captions.values())
+    extremes = pc.min_max(num_captions).as_py()
     return {
-        "videos": len(num_captions),
+        "videos": num_videos,
         "captions": len(rows),
-        "captions_per_video": [fewest, most],
-        "files_found": len(with_file),
-        "files_missing": len(num_captions) - len(with_file),
+        "captions_per_video": [extremes["min"], extremes["max"]],
+        "files_found": num_with_file,
+        "files_missing": num_videos - num_with_file,
         "published": published_counts,
     }
 
 
-def missing(splits: Mapping[str, Rows]) -> list[tuple[str, str]]:
+def with_file(rows: pa.Table) -> pa.Table:
+    """The rows whose video has a file."""
+    return rows.filter(pc.is_valid(rows.column("path")))
+
+
+def missing(splits: Mapping[str, pa.Table]) -> list[tuple[str, str]]:
     """(split, video) of all videos without a file, each once, in order."""
-    videos: dict[tuple[str, str], None] = {}  # a set that keeps its order
+    videos = []
     for split, rows in splits.items():
-        for row in rows:
-            if not row["path"]:
-                videos[split, row["video"]] = None
-    return list(videos)
+        without_file = rows.filter(pc.is_null(rows.column("path")))
+        videos += [(split, video) for video in without_file.column("video").unique().to_pylist()]
+    return videos
 
 
-def duplicates(rows: Rows) -> dict[str, int]:
+def duplicates(rows: pa.Table) -> dict[str, int]:
     """Captions that stand twice.
 
     `within_a_video`: captions that the same video has already. `of_several_videos`: captions with a twin at
     another video; as queries they cannot all be first, so R@1 stays below 100. `files_of_several_videos`:
     files that several videos share, as they do where videos are moments of a file.
     """
-    distinct = {(row["video"], row["caption"]) for row in rows}
+    num_distinct = len(rows.group_by(["video", "caption"]).aggregate([]))
 
-    videos_of_caption = defaultdict(set)
-    videos_of_file = defaultdict(set)
-    for row in rows:
-        videos_of_caption[normal(row["caption"])].add(row["video"])
-        if row["path"]:
-            videos_of_file[row["path"]].add(row["video"])
+    of_captions = [("video", "count_distinct"), ([], "count_all")]
+    captions = rows.group_by("normal").aggregate(of_captions)
+    is_shared = pc.greater(captions.column("video_count_distinct"), 1)
+    num_shared_captions = pc.sum(captions.filter(is_shared).column("count_all")).as_py() or 0
 
-    num_shared_captions = 0
-    for row in rows:
-        videos = videos_of_caption[normal(row["caption"])]
-        num_shared_captions += len(videos) > 1
-
+    files = with_file(rows).group_by("path").aggregate([("video", "count_distinct")])
+    num_shared_files = num_true(pc.greater(files.column("video_count_distinct"), 1))
     return {
-        "within_a_video": len(rows) - len(distinct),
+        "within_a_video": len(rows) - num_distinct,
         "of_several_videos": num_shared_captions,
-        "files_of_several_videos": sum(len(videos) > 1 for videos in videos_of_file.values()),
+        "files_of_several_videos": num_shared_files,
     }
 
 
-def leakage(table: pa.Table, splits: Mapping[str, Rows]) -> dict[str, dict[str, int]]:
+def leakage(table: pa.Table, splits: Mapping[str, pa.Table]) -> dict[str, dict[str, int]]:
     """What a later split shares with train.
 
     `videos`, `files`: those that are in train too. `clips_of_shared_sources`: videos cut from a film or
@@ -90,43 +100,44 @@ def leakage(table: pa.Table, splits: Mapping[str, Rows]) -> dict[str, dict[str, 
         return {}
 
     cut_from = sources(table)
-    of_train = traits(splits["train"], cut_from)
+    videos = pa.array(cut_from.keys(), pa.string())
+    films = pa.array(cut_from.values(), pa.string())
     report = {}
     for split, rows in splits.items():
         if split != "train":
-            report[split] = shared_with_train(rows, of_train, cut_from)
+            train = splits["train"]
+            report[split] = {
+                "videos": num_shared(rows, train, "video"),
+                "files": num_shared(rows, train, "path"),
+                "clips_of_shared_sources": num_of_shared_films(rows, train, videos, films),
+                "captions": num_true(pc.is_in(rows.column("normal"), train.column("normal").unique())),
+            }
     return report
 
 
-def shared_with_train(
-    rows: Rows,
-    of_train: Mapping[str, set[str]],
-    cut_from: Mapping[str, str],
-) -> dict[str, int]:
-    """What one split shares with the `traits` of train."""
-    of_split = traits(rows, cut_from)
-    num_clips = sum(cut_from.get(video) in of_train["sources"] for video in of_split["videos"])
-    num_captions = sum(normal(row["caption"]) in of_train["captions"] for row in rows)
-    return {
-        "videos": len(of_split["videos"] & of_train["videos"]),
-        "files": len(of_split["files"] & of_train["files"]),
-        "clips_of_shared_sources": num_clips,
-        "captions": num_captions,
-    }
+def num_shared(rows: pa.Table, train: pa.Table, column: str) -> int:
+    """How many values of a column stand in train too, each counted once."""
+    values = rows.column(column).unique().drop_null()
+    return num_true(pc.is_in(values, train.column(column).unique()))
 
 
-def traits(rows: Rows, cut_from: Mapping[str, str]) -> dict[str, set[str]]:
-    """What may leak, as sets: videos, files, sources, captions."""
-    videos = {row["video"] for row in rows}
-    files = {row["path"] for row in rows if row["path"]}
-    film_of_video = {video: cut_from[video] for video in videos if video in cut_from}
-    captions = {normal(row["caption"]) for row in rows}
-    return {
-        "videos": videos,
-        "files": files,
-        "sources": set(film_of_video.values()),
-        "captions": captions,
-    }
+def num_of_shared_films(
+    rows: pa.Table,
+    train: pa.Table,
+    videos: pa.Array,
+    films: pa.Array,
+) -> int:
+    """Videos of a split cut from a film that train's are cut from too; `films` String[N], what `videos`
+    String[N] were cut from.
+    """
+    films_of_train = films.filter(pc.is_in(videos, train.column("video").unique()))
+    films_of_split = films.filter(pc.is_in(videos, rows.column("video").unique()))
+    return num_true(pc.is_in(films_of_split, films_of_train))
+
+
+def num_true(mask: pa.Array | pa.ChunkedArray) -> int:
+    """How many of a mask are true; 0 of an empty one."""
+    return pc.sum(mask).as_py() or 0
 
 
 def normal(caption: str) -> str:
@@ -136,33 +147,45 @@ def normal(caption: str) -> str:
 
 
 def tokens(
-    rows: Rows,
+    rows: pa.Table,
     limit: int,
     count: Callable[[str], int],
+    most: int = COUNTED,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """How long captions are, by `count` (start and end included), and how much of them is beyond `limit`."""
-    # captions repeat, and counting is slow: each text once
-    distinct = {row["caption"] for row in rows}
-    length_of_caption = {caption: count(caption) for caption in distinct}
-    lengths = [length_of_caption[row["caption"]] for row in rows]
-    excess = [length - limit for length in lengths if length > limit]
+    """How long captions are, by `count` (start and end included), and how much of them is beyond `limit`.
 
-    num_captions = len(rows)
-    num_tokens = sum(lengths)
-    num_tokens_cut = sum(excess)
+    Of more than `most` captions so many are drawn; `captions_counted` says on how many the numbers stand.
+    """
+    captions = rows.column("caption")
+    if len(captions) > most:
+        drawn = random.Random(seed).sample(range(len(captions)), most)
+        captions = captions.take(pa.array(sorted(drawn)))
+
+    # captions repeat, and counting is slow: each text once
+    distinct = pc.value_counts(captions)
+    lengths = pa.array([count(caption) for caption in distinct.field("values").to_pylist()], pa.int64())
+    times = distinct.field("counts")
+    excess = pc.max_element_wise(pc.subtract(lengths, limit), 0)
+
+    num_captions = len(captions)
+    num_tokens = pc.sum(pc.multiply(lengths, times)).as_py()
+    num_tokens_cut = pc.sum(pc.multiply(excess, times)).as_py()
+    num_cut = pc.sum(times.filter(pc.greater(excess, 0))).as_py() or 0
     return {
         "limit": limit,
+        "captions_counted": num_captions,
         "mean": round(num_tokens / num_captions, 1),
-        "longest": max(lengths),
-        "captions_cut": len(excess),
-        "captions_cut_percent": round(100 * len(excess) / num_captions, 2),
+        "longest": pc.max(lengths).as_py(),
+        "captions_cut": num_cut,
+        "captions_cut_percent": round(100 * num_cut / num_captions, 2),
         "tokens_cut": num_tokens_cut,
         "tokens_cut_percent": round(100 * num_tokens_cut / num_tokens, 2),
     }
 
 
 def unreadable(
-    splits: Mapping[str, Rows],
+    splits: Mapping[str, pa.Table],
     probe: Callable[[str], str | None],
     sample: int | None,
     seed: int = 0,
@@ -171,17 +194,17 @@ def unreadable(
 
     `probe` says what is wrong with a file, and None of a good one.
     """
-    paths: set[str] = set()
-    for rows in splits.values():
-        paths.update(row["path"] for row in rows if row["path"])
-    files = sorted(paths)
+    paths = pa.chunked_array([rows.column("path").unique() for rows in splits.values()], pa.string())
+    files = paths.unique().drop_null()
+    files = files.take(pc.array_sort_indices(files))
 
     chosen = files
     if sample is not None and sample < len(files):
-        chosen = random.Random(seed).sample(files, sample)
+        drawn = random.Random(seed).sample(range(len(files)), sample)
+        chosen = files.take(pa.array(sorted(drawn), pa.int64()))
 
     bad_files = []
-    for file in sorted(chosen):
+    for file in chosen.to_pylist():
         reason = probe(file)
         if reason is not None:
             bad_files.append({"file": file, "reason": reason})
