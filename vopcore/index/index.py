@@ -151,17 +151,15 @@ class Index:
         entry = self.table.videos[video]
         best = max(group, key=lambda window: window.score)
         is_whole = entry.duration <= WHOLE * self.header.seconds + 1e-3
-        bounds = Span(group[0].start, max(window.end for window in group))
+        found = Span(group[0].start, max(window.end for window in group))
+        bounds = found
         if not is_whole:
             every = self.header.every
-            bounds = Span(
-                max(0.0, bounds.start - every),
-                min(entry.duration, bounds.end + every),
-            )
+            bounds = Span(max(0.0, found.start - every), min(entry.duration, found.end + every))
 
         times, features = self.table.frames_between(video, *bounds)
         cosines = F.normalize(features, dim=-1) @ unit
-        span, best_time = refine(times, cosines.numpy(), base, bounds)
+        span, best_time = refine(times, cosines.numpy(), base, found, bounds)
         if is_whole:
             # Its few frames tell which is best, not where the answer begins.
             span = bounds

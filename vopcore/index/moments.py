@@ -10,8 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 WHOLE = 1.5  # a video of at most this many window lengths is one window
-MERGE_LEVEL = 0.5  # of the way from a video's mean to its best window, where neighbours still belong to it
-FRAME_LEVEL = 0.5  # the same for frames, where an answer begins and ends
+
+# Levels are shares of the way from what a video's mean frame scores to what the answer scores. A window that
+# lies half in what is looked for scores half way, one wholly in it all the way: 0.75 tells the two apart. A
+# frame of an answer's windows is more likely part of it than not from half way on. A frame beyond them, which
+# no window that matched has seen, has to match nearly as well as the answer itself.
+MERGE_LEVEL = 0.75
+FRAME_LEVEL = 0.5
+BEYOND_LEVEL = 0.9
 SLACK = 1e-6  # seconds; sums of float32 steps are not exact
 
 
@@ -73,9 +79,9 @@ def merge_windows(
 ) -> list[list[ScoredWindow]]:
     """Group the windows of ONE video: neighbours that match about as well are one answer.
 
-    The best window takes in its neighbours, left and right, as long as they touch and score at least half
-    way between `base`, the video's mean frame, and the best. The best of what is left begins the next group.
-    Groups come best first, the windows of a group in order of time.
+    The best window takes in its neighbours, left and right, as long as they touch and score at least
+    MERGE_LEVEL of the way from `base`, the video's mean frame, to the best. The best of what is left begins
+    the next group. Groups come best first, the windows of a group in order of time.
     """
     in_order = sorted(windows, key=lambda window: (window.start, window.end))
     by_score = sorted(range(len(in_order)), key=lambda place: -in_order[place].score)
@@ -127,22 +133,28 @@ def refine(
     times: np.ndarray,
     scores: np.ndarray,
     base: float,
+    found: Span,
     bounds: Span,
 ) -> tuple[Span, float]:
-    """Which seconds within `bounds` match, and the time of the best frame.
+    """Which seconds within `bounds` match, and the time of the best frame, which is among them.
 
-    times: float [F], ascending, seconds of the frames within `bounds`; scores: float [F], their cosines with
-    the query; base: the mean cosine of the whole video's frames. The answer is the run of frames whose sum of
-    `score - threshold` is largest (Kadane's maximum-sum run), where the threshold is half way between `base`
-    and the best frame. A frame stands for the time up to half way to its neighbours.
+    times: float [F], seconds of the frames within `bounds`, in any order, some perhaps twice, as windows saw
+    them; scores: float [F], their cosines with the query; base: the mean cosine of the whole video's frames;
+    found: the windows that matched, within `bounds`. The answer is the run of frames about the best frame of
+    `found` whose sum of `score - threshold` is largest. The threshold is at FRAME_LEVEL of the way from
+    `base` to the mean frame of `found`, beyond `found` at BEYOND_LEVEL. A frame stands for the time up to
+    half way to its neighbours.
     """
-    if len(times) == 0:
-        return bounds, (bounds.start + bounds.end) / 2
+    times, scores = _each_once(times, scores)
+    is_found = (times >= found.start - SLACK) & (times <= found.end + SLACK)
+    if not is_found.any():
+        return found, (found.start + found.end) / 2
 
-    best = int(np.argmax(scores))
-    best_score = float(scores[best])
-    threshold = min(best_score, base + FRAME_LEVEL * (best_score - base))
-    first, last = largest_run(scores - threshold)
+    best = int(np.argmax(np.where(is_found, scores, -np.inf)))
+    level = float(scores[is_found].mean())
+    share = np.where(is_found, FRAME_LEVEL, BEYOND_LEVEL)
+    thresholds = np.minimum(base + share * (level - base), scores[best])
+    first, last = run_around(scores - thresholds, best)
 
     start = bounds.start
     if first > 0:
@@ -153,19 +165,14 @@ def refine(
     return Span(float(start), float(end)), float(times[best])
 
 
-def largest_run(gains: np.ndarray) -> tuple[int, int]:
-    """First and last index of the run with the largest sum; at least one element. gains: float [F], F > 0."""
-    best_sum = -np.inf
-    best_run = (0, 0)
-    current_sum = 0.0
-    current_first = 0
-    for place, gain in enumerate(gains):
-        # A run that has sunk below zero only costs what follows it.
-        if current_sum <= 0:
-            current_sum = 0.0
-            current_first = place
-        current_sum += float(gain)
-        if current_sum > best_sum:
-            best_sum = current_sum
-            best_run = (current_first, place)
-    return best_run
+def _each_once(times: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Times ascending and the mean score at each. A frame has one score in each window, if those differ."""
+    unique_times, places, counts = np.unique(times, return_inverse=True, return_counts=True)
+    return unique_times, np.bincount(places, scores, len(unique_times)) / counts
+
+
+def run_around(gains: np.ndarray, place: int) -> tuple[int, int]:
+    """First and last index of the run about `place` with the largest sum. gains: float [F], F > 0."""
+    to_the_right = np.cumsum(gains[place:])
+    to_the_left = np.cumsum(gains[place::-1])
+    return place - int(np.argmax(to_the_left)), place + int(np.argmax(to_the_right))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vopcore.index.moments import ScoredWindow, Span, WindowRule, largest_run, merge_windows, refine
+from vopcore.index.moments import ScoredWindow, Span, WindowRule, merge_windows, refine, run_around
 
 
 def scored(*rows: tuple[float, float, float]) -> list[ScoredWindow]:
@@ -68,20 +68,50 @@ def test_scores_below_the_mean_of_the_video_merge_with_nothing_worse():
     assert spans(merge_windows(scored((0, 8, -0.3), (4, 12, -0.4)), base=0.0)) == [(0, 8), (4, 12)]
 
 
+def test_a_window_half_in_the_scene_is_not_part_of_the_answer_and_one_mostly_in_it_is():
+    windows = scored((0, 8, 0.2), (4, 12, 0.6), (8, 16, 1.0), (12, 20, 0.9), (16, 24, 0.6))
+    assert spans(merge_windows(windows, base=0.2))[0] == (8, 20)
+
+
 def test_ends_are_where_frames_stop_matching():
     times = np.arange(0, 10, dtype=np.float32)
     scores = np.array([0, 0, 0, 0.9, 1.0, 0.8, 0, 0, 0, 0], np.float32)
-    span, best = refine(times, scores, base=0.1, bounds=Span(0, 10))
+    span, best = refine(times, scores, 0.1, found=Span(2, 7), bounds=Span(0, 10))
     assert span == (2.5, 5.5)
     assert best == 4
 
 
-def test_without_a_frame_the_bounds_stay():
-    assert refine(np.zeros(0), np.zeros(0), 0, Span(2, 4)) == ((2, 4), 3)
+def test_frames_beyond_the_windows_have_to_match_nearly_as_well_as_those_in_them():
+    times = np.arange(0, 10, dtype=np.float32)
+    scores = np.array([0, 0.6, 0.6, 0.9, 1.0, 0.8, 0.95, 0.9, 0, 0], np.float32)
+    span, _ = refine(times, scores, 0.0, found=Span(3, 5), bounds=Span(0, 10))
+    assert span == (2.5, 7.5)
 
 
-@given(st.lists(st.floats(-10, 10), min_size=1, max_size=12))
-def test_the_largest_run_is_the_largest_of_all_runs(gains):
-    first, last = largest_run(np.array(gains))
-    sums = [sum(gains[i : j + 1]) for i in range(len(gains)) for j in range(i, len(gains))]
+def test_an_answer_holds_its_best_frame_whatever_else_matches_nearby():
+    times = np.arange(0, 10, dtype=np.float32)
+    scores = np.array([1, 1, 0, 0, 0, 0, 0.5, 0.6, 0.5, 0], np.float32)
+    span, best = refine(times, scores, 0.1, found=Span(6, 8), bounds=Span(0, 10))
+    assert span == (5.5, 8.5)
+    assert best == 7
+
+
+def test_a_frame_that_several_windows_saw_counts_with_its_mean_score():
+    times = np.array([2, 0, 1, 1, 2, 3], np.float32)
+    scores = np.array([0.2, 0.1, 0.8, 1.0, 0.0, 0.1], np.float32)
+    span, best = refine(times, scores, 0.1, found=Span(0, 3), bounds=Span(0, 4))
+    assert span == (0.5, 1.5)
+    assert best == 1
+
+
+def test_without_a_frame_the_windows_stay():
+    assert refine(np.zeros(0), np.zeros(0), 0, Span(2, 4), Span(0, 6)) == ((2, 4), 3)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=12), st.integers(0, 11))
+def test_the_run_around_a_place_is_the_largest_of_all_runs_that_hold_it(gains, place):
+    place %= len(gains)
+    first, last = run_around(np.array(gains), place)
+    assert first <= place <= last
+    sums = [sum(gains[i : j + 1]) for i in range(place + 1) for j in range(place, len(gains))]
     assert sum(gains[first : last + 1]) == pytest.approx(max(sums), abs=1e-9)
