@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vopcore.index import Answer, Index
 
 MAX_TOP = 1000
+MAX_NAME = 60  # characters of a name that lines are aligned behind
 
 CLI = CommandLine("search", __doc__)
 CLI.add_argument("index", help="a folder or bucket that pipelines/index.py has made")
@@ -95,12 +96,13 @@ def features(index: "Index", args: argparse.Namespace) -> "Tensor":
 
 
 def table(answers: Sequence["Answer"]) -> str:
-    """A line for each answer, the longest name deciding the width."""
-    width = max(len(answer.video) for answer in answers)
+    """A line for each answer. The longest name decides the width, unless it would push all others aside."""
+    names = [printable(answer.video) for answer in answers]
+    width = min(max(len(name) for name in names), MAX_NAME)
     lines = []
-    for answer in answers:
+    for name, answer in zip(names, answers, strict=True):
         span = f"{clock(answer.start):>10} - {clock(answer.end):>10}"
-        lines.append(f"{printable(answer.video):{width}}  {span}  {answer.score:6.3f}")
+        lines.append(f"{name:{width}}  {span}  {answer.score:6.3f}")
     return "\n".join(lines)
 
 
