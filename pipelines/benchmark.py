@@ -16,7 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import exit_code_of, stop_like_ctrl_c
@@ -41,7 +44,10 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_intermixed_args(argv)
     stop_like_ctrl_c()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
 
     # imported step by step, as --help and a mistake in the config should not wait for torch and Ray
     from vopcore.config import read_matrix

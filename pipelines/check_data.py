@@ -11,7 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, FAILED, exit_code_of
@@ -26,7 +29,11 @@ CLI = CommandLine("check_data", __doc__)
 CLI.add_argument("config", help="a YAML file, such as conf/activitynet.yaml")
 CLI.add_overrides()
 CLI.add_argument(
-    "--headers", type=num_headers, default=200, metavar="N|all", help="how many files to open (200)"
+    "--headers",
+    type=num_headers,
+    default=200,
+    metavar="N|all",
+    help="how many files to open (200)",
 )
 CLI.add_argument(
     "--missing", metavar="FILE", help="where missing videos are listed (OUTPUT/missing_videos.txt)"

@@ -13,14 +13,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, REFUSED, ended, exit_code_of
 from pipelines.command.secrets import without_secrets
 
 CLI = CommandLine("deliver", __doc__)
-CLI.add_argument("folder", type=Path, help="mlflow_waiting in the output folder of the run")
+CLI.add_argument(
+    "folder",
+    type=Path,
+    help="mlflow_waiting in the output folder of the run",
+)
 CLI.add_argument("--uri", help="another store than the one it was meant for")
 
 

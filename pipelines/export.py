@@ -10,13 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, exit_code_of
 
 CLI = CommandLine("export", __doc__)
-CLI.add_argument("config", help="a YAML file: which data set, and where its captions are")
+CLI.add_argument(
+    "config",
+    help="a YAML file: which data set, and where its captions are",
+)
 CLI.add_argument("shards", help="the folder of shards")
 CLI.add_argument("folder", type=Path, help="where the tars go")
 CLI.add_overrides()

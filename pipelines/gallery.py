@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.secrets import hides_secrets
 
@@ -28,8 +31,16 @@ CLI.add_argument("other", nargs="?", help="another run, shown beside it")
 CLI.add_argument(
     "--uri", help="MLflow's store; default MLFLOW_TRACKING_URI, else outputs/EXPERIMENT/mlflow.db"
 )
-CLI.add_argument("--shards", help="the folder of frames, where it has moved since the run")
-CLI.add_argument("--most", type=int, default=500, help="captions on the page (500)")
+CLI.add_argument(
+    "--shards",
+    help="the folder of frames, where it has moved since the run",
+)
+CLI.add_argument(
+    "--most",
+    type=int,
+    default=500,
+    help="captions on the page (500)",
+)
 CLI.add_argument(
     "--out",
     type=Path,
@@ -73,7 +84,10 @@ def main(argv: Sequence[str]) -> int:
         with track.one_line(store.uri):
             track.log_files(store, runs[0].id, [out])
     except ValueError as error:
-        print(f"warning: the gallery is written, but not logged: {error}", file=sys.stderr)
+        print(
+            f"warning: the gallery is written, but not logged: {error}",
+            file=sys.stderr,
+        )
 
     print(f"Open {out.absolute().as_uri()}")
     return 0

@@ -21,7 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, exit_code_of, stop_like_ctrl_c
@@ -36,13 +39,24 @@ SETTINGS = Path(__file__).parents[1] / "conf/search.yaml"
 CLI = CommandLine("index", __doc__)
 CLI.add_argument("folder", help="a folder of videos, or the URI of one")
 CLI.add_overrides()
-CLI.add_argument("--config", default=SETTINGS, help="a file of settings in the place of conf/search.yaml")
-CLI.add_argument("--watch", action="store_true", help="go on: look at the folder again and again")
+CLI.add_argument(
+    "--config",
+    default=SETTINGS,
+    help="a file of settings in the place of conf/search.yaml",
+)
+CLI.add_argument(
+    "--watch",
+    action="store_true",
+    help="go on: look at the folder again and again",
+)
 
 EXPORT = CommandLine("index", "Write an index as a Parquet file, for any other engine.")
 EXPORT.add_argument("export", choices=["export"])
 EXPORT.add_argument("index", help="an index that index.py has made")
-EXPORT.add_argument("file", help="the Parquet file: video, start, end, best, vector, thumbnail")
+EXPORT.add_argument(
+    "file",
+    help="the Parquet file: video, start, end, best, vector, thumbnail",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +69,10 @@ def _main(argv: Sequence[str]) -> int:
         return export(EXPORT.parse_args(argv))
     arguments = CLI.parse_args(argv)
     stop_like_ctrl_c()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
 
     # Only now: `--help` does not wait for pydantic, and a mistake in the settings not for torch and Ray.
     from vopcore.config.search import read_search_config
@@ -65,7 +82,11 @@ def _main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def index_folder(folder: str, config: "SearchConfig", watch: bool) -> None:
+def index_folder(
+    folder: str,
+    config: "SearchConfig",
+    watch: bool,
+) -> None:
     """Make the index or bring it up to date; with `watch` until interrupted."""
     from pipelines.indexing.files import FolderError, list_videos
     from vopcore.storage import is_uri, local_path, scratch_folder, writer_lock
@@ -100,7 +121,11 @@ def index_folder(folder: str, config: "SearchConfig", watch: bool) -> None:
     )
 
 
-def report(updated: "Updated", uri: str, failed: Sequence["IndexedVideo"]) -> None:
+def report(
+    updated: "Updated",
+    uri: str,
+    failed: Sequence["IndexedVideo"],
+) -> None:
     """What an update has done, in a line, and what could not be indexed."""
     print(
         f"{updated.videos:,} videos, {updated.moments:,} moments in {uri} ({updated.added:,} new, "

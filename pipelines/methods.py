@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, exit_code_of
@@ -24,7 +27,12 @@ CLI = CommandLine("methods", __doc__)
 CLI.add_argument(
     "--model", default="ViT-B-32-quickgelu", help="a name of open_clip, or a model config (.json)"
 )
-CLI.add_argument("--frames", type=int, default=12, help="frames of the video (default: 12)")
+CLI.add_argument(
+    "--frames",
+    type=int,
+    default=12,
+    help="frames of the video (default: 12)",
+)
 CLI.add_argument(
     "--models",
     action="store_true",

@@ -12,7 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.secrets import hides_secrets
 
@@ -59,7 +62,10 @@ def main(argv: Sequence[str]) -> int:
         try:
             log_report(store, files, out)
         except ValueError as error:
-            print(f"warning: the report is written, but not logged: {error}", file=sys.stderr)
+            print(
+                f"warning: the report is written, but not logged: {error}",
+                file=sys.stderr,
+            )
 
     print(f"Open {files[0].absolute().as_uri()}")
     return 0

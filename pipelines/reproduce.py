@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, exit_code_of
@@ -21,9 +24,21 @@ from pipelines.command.exit_codes import DONE, exit_code_of
 CLI = CommandLine("reproduce", __doc__)
 CLI.add_argument("file", help="a reference card; with --make a config")
 CLI.add_overrides()
-CLI.add_argument("--make", type=Path, metavar="CARD", help="write a card instead of comparing with one")
-CLI.add_argument("--of", metavar="RUN", help="with --make: EXPERIMENT/METHOD of the finished run")
-CLI.add_argument("--uri", help="with --make: MLflow's store; default outputs/EXPERIMENT/mlflow.db")
+CLI.add_argument(
+    "--make",
+    type=Path,
+    metavar="CARD",
+    help="write a card instead of comparing with one",
+)
+CLI.add_argument(
+    "--of",
+    metavar="RUN",
+    help="with --make: EXPERIMENT/METHOD of the finished run",
+)
+CLI.add_argument(
+    "--uri",
+    help="with --make: MLflow's store; default outputs/EXPERIMENT/mlflow.db",
+)
 OUTSIDE = 4
 
 

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, exit_code_of, stop_like_ctrl_c
@@ -26,7 +29,11 @@ CLI = CommandLine(
     "methods.vop.train.lr=1e-3, compare=[vop,vop_fc], stages=[ingest]. A finished run is kept and shown\n"
     "again; run=NAME tunes anew under that name.",
 )
-CLI.add_argument("--settings", action=PrintSettings, help="print every key of a config and what it is for")
+CLI.add_argument(
+    "--settings",
+    action=PrintSettings,
+    help="print every key of a config and what it is for",
+)
 CLI.add_argument("config", help="a YAML file, such as conf/quickstart.yaml")
 CLI.add_overrides()
 
@@ -39,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_args(argv)
     stop_like_ctrl_c()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
 
     # imported step by step, as --help and a mistake in the config should not wait for torch and Ray
     from vopcore.config import read_config

@@ -15,7 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also where another one is installed
+sys.path.insert(
+    0,
+    str(Path(__file__).parent.parent),
+)  # this checkout, also where another one is installed
 
 from pipelines.command.arguments import CommandLine, UsageError
 from pipelines.command.exit_codes import DONE, exit_code_of
@@ -24,10 +27,29 @@ TOKEN_VARIABLE = "VOPCORE_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 CLI = CommandLine("serve", __doc__)
-CLI.add_argument("indexes", nargs="+", metavar="INDEX", help="a folder or bucket that index.py has made")
-CLI.add_argument("--port", type=int, default=8000, help="(8000)")
-CLI.add_argument("--host", default="127.0.0.1", help="this machine alone (127.0.0.1), or 0.0.0.0 for all")
-CLI.add_argument("--replicas", type=int, default=1, help="processes, through Ray Serve where more than 1")
+CLI.add_argument(
+    "indexes",
+    nargs="+",
+    metavar="INDEX",
+    help="a folder or bucket that index.py has made",
+)
+CLI.add_argument(
+    "--port",
+    type=int,
+    default=8000,
+    help="(8000)",
+)
+CLI.add_argument(
+    "--host",
+    default="127.0.0.1",
+    help="this machine alone (127.0.0.1), or 0.0.0.0 for all",
+)
+CLI.add_argument(
+    "--replicas",
+    type=int,
+    default=1,
+    help="processes, through Ray Serve where more than 1",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +69,12 @@ def _main(argv: Sequence[str]) -> int:
     token = None
     if arguments.host not in LOOPBACK:
         token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
-    settings = run.ServerSettings(uris=tuple(arguments.indexes), host=arguments.host, port=port, token=token)
+    settings = run.ServerSettings(
+        uris=tuple(arguments.indexes),
+        host=arguments.host,
+        port=port,
+        token=token,
+    )
     if arguments.replicas > 1:
         listener.close()
         run.serve_replicas(settings, arguments.replicas)

@@ -108,7 +108,11 @@ class TunedEncoder:
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:  # noqa: ANN401
         """Of N vectors and as many others, each with its own: float32 [N]."""
-        pairs = zip(torch.as_tensor(embeddings1), torch.as_tensor(embeddings2), strict=True)
+        pairs = zip(
+            torch.as_tensor(embeddings1),
+            torch.as_tensor(embeddings2),
+            strict=True,
+        )
         return torch.stack([self.similarity(left[None], right[None])[0, 0] for left, right in pairs])
 
 

@@ -116,7 +116,11 @@ def _raised_far_away(text: str) -> RaisedFarAway | None:
     return None
 
 
-def _named(module: str, name: str, message: str) -> str:
+def _named(
+    module: str,
+    name: str,
+    message: str,
+) -> str:
     """Our own errors say all there is to say; of others the class helps."""
     first_line = next(iter(message.strip().splitlines()), "")
     if module.startswith(("vopcore.", "pipelines.")):

@@ -160,7 +160,11 @@ def has_lost_machine(before: Collection[str]) -> bool:
     # Until each has answered or is found dead by the head: a busy machine answers late.
     deadline = time.monotonic() + ANSWER
     while waiting and time.monotonic() < deadline:
-        answers, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_EVERY)
+        answers, waiting = ray.wait(
+            waiting,
+            num_returns=len(waiting),
+            timeout=LOOK_EVERY,
+        )
         try:
             ray.get(answers)
         except ray.exceptions.RayError:
@@ -311,7 +315,11 @@ def _problems_of(host: str, answer: ray.ObjectRef) -> dict[str, str]:
         return {}
 
 
-def _ask_for(paths: dict[str, str], stores: dict[str, str], node: str) -> ray.ObjectRef:
+def _ask_for(
+    paths: dict[str, str],
+    stores: dict[str, str],
+    node: str,
+) -> ray.ObjectRef:
     on_node = NodeAffinitySchedulingStrategy(node, soft=False)
     return _problems.options(scheduling_strategy=on_node).remote(paths, stores)
 

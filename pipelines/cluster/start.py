@@ -108,7 +108,11 @@ def wait_for(address: str, patience: float = PATIENCE) -> None:
 
         # Once: waiting takes seconds, and a line for each says nothing new.
         if not has_told:
-            print(f"waiting for the Ray at {address} ({reason})", file=sys.stderr, flush=True)
+            print(
+                f"waiting for the Ray at {address} ({reason})",
+                file=sys.stderr,
+                flush=True,
+            )
             has_told = True
         time.sleep(1)
 

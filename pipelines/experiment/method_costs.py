@@ -35,7 +35,13 @@ def cost_table(model: str, frames: int = 12) -> list[dict[str, Any]]:
         return [row(name, model, frames, total, plain) for name in METHODS]
 
 
-def row(name: str, model: str, frames: int, total: int, plain: int) -> dict[str, Any]:
+def row(
+    name: str,
+    model: str,
+    frames: int,
+    total: int,
+    plain: int,
+) -> dict[str, Any]:
     """One method: `parameters`, `percent` of CLIP's own `total`, and where they are."""
     try:
         clip = tune(blank(model), METHODS[name](), frames)
@@ -80,7 +86,10 @@ def by_kind(clip: CLIP) -> dict[str, int]:
     for name, parameter in tuned(clip).items():
         path = name.split(".")[:-1]
         holders = [clip.get_submodule(".".join(path[:i])) for i in range(len(path), 0, -1)]
-        ours = next((type(m).__name__ for m in holders if type(m).__module__.startswith(OURS)), None)
+        ours = next(
+            (type(m).__name__ for m in holders if type(m).__module__.startswith(OURS)),
+            None,
+        )
         kind = re.sub(r"(?<!^)(?=[A-Z])", " ", ours).lower() if ours else "CLIP's own"
         counts[kind] += parameter.numel()
     return dict(counts)
@@ -90,7 +99,15 @@ def flops(clip: CLIP, frames: int) -> int:
     """Multiplications and additions of one video, forward. Freezes `clip`."""
     clip.requires_grad_(False)
     height, width = towers(clip).vision.image_size
-    pixels = torch.zeros(1, frames, 3, height, width, dtype=torch.uint8, device="meta")
+    pixels = torch.zeros(
+        1,
+        frames,
+        3,
+        height,
+        width,
+        dtype=torch.uint8,
+        device="meta",
+    )
     with FlopCounterMode(display=False) as counter:
         Retriever(clip).video(pixels)
     return counter.get_total_flops()

@@ -76,7 +76,11 @@ def model_support(model: str) -> ModelSupport:
     )
 
 
-def _attempt(clip: CLIP, model: str, method: str) -> tuple[str, str]:
+def _attempt(
+    clip: CLIP,
+    model: str,
+    method: str,
+) -> tuple[str, str]:
     """The mark of a method on a model, and the reason where it does not just work."""
     options = METHODS[method]()
     try:

@@ -33,7 +33,12 @@ def fetch_teachers(config: RunConfig, data_hash: str) -> dict[str, TeacherRun]:
         raise ConfigError(f"{KEY}: {error}") from None
 
 
-def _fetch(config: RunConfig, store: track.RunStore, name: str, data_hash: str) -> TeacherRun:
+def _fetch(
+    config: RunConfig,
+    store: track.RunStore,
+    name: str,
+    data_hash: str,
+) -> TeacherRun:
     run_id = name.removeprefix("runs:/")
     run = track.run(store, run_id)
     who = f"{KEY}: {name} ({run.name})"
@@ -49,10 +54,21 @@ def _fetch(config: RunConfig, store: track.RunStore, name: str, data_hash: str) 
 
     frames = int(run.params["video.frames"])
     seed = int(run.params["seed"])
-    return TeacherRun(home.folder, file, clip, frames, seed)
+    return TeacherRun(
+        home.folder,
+        file,
+        clip,
+        frames,
+        seed,
+    )
 
 
-def _refuse(config: RunConfig, who: str, run: track.TrackedRun, data_hash: str) -> None:
+def _refuse(
+    config: RunConfig,
+    who: str,
+    run: track.TrackedRun,
+    data_hash: str,
+) -> None:
     """A teacher must have been tuned to its end, on the same captions and frames."""
     if run.status != "FINISHED":
         raise ConfigError(f"{who} is {run.status.lower()}, and a teacher must be finished")

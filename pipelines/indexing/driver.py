@@ -113,7 +113,12 @@ def compare(index: Index, listing: Listing) -> Changes:
     listed |= {entry.video for entry in listing.refused}
     gone = [video for video in indexed if video not in listed]
     refused = [entry for entry in listing.refused if indexed.get(entry.video) != entry]
-    return Changes(todo=todo, num_new=num_new, gone=gone, refused=refused)
+    return Changes(
+        todo=todo,
+        num_new=num_new,
+        gone=gone,
+        refused=refused,
+    )
 
 
 def _batches(videos: Iterable[VideoRows]) -> Iterator[list[VideoRows]]:
@@ -132,7 +137,11 @@ def _batches(videos: Iterable[VideoRows]) -> Iterator[list[VideoRows]]:
     yield rows
 
 
-def _encoded(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[VideoRows]:
+def _encoded(
+    index: Index,
+    work: IndexWork,
+    files: list[VideoFile],
+) -> Iterator[VideoRows]:
     """Each video once, in any order, when all of its pieces are there."""
     if not files:
         return
@@ -160,7 +169,11 @@ def _encoded(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[
                 bar.show(num_done, f"{num_failed} failed" if num_failed else "")
 
 
-def _finished(file: VideoFile, ending: Ending, pieces: dict[int, MomentRows]) -> VideoRows:
+def _finished(
+    file: VideoFile,
+    ending: Ending,
+    pieces: dict[int, MomentRows],
+) -> VideoRows:
     entry = IndexedVideo(
         video=file.video,
         size=file.size,
@@ -204,7 +217,11 @@ def join(pieces: list[MomentRows]) -> MomentRows:
     )
 
 
-def _pieces(index: Index, work: IndexWork, files: list[VideoFile]) -> Iterator[pa.Table]:
+def _pieces(
+    index: Index,
+    work: IndexWork,
+    files: list[VideoFile],
+) -> Iterator[pa.Table]:
     """(video, number, content): encoded windows, and the ending with the number of pieces before it."""
     items = [{"video": file.video} for file in files]
     decode_task: Any = _decode_task  # Ray has no type for one with arguments of its own
@@ -255,7 +272,12 @@ def _decode_task(batch: pa.Table, settings: DecodeSettings) -> Iterator[pa.Table
 class EncodeActor:
     """Holds the CLIP, and turns the frames of windows into their vectors."""
 
-    def __init__(self, uri: str, tuned: str, device: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        tuned: str,
+        device: str,
+    ) -> None:
         # Said, not found out: a machine may have a GPU that is not meant for this.
         self._encoder = WindowEncoder(local_model(uri, tuned), device)
 
@@ -267,7 +289,11 @@ class EncodeActor:
             yield _row(row["video"], row["number"], piece)
 
 
-def _row(video: str, number: int, piece: object) -> pa.Table:
+def _row(
+    video: str,
+    number: int,
+    piece: object,
+) -> pa.Table:
     content = pickle.dumps(piece, protocol=pickle.HIGHEST_PROTOCOL)
     return pa.table({"video": [video], "number": [number], "content": pa.array([content], pa.large_binary())})
 

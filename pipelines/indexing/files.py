@@ -88,7 +88,13 @@ def _facts(root: Path, path: Path) -> os.stat_result:
 
 
 def _refused(video: str, reason: str) -> IndexedVideo:
-    return IndexedVideo(video=video, size=0, mtime=0.0, status="failed", error=reason)
+    return IndexedVideo(
+        video=video,
+        size=0,
+        mtime=0.0,
+        status="failed",
+        error=reason,
+    )
 
 
 def _list_remote(root: str) -> Listing:

@@ -14,7 +14,12 @@ from vopcore.storage import Store
 from vopcore.video import DECODER_VERSION
 
 
-def open_for_update(uri: str, root: str, config: SearchConfig, scratch: Path) -> tuple[Index, IndexWork]:
+def open_for_update(
+    uri: str,
+    root: str,
+    config: SearchConfig,
+    scratch: Path,
+) -> tuple[Index, IndexWork]:
     """The index at `uri` of the videos below `root`, and how to work on it. scratch: an empty folder.
 
     Raises BadIndexError where the index there is of other videos, weights or windows, or its engine is not

@@ -46,7 +46,10 @@ class Ending:
     duration: float
 
 
-def decode_windows(settings: DecodeSettings, video: str) -> Iterator[WindowFrames | Ending]:
+def decode_windows(
+    settings: DecodeSettings,
+    video: str,
+) -> Iterator[WindowFrames | Ending]:
     """The windows of one video, a path below the root, a few at a time, and how it ended; never raises."""
     duration = 0.0
     problems: list[str] = []
@@ -63,17 +66,30 @@ def decode_windows(settings: DecodeSettings, video: str) -> Iterator[WindowFrame
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         yield Ending("failed", " ".join(reason.split()), duration)
         return
-    yield Ending("damaged" if problems else "ok", problems[0] if problems else None, duration)
+    yield Ending(
+        "damaged" if problems else "ok",
+        problems[0] if problems else None,
+        duration,
+    )
 
 
 def _duration(settings: DecodeSettings, file: Path) -> float:
     """Seconds of a video, from its packets: headers lie."""
-    first = decode(file, count=1, size=settings.size, sampler="head", time_limit=settings.time_limit)
+    first = decode(
+        file,
+        count=1,
+        size=settings.size,
+        sampler="head",
+        time_limit=settings.time_limit,
+    )
     return first.duration
 
 
 def _decode_stretch(
-    settings: DecodeSettings, file: Path, spans: list[Span], problems: list[str]
+    settings: DecodeSettings,
+    file: Path,
+    spans: list[Span],
+    problems: list[str],
 ) -> Iterator[WindowFrames]:
     """Windows that are decoded in one pass; adds to `problems` what was damaged."""
     decoded = decode_moments(
@@ -155,7 +171,11 @@ class DecodingChild:
     def _start(self) -> multiprocessing.process.BaseProcess:
         context = multiprocessing.get_context("forkserver")
         self._pipe, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
+        process = context.Process(
+            target=_serve,
+            args=(theirs, self._settings),
+            daemon=True,
+        )
         self._process = process
         process.start()
         theirs.close()

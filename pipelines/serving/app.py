@@ -54,7 +54,10 @@ class SearchRequest(Body):
     like: Example | None = None
     index: str | None = None
     top: int = Field(10, ge=1, le=200)
-    where: str | None = Field(None, description="a condition in SQL over video, folder, name, date, ...")
+    where: str | None = Field(
+        None,
+        description="a condition in SQL over video, folder, name, date, ...",
+    )
     folder: str | None = None
     after: Date | None = None
     before: Date | None = None
@@ -118,7 +121,11 @@ class Login(Body):
     token: str
 
 
-def create_app(uris: Sequence[str], token: str | None = None, check_host: bool = True) -> FastAPI:
+def create_app(
+    uris: Sequence[str],
+    token: str | None = None,
+    check_host: bool = True,
+) -> FastAPI:
     """The application over the indexes at `uris`.
 
     token: what requests must bring, as `Authorization: Bearer` or by `/login`; None: a server of this machine
@@ -134,7 +141,11 @@ def create_app(uris: Sequence[str], token: str | None = None, check_host: bool =
         yield
         await queue.stop()
 
-    app = FastAPI(title="vopcore", summary="Search videos by text, to the second", lifespan=lifespan)
+    app = FastAPI(
+        title="vopcore",
+        summary="Search videos by text, to the second",
+        lifespan=lifespan,
+    )
     if check_host:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_NAMES)
     _add_guard(app, token)
@@ -147,11 +158,17 @@ def _add_guard(app: FastAPI, token: str | None) -> None:
     """Who may ask, how much, and headers that keep a browser from doing more than the page needs."""
 
     @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def guard(
+        request: Request,
+        call_next: Callable[[Request], Awaitable[Response]],
+    ) -> Response:
         if token is not None and request.url.path not in OPEN and not _is_allowed(request, token):
             return JSONResponse({"detail": "this server wants its token"}, 401)
         if int(request.headers.get("content-length") or 0) > MAX_BODY:
-            return JSONResponse({"detail": f"a request has at most {MAX_BODY:,} bytes"}, 413)
+            return JSONResponse(
+                {"detail": f"a request has at most {MAX_BODY:,} bytes"},
+                413,
+            )
 
         response = await call_next(request)
         if not request.url.path.startswith(("/docs", "/redoc")):
@@ -196,11 +213,19 @@ def _add_pages(app: FastAPI, token: str | None) -> None:
             response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
 
 
-def _add_api(app: FastAPI, catalogue: Catalogue, queue: SearchQueue) -> None:
+def _add_api(
+    app: FastAPI,
+    catalogue: Catalogue,
+    queue: SearchQueue,
+) -> None:
     @app.get("/health")
     async def health() -> Health:
         """Whether the server answers."""
-        return Health(status="ok", indexes=len(catalogue.indexes), backbones=catalogue.num_backbones)
+        return Health(
+            status="ok",
+            indexes=len(catalogue.indexes),
+            backbones=catalogue.num_backbones,
+        )
 
     @app.get("/indexes")
     async def indexes() -> list[IndexDescription]:
@@ -223,15 +248,26 @@ def _add_api(app: FastAPI, catalogue: Catalogue, queue: SearchQueue) -> None:
         """Texts as vectors."""
         served = catalogue.get(body.index)
         texts = [body.text] if isinstance(body.text, str) else body.text
-        return EmbedResponse(index=served.name, vectors=await queue.run(catalogue.embed, served, texts))
+        return EmbedResponse(
+            index=served.name,
+            vectors=await queue.run(catalogue.embed, served, texts),
+        )
 
     @app.get("/video/{index}/{video:path}", response_class=FileResponse)
-    def video(index: str, video: str, request: Request) -> Response:
+    def video(
+        index: str,
+        video: str,
+        request: Request,
+    ) -> Response:
         """A video of an index; `Range` asks for a part."""
         return video_response(_known(index).index, video, request.headers.get("range"))
 
     @app.get("/thumbnail/{index}/{video:path}", response_class=Response)
-    def thumbnail(index: str, video: str, time: float = 0.0) -> Response:
+    def thumbnail(
+        index: str,
+        video: str,
+        time: float = 0.0,
+    ) -> Response:
         """A small picture of a video, the nearest to `time` (seconds) of those in the index, JPEG."""
         return thumbnail_response(_known(index).index, video, time)
 

@@ -58,7 +58,10 @@ class Catalogue:
         encoder = TextEncoder(folder, frozen)
         self._frozen[header.backbone] = encoder.frozen
 
-        name = _unique(Path(uri.split("?")[0].rstrip("/")).name or "index", self.indexes)
+        name = _unique(
+            Path(uri.split("?")[0].rstrip("/")).name or "index",
+            self.indexes,
+        )
         self.indexes[name] = ServedIndex(name, index, encoder)
 
     @property
@@ -82,7 +85,11 @@ class Catalogue:
             served.index.refresh()
         self._looked = time.monotonic()
 
-    def search(self, served: ServedIndex, queries: Sequence[Query]) -> list[list[Answer] | ValueError]:
+    def search(
+        self,
+        served: ServedIndex,
+        queries: Sequence[Query],
+    ) -> list[list[Answer] | ValueError]:
         """The answers of each query, or what is wrong with it."""
         texts = [query.text for query in queries if query.text is not None]
         features: Iterator[Tensor] = iter(served.encoder.encode(texts) if texts else [])
@@ -97,10 +104,20 @@ class Catalogue:
                 results.append(error)
         return results
 
-    def _answer(self, index: Index, query: Query, feature: Tensor | None) -> list[Answer]:
+    def _answer(
+        self,
+        index: Index,
+        query: Query,
+        feature: Tensor | None,
+    ) -> list[Answer]:
         is_picked = None
         if query.where is not None or query.folder or query.after or query.before:
-            is_picked = index.filter.pick(query.where, query.folder, query.after, query.before)
+            is_picked = index.filter.pick(
+                query.where,
+                query.folder,
+                query.after,
+                query.before,
+            )
         is_example = feature is None
         if feature is None:
             feature = index.like(query.like_video or "", query.like_start)

@@ -21,7 +21,11 @@ TYPES = {
 }  # fmt: skip
 
 
-def video_response(index: Index, video: str, range_header: str | None) -> Response:
+def video_response(
+    index: Index,
+    video: str,
+    range_header: str | None,
+) -> Response:
     """A video of the index, or the part that `Range` asks for.
 
     Raises HTTPException 404 for everything that is not a video of the index, or no longer there.
@@ -52,7 +56,10 @@ def _check_file(root: Path, path: Path) -> None:
 
 
 def _remote_response(
-    filesystem: fs.FileSystem, path: str, kind: str, range_header: str | None
+    filesystem: fs.FileSystem,
+    path: str,
+    kind: str,
+    range_header: str | None,
 ) -> StreamingResponse:
     info = filesystem.get_file_info(path)
     if info.type != fs.FileType.File:
@@ -61,7 +68,12 @@ def _remote_response(
     first, last = parse_range(range_header, info.size)
     headers = {"accept-ranges": "bytes", "content-length": str(last - first + 1)}
     if range_header is None:
-        return StreamingResponse(_blocks(filesystem, path, first, last), 200, headers, kind)
+        return StreamingResponse(
+            _blocks(filesystem, path, first, last),
+            200,
+            headers,
+            kind,
+        )
     headers["content-range"] = f"bytes {first}-{last}/{info.size}"
     return StreamingResponse(_blocks(filesystem, path, first, last), 206, headers, kind)
 
@@ -74,7 +86,11 @@ def parse_range(header: str | None, size: int) -> tuple[int, int]:
     if header is None:
         return 0, size - 1
     match = RANGE.fullmatch(header.strip())
-    refusal = HTTPException(416, "not a range of this file", {"content-range": f"bytes */{size}"})
+    refusal = HTTPException(
+        416,
+        "not a range of this file",
+        {"content-range": f"bytes */{size}"},
+    )
     if match is None or match.groups() == ("", ""):
         raise refusal
 
@@ -88,7 +104,12 @@ def parse_range(header: str | None, size: int) -> tuple[int, int]:
     return first, last
 
 
-def _blocks(filesystem: fs.FileSystem, path: str, first: int, last: int) -> Iterator[bytes]:
+def _blocks(
+    filesystem: fs.FileSystem,
+    path: str,
+    first: int,
+    last: int,
+) -> Iterator[bytes]:
     with filesystem.open_input_file(path) as file:
         file.seek(first)
         left = last - first + 1
@@ -100,10 +121,18 @@ def _blocks(filesystem: fs.FileSystem, path: str, first: int, last: int) -> Iter
             yield block
 
 
-def thumbnail_response(index: Index, video: str, time: float) -> Response:
+def thumbnail_response(
+    index: Index,
+    video: str,
+    time: float,
+) -> Response:
     """The picture nearest to a time. Raises HTTPException 404."""
     try:
         picture = index.thumbnail(video, time)
     except KeyError:
         raise HTTPException(404, "no such video in this index") from None
-    return Response(picture, media_type="image/jpeg", headers={"cache-control": "private, max-age=60"})
+    return Response(
+        picture,
+        media_type="image/jpeg",
+        headers={"cache-control": "private, max-age=60"},
+    )

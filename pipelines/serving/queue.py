@@ -38,7 +38,11 @@ class SearchQueue:
             self._worker.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def ask(self, served: ServedIndex, queries: list[Query]) -> list[list[Answer]]:
+    async def ask(
+        self,
+        served: ServedIndex,
+        queries: list[Query],
+    ) -> list[list[Answer]]:
         """The answers of each query. Raises QueueFullError, and ValueError for a query that has none."""
         if self._waiting.qsize() + len(queries) > MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} queries are waiting; come back in a second")
@@ -74,7 +78,11 @@ class SearchQueue:
         results: Sequence[list[Answer] | Exception]
         try:
             await self.run(self._catalogue.refresh)
-            results = await self.run(self._catalogue.search, served, [query for _, query, _ in entries])
+            results = await self.run(
+                self._catalogue.search,
+                served,
+                [query for _, query, _ in entries],
+            )
         except Exception as error:  # the worker lives on, whatever befalls one batch
             results = [error] * len(entries)
         for (_, _, future), result in zip(entries, results, strict=True):

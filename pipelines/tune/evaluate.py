@@ -42,7 +42,12 @@ class SplitEvaluator:
     """
 
     def __init__(
-        self, retriever: Retriever, shards: Shards, tokenize: Tokenize, frames: int, tell: Tell
+        self,
+        retriever: Retriever,
+        shards: Shards,
+        tokenize: Tokenize,
+        frames: int,
+        tell: Tell,
     ) -> None:
         self._retriever = retriever
         self._shards = shards
@@ -52,7 +57,13 @@ class SplitEvaluator:
         self._device = retriever.mean.device
 
     @torch.no_grad()
-    def measure(self, split: pa.Table, bank: Sequence[str], options: Evaluate, seed: int) -> SplitResult:
+    def measure(
+        self,
+        split: pa.Table,
+        bank: Sequence[str],
+        options: Evaluate,
+        seed: int,
+    ) -> SplitResult:
         """Recall of the captions of `split` (rows of ANNOTATIONS) among its decoded videos; PREDICTIONS; and
         those videos.
 
@@ -67,10 +78,20 @@ class SplitEvaluator:
 
             for name in options.post_processing:
                 similarity = self._post_processed(name, ranking, bank)
-                processed = self._evaluate(similarity, ranking, seed, post_processing=name)
+                processed = self._evaluate(
+                    similarity,
+                    ranking,
+                    seed,
+                    post_processing=name,
+                )
                 numbers |= processed.to_dict()
             for script in options.parity:
-                numbers |= published(script, ranking.similarity, ranking.owners, ranking.gallery)
+                numbers |= published(
+                    script,
+                    ranking.similarity,
+                    ranking.owners,
+                    ranking.gallery,
+                )
             if options.moments:
                 overlaps = self._moment_overlaps(split)
                 numbers |= moment_numbers(overlaps)
@@ -101,7 +122,13 @@ class SplitEvaluator:
         vectors = over_workers(gallery, embed_videos)
         captions = split["caption"].to_pylist()
         text = over_workers(captions, self._embedder.texts)
-        return EmbeddedSplit(owners, gallery, text, vectors, self._retriever)
+        return EmbeddedSplit(
+            owners,
+            gallery,
+            text,
+            vectors,
+            self._retriever,
+        )
 
     def _is_decoded(self, video: str) -> bool:
         entry = self._shards.videos.get(video)
@@ -132,7 +159,10 @@ class SplitEvaluator:
         """The overlap of each sentence's span in one video, from the cosines of its frames."""
         if not self._is_decoded(video):
             return [0.0] * len(sentences)
-        scores = self._cosines_in(video, [sentence["sentence"] for sentence in sentences])
+        scores = self._cosines_in(
+            video,
+            [sentence["sentence"] for sentence in sentences],
+        )
 
         # the frames that were embedded, and when each is shown
         entry = self._shards.videos[video]
@@ -152,7 +182,13 @@ class SplitEvaluator:
             best_score = float(frame_scores.max())
             span, _ = refine(times, frame_scores, mean_score, whole)
             predicted = PredictedSpan(span.start, span.end, best_score)
-            overlaps.append(best_overlap([predicted], sentence["start"], sentence["end"]))
+            overlaps.append(
+                best_overlap(
+                    [predicted],
+                    sentence["start"],
+                    sentence["end"],
+                )
+            )
         return overlaps
 
     def _cosines_in(self, video: str, sentences: list[str]) -> np.ndarray:
@@ -170,7 +206,11 @@ class SplitEvaluator:
         return stack_frames(self._shards, videos, self._frames, rngs)
 
     def _plain(
-        self, ranking: "EmbeddedSplit", seed: int, num_top: int = 0, with_intervals: bool = True
+        self,
+        ranking: "EmbeddedSplit",
+        seed: int,
+        num_top: int = 0,
+        with_intervals: bool = True,
     ) -> Metrics:
         """The numbers without post-processing, in two stages where frames are weighed by each caption."""
         bounded = None
@@ -197,10 +237,20 @@ class SplitEvaluator:
         **options: Any,  # noqa: ANN401 - those of `evaluate`
     ) -> Metrics:
         workers = workers_on(self._device)
-        return evaluate(similarity, ranking.owners, ranking.gallery, seed=seed, workers=workers, **options)
+        return evaluate(
+            similarity,
+            ranking.owners,
+            ranking.gallery,
+            seed=seed,
+            workers=workers,
+            **options,
+        )
 
     def _post_processed(
-        self, name: str, ranking: "EmbeddedSplit", bank: Sequence[str]
+        self,
+        name: str,
+        ranking: "EmbeddedSplit",
+        bank: Sequence[str],
     ) -> Callable[[Tensor], Tensor]:
         if name == "dsl":
             return dsl(ranking.similarity, len(ranking.owners))
@@ -208,7 +258,13 @@ class SplitEvaluator:
             raise ValueError("evaluate.post_processing: qb_norm needs captions of the training split")
 
         bank_text = over_workers(bank, self._embedder.texts)
-        bank_ranking = EmbeddedSplit([], ranking.gallery, bank_text, ranking.vectors, self._retriever)
+        bank_ranking = EmbeddedSplit(
+            [],
+            ranking.gallery,
+            bank_text,
+            ranking.vectors,
+            self._retriever,
+        )
         return qb_norm(ranking.similarity, bank_ranking.similarity, len(bank))
 
 

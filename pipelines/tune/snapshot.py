@@ -55,7 +55,10 @@ def _put_back(run: Store) -> set[str]:
         run.write(LIST, content)
         return named
 
-    print(f"{run}: its list of checkpoints was cut short, and none is kept: it starts anew", file=sys.stderr)
+    print(
+        f"{run}: its list of checkpoints was cut short, and none is kept: it starts anew",
+        file=sys.stderr,
+    )
     run.delete(LIST)
     return set()
 

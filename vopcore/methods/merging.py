@@ -11,7 +11,11 @@ from vopcore.methods.base import NEEDS, require
 from vopcore.methods.tempme import FrameMerging
 
 
-def merge_patches(clip: CLIP, name: str, count: int) -> None:
+def merge_patches(
+    clip: CLIP,
+    name: str,
+    count: int,
+) -> None:
     """Let each vision block but the last merge `count` patches of a frame between its attention and its MLP.
 
     The attention knows how many patches a token stands for; prompts and the class token are never merged.
@@ -29,7 +33,11 @@ def merge_patches(clip: CLIP, name: str, count: int) -> None:
         vision.blocks[number] = _with_merging(block, name, merged)
 
 
-def _with_merging(block: nn.Module, name: str, count: int) -> nn.Module:
+def _with_merging(
+    block: nn.Module,
+    name: str,
+    count: int,
+) -> nn.Module:
     """The same block, whose innermost one merges."""
     is_own = not isinstance(block, Block) and hasattr(block.attn, "project")
     if is_own:

@@ -92,8 +92,17 @@ def attach_tuned(
         frames = settings["frames"]
         merge = settings.get("merge", 0)
         # A file may ask for more than there is memory: shapes are compared where they cost none.
-        check_tensors(_tuned_copy(empty_copy(clip), method, frames, merge, tensors), tensors)
-        copy = _tuned_copy(share(clip), method, frames, merge, tensors)
+        check_tensors(
+            _tuned_copy(empty_copy(clip), method, frames, merge, tensors),
+            tensors,
+        )
+        copy = _tuned_copy(
+            share(clip),
+            method,
+            frames,
+            merge,
+            tensors,
+        )
         assign(copy, tensors)
     except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None

@@ -110,7 +110,12 @@ class Teacher:
         save_file(tensors, path, {"pooling": self.pooling, "scale": repr(self.scale)})
 
     @classmethod
-    def load(cls, path: str, captions: Sequence[str], videos: Sequence[str]) -> "Teacher":
+    def load(
+        cls,
+        path: str,
+        captions: Sequence[str],
+        videos: Sequence[str],
+    ) -> "Teacher":
         """What `save` has written, of these captions and videos."""
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
