@@ -180,7 +180,7 @@ class SplitEvaluator:
         for sentence, frame_scores in zip(sentences, scores, strict=True):
             mean_score = float(frame_scores.mean())
             best_score = float(frame_scores.max())
-            span, _ = refine(times, frame_scores, mean_score, whole)
+            span, _ = refine(times, frame_scores, mean_score, whole, whole)
             predicted = PredictedSpan(span.start, span.end, best_score)
             overlaps.append(
                 best_overlap(

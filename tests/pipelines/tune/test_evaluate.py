@@ -88,7 +88,8 @@ def test_sentences_are_searched_for_inside_their_own_videos(tmp_path):
     frames = F.normalize(retriever.video(pixels)[0], dim=-1)
     scores = (F.normalize(retriever.text(tokenize(["caption 5"])), dim=-1) @ frames.T)[0].numpy()
     times = np.array(shards.videos["v005"].times)[choose(6, FRAMES, None)]
-    span, _ = refine(times, scores, float(scores.mean()), Span(0.0, float(times[-1])))
+    whole = Span(0.0, float(times[-1]))
+    span, _ = refine(times, scores, float(scores.mean()), whole, whole)
     wanted = overlap(span.start, span.end, 0.0, 2.5)
     assert numbers["moment/queries"] == 2
     assert numbers["moment/mIoU"] == pytest.approx(100 * (wanted + 0) / 2)
