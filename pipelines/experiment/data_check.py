@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.experiment.kept_output import working_folder
+from pipelines.ingest.task import layout_of
 from vopcore import clip
 from vopcore.config import RunConfig
 from vopcore.datasets import DATASETS, PUBLISHED, VideosFolder, check, layout, problems
-from vopcore.shards import Layout, default_storage
 from vopcore.video import VideoError, probe
 
 Report = dict[str, Any]
@@ -107,10 +107,8 @@ def write_missing(missing: list[tuple[str, str]], listed: Path) -> None:
 def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     """Bytes the shards will take at most: of the videos found, of all, and those that are free."""
     video = config.video
-    storage = video.storage
-    if storage == "auto":
-        storage = default_storage(video.kept, video.side)
-    bytes_per_frame = Layout(video.side, storage, video.quality).bytes_per_frame()
+    layouts = [layout_of(video, size) for size in video.sizes]
+    bytes_per_frame = sum(stored.bytes_per_frame() for stored in layouts)
     bytes_per_video = video.kept * bytes_per_frame
 
     num_videos = pc.count_distinct(table.column("video")).as_py()
@@ -121,7 +119,7 @@ def disk(config: RunConfig, table: pa.Table) -> dict[str, Any]:
     folder = next(parent for parent in shards.parents if parent.is_dir())
     return {
         "frames": video.kept,
-        "storage": storage,
+        "storage": " and ".join(stored.storage for stored in layouts),
         "needed": num_with_file * bytes_per_video,
         "needed_with_missing": num_videos * bytes_per_video,
         "free": shutil.disk_usage(folder).free,

@@ -133,5 +133,7 @@ def shared_settings(config: RunConfig) -> dict[str, Any]:
         video_keys |= {"resize", "interpolation"}
     include: Any = {"name": True, "shapes": True, "data": {"dataset", "holdout"}, "video": video_keys}
     settings = config.model_dump(mode="json", include=include, exclude_none=True)
+    # a run sees one size, whatever others are stored beside it
+    settings["video"]["size"] = config.video.side
     settings["clip"] = backbone(config.clip)
     return without_secrets(track.flat(settings))

@@ -175,8 +175,9 @@ def check_model(config: RunConfig) -> None:
             size = towers(blank(model)).vision.image_size[0]
     except ValueError as error:
         raise ConfigError(f"clip.model: {error}") from None
-    if config.video.size != size:
-        raise ConfigError(f"video.size: {config.video.size}, but {model} sees {size} x {size} pixels")
+    if config.video.side != size:
+        stored = " and ".join(str(stored) for stored in config.video.sizes)
+        raise ConfigError(f"video.size: {stored}, but {model} sees {size} x {size} pixels")
 
     try:
         tokenizer(model, config.clip.context)

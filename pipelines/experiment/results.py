@@ -141,7 +141,8 @@ def _log_model(
     config = data.config
     model_settings = ModelSettings(
         **config.clip.model_dump(),
-        **config.video.model_dump(include={"frames", "size", "sampler", "resize", "interpolation"}),
+        **config.video.model_dump(include={"frames", "sampler", "resize", "interpolation"}),
+        size=config.video.side,
         stored_frames=config.video.kept,
         seed=config.seed,
         precision=precision,

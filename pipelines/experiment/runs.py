@@ -265,6 +265,7 @@ def tags(experiment: Experiment, run: MethodRun, key: str) -> dict[str, str]:
 def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:
     """Everything that was set, flat: `method.name`, `train.lr`, `video.frames`, ..."""
     shared = config.model_dump(mode="json", exclude={"methods", "stages"}, exclude_none=True)
+    shared["video"]["size"] = config.video.side
     method = {"name": run.name, "pooling": run.pooling, **asdict(run.method)}
     if run.merge:
         method["merge"] = run.merge

@@ -1,4 +1,5 @@
-"""Videos to shards, each video once: Ray Data hands out shards to write; only index rows come back.
+"""Videos to shards, each video once, of whatever sizes: Ray Data hands out shards to write; only index rows
+come back.
 
 Kill it anywhere and start it again: committed shards stay, the others are decoded. A video that fails is
 a row with a reason. One ingest at a time writes to a folder of shards; another one waits and then decodes
@@ -12,10 +13,10 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -29,15 +30,13 @@ from pipelines.cluster.failures import reason_of
 from pipelines.cluster.machines import num_cpus
 from pipelines.command.exit_codes import CommandFailedError
 from pipelines.ingest.progress import Teller, followed
-from pipelines.ingest.task import DiskFullError, IngestSettings, decode_shard
+from pipelines.ingest.task import DiskFullError, IngestSettings, ShardFolder, decode_shard, layout_of
 from vopcore.config.sections import Video
 from vopcore.datasets import SPLITS
 from vopcore.shards import (
-    Layout,
     Moment,
     ShardIndex,
     State,
-    default_storage,
     folder_name,
     moment_table,
     moments_of,
@@ -162,11 +161,11 @@ def _ingest(
 ) -> Ingested:
     started = time.monotonic()
     settings = ingest_settings(root, video, videos)
-    store = Store(settings.folder)
     moments = moment_table(annotations)
 
-    index = read_index(store)
-    state, index = _compared(settings, moments, index)
+    # What the run sees comes first, and decides whether too many videos are missing.
+    stands = _stands(settings, moments)
+    state = stands[0].state
     num_missing = int((state == State.MISSING).sum())
     tolerance = Tolerance(
         moments.num_rows,
@@ -176,22 +175,22 @@ def _ingest(
     )
     if tolerance.is_exceeded_by(0):
         raise TooManyFailedError(_missing_summary(annotations, moments, state, video.max_failed))
-    num_wanted = int((state == State.WANTED).sum())
-    if num_wanted:
-        check_room(store, settings.layout, num_wanted * settings.stored_frames)
-        with writer_lock(store.folder, wait=True, tell=_tell):
-            decoded_now, index = _ingest_alone(
-                settings,
-                store,
-                moments,
-                video,
-                tolerance,
-            )
-    else:
-        decoded_now = 0
-        _save_if_free(store, index)
 
-    statuses = _statuses(moments, index, state)
+    decoded_now = 0
+    if any(stand.num_wanted for stand in stands):
+        _check_room(settings, stands)
+        with _only_writer(stands):
+            decoded_now, stands = _ingest_alone(settings, moments, video, tolerance)
+    else:
+        for stand in stands:
+            _save_if_free(stand.store, stand.index)
+
+    for stand in stands:
+        statuses_of_size = _statuses(moments, stand.index, stand.state)
+        _write_failed(stand.store, moments, stand.index, statuses_of_size)
+
+    seen = stands[0]
+    statuses = _statuses(moments, seen.index, seen.state)
     counts = Counter(statuses.to_pylist())
     result = Ingested(
         folder=settings.folder,
@@ -203,11 +202,10 @@ def _ingest(
         decoded_now=decoded_now,
         seconds=time.monotonic() - started,
     )
-    _write_failed(store, moments, index, statuses)
     _check_result(
-        store,
+        seen.store,
         moments,
-        index,
+        seen.index,
         statuses,
         result,
         tolerance,
@@ -222,20 +220,12 @@ def ingest_settings(
 ) -> IngestSettings:
     """What the tasks of an ingest into `root` need to know; `videos` as in `ingest`."""
     video = _without_auto(video)
-    storage = default_storage(video.kept, video.side) if video.storage == "auto" else video.storage
-    layout = Layout(video.side, storage, video.quality)
-    name = folder_name(
-        sampler=video.sampler,
-        stored_frames=video.kept,
-        layout=layout,
-        resize=video.resize,
-        interpolation=video.interpolation,
-        decoder_version=DECODER_VERSION,
-    )
+    first, *others = [_shard_folder(root, video, size) for size in video.sizes]
     filesystem, _ = open_uri(videos or "/")
     return IngestSettings(
-        folder=below(root, name),
-        layout=layout,
+        folder=first.folder,
+        layout=first.layout,
+        others=tuple(others),
         sampler=video.sampler,
         stored_frames=video.kept,
         time_limit=video.time_limit,
@@ -245,19 +235,72 @@ def ingest_settings(
     )
 
 
+def _shard_folder(root: str, video: Video, size: int) -> ShardFolder:
+    layout = layout_of(video, size)
+    name = folder_name(
+        sampler=video.sampler,
+        stored_frames=video.kept,
+        layout=layout,
+        resize=video.resize,
+        interpolation=video.interpolation,
+        decoder_version=DECODER_VERSION,
+    )
+    return ShardFolder(below(root, name), layout)
+
+
 def _without_auto(video: Video) -> Video:
     """`read_config` has asked the model; settings that were made without one are OpenAI's."""
     chosen = {key: value for key, value in OPENAI.items() if getattr(video, key) == "auto"}
     return video.model_copy(update=chosen)
 
 
-def check_room(
-    store: Store,
-    layout: Layout,
-    num_frames: int,
-) -> None:
-    """Raises ValueError if the disk cannot hold `num_frames` more frames."""
-    needed = num_frames * layout.bytes_per_frame()
+@dataclass(frozen=True)
+class Stand:
+    """How moments stand to what is committed of one size.
+
+    state: the State of each, none TOUCHED; index: of the folder, with the times of files that were copied or
+    moved and hold what they held.
+    """
+
+    place: ShardFolder
+    store: Store
+    index: ShardIndex
+    state: np.ndarray
+
+    @property
+    def num_wanted(self) -> int:
+        return int((self.state == State.WANTED).sum())
+
+
+def _stands(settings: IngestSettings, moments: pa.Table) -> list[Stand]:
+    """One for each size, the one that the run sees first."""
+    paths = moments.column("path").to_pylist()
+    facts = all_source_facts(settings.filesystem, paths)
+
+    stands = []
+    for place in settings.folders:
+        store = Store(place.folder)
+        committed = read_index(store)
+        state, index = _compared(
+            settings.filesystem,
+            moments,
+            committed,
+            facts,
+        )
+        stands.append(Stand(place, store, index, state))
+    return stands
+
+
+def _check_room(settings: IngestSettings, stands: Sequence[Stand]) -> None:
+    """Raises ValueError if the disk, which is one for all sizes, cannot hold what is wanted of them."""
+    num_frames = 0
+    needed = 0
+    for stand in stands:
+        frames_of_size = stand.num_wanted * settings.stored_frames
+        num_frames += frames_of_size
+        needed += frames_of_size * stand.place.layout.bytes_per_frame()
+
+    store = stands[0].store
     free = store.free_bytes()
     if free is not None and needed > free:
         raise ValueError(
@@ -266,47 +309,108 @@ def check_room(
         )
 
 
+@contextmanager
+def _only_writer(stands: Sequence[Stand]) -> Iterator[None]:
+    """Be the only ingest that writes to these folders, as long as the block runs; waits for others."""
+    with ExitStack() as locks:
+        # In one order for all, so that two ingests never wait for each other.
+        for folder in sorted(stand.store.folder for stand in stands):
+            lock = writer_lock(folder, wait=True, tell=_tell)
+            locks.enter_context(lock)
+        yield
+
+
 def _ingest_alone(
     settings: IngestSettings,
-    store: Store,
     moments: pa.Table,
     video: Video,
     tolerance: Tolerance,
-) -> tuple[int, ShardIndex]:
-    """Decode what is wanted, as the only one who writes to the folder; how many that were, and the index."""
-    index = read_index(store)  # another ingest may have ended in the meantime
-    state, index = _compared(settings, moments, index)
-    wanted = moments_of(moments.filter(pa.array(state == State.WANTED)))
-    store.sweep()
+) -> tuple[int, list[Stand]]:
+    """Decode what is wanted, as the only one who writes to the folders; how many that were, and how all
+    stands then.
+    """
+    # Another ingest may have ended in the meantime.
+    stands = _stands(settings, moments)
+    for stand in stands:
+        stand.store.sweep()
 
-    bytes_per_video = settings.stored_frames * settings.layout.bytes_per_frame()
-    rows = rows_per_shard(
+    seen = stands[0]
+    statuses = Counter(_statuses(moments, seen.index, seen.state).to_pylist())
+    may_fail = tolerance.num_may_fail - statuses["failed"]
+    plan = _plan(settings, stands, moments, video)
+    if may_fail >= 0:
+        _decode_all(settings, plan, may_fail)
+
+    stands_now = []
+    for stand in stands:
+        index = read_index(stand.store)
+        _save(stand.store, index)
+        stands_now.append(replace(stand, index=index))
+    num_videos = sum(len(shard.moments) for shard in plan)
+    return num_videos, stands_now
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to write of each of `sizes`, under one number."""
+
+    number: int
+    sizes: list[int]
+    moments: list[Moment]
+
+
+def _plan(
+    settings: IngestSettings,
+    stands: Sequence[Stand],
+    moments: pa.Table,
+    video: Video,
+) -> list[PlannedShard]:
+    """The shards to write. A video that several sizes want is decoded once for all of them."""
+    bytes_per_frame = max(place.layout.bytes_per_frame() for place in settings.folders)
+    bytes_per_video = settings.stored_frames * bytes_per_frame
+    num_rows = rows_per_shard(
         moments.num_rows,
         bytes_per_video,
         video.shard_megabytes,
         num_cpus(),
     )
-    plan = shard_plan(wanted, index.shards, rows)
 
-    statuses = Counter(_statuses(moments, index, state).to_pylist())
-    may_fail = tolerance.num_may_fail - statuses["failed"]
-    if may_fail >= 0:
-        _decode_all(settings, plan, may_fail)
-    index = read_index(store)
-    _save(store, index)
-    return len(wanted), index
+    taken: set[int] = set()
+    for stand in stands:
+        taken.update(stand.index.shards)
+
+    plan = []
+    for sizes, is_wanted in _wants(stands):
+        wanted = moments_of(moments.filter(pa.array(is_wanted)))
+        for number, rows in shard_plan(wanted, taken, num_rows):
+            taken.add(number)
+            plan.append(PlannedShard(number, sizes, rows))
+    return plan
+
+
+def _wants(stands: Sequence[Stand]) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Some sizes, and of each moment whether just these want it, bool [N]; each moment that is wanted once.
+
+    Usually all sizes want the same. One that was stored before wants less than another, and an ingest that
+    was killed between two shards leaves more for one.
+    """
+    is_wanted = np.stack([stand.state == State.WANTED for stand in stands])
+    ways = {tuple(column) for column in is_wanted.T.tolist()}
+    for way in sorted(ways, reverse=True):
+        sizes = [stand.place.layout.size for stand, wants in zip(stands, way, strict=True) if wants]
+        if sizes:
+            yield sizes, np.equal(is_wanted.T, way).all(axis=1)
 
 
 def _compared(
-    settings: IngestSettings,
+    filesystem: fs.FileSystem,
     moments: pa.Table,
     index: ShardIndex,
+    facts: pa.Table,
 ) -> tuple[np.ndarray, ShardIndex]:
     """The State of each moment, none TOUCHED any more; and the index with the times of files that were
-    copied or moved and hold what they held.
+    copied or moved and hold what they held. facts: of the moments' files.
     """
-    filesystem = settings.filesystem
-    facts = all_source_facts(filesystem, moments.column("path").to_pylist())
     clock = 1e-6 if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_CLOCK
     state = states(moments, index, facts, clock)
     touched = np.flatnonzero(state == State.TOUCHED)
@@ -375,15 +479,11 @@ def _missing_summary(
     )
 
 
-def _decode_all(
-    settings: IngestSettings,
-    plan: list[tuple[int, list[Moment]]],
-    may_fail: int,
-) -> None:
+def _decode_all(settings: IngestSettings, plan: list[PlannedShard], may_fail: int) -> None:
     """Writes the planned shards; stops early once more than `may_fail` videos have failed."""
     if not plan:
         return
-    num_videos = sum(len(moments) for _, moments in plan)
+    num_videos = sum(len(shard.moments) for shard in plan)
     num_failed = 0
     with followed(num_videos) as tell:
         for rows in _index_rows(settings, plan, tell):
@@ -397,13 +497,12 @@ def _decode_all(
                 return
 
 
-def _index_rows(
-    settings: IngestSettings,
-    plan: list[tuple[int, list[Moment]]],
-    tell: Teller,
-) -> Iterator[pa.Table]:
+def _index_rows(settings: IngestSettings, plan: list[PlannedShard], tell: Teller) -> Iterator[pa.Table]:
     """The index rows of each shard, as it is committed. One row, one block, one task, one shard."""
-    items = [{"number": number, "moments": json.dumps(moments)} for number, moments in plan]
+    items = [
+        {"number": shard.number, "sizes": json.dumps(shard.sizes), "moments": json.dumps(shard.moments)}
+        for shard in plan
+    ]
     task: Any = _task  # Ray has no type for one with arguments of its own
     arguments = {"settings": settings, "tell": tell}
     with quiet_ray_data():
@@ -425,6 +524,7 @@ def _task(
 ) -> pa.Table:
     """Write one shard. What ends the ingest is a row, as Ray would drown the reason in its traceback."""
     number = batch["number"][0].as_py()
+    sizes = json.loads(batch["sizes"][0].as_py())
     moments = [Moment(*fields) for fields in json.loads(batch["moments"][0].as_py())]
 
     def tell_shard(decoded: int, failed: int) -> None:
@@ -432,15 +532,16 @@ def _task(
 
     tell_shard(0, 0)
     try:
-        entries = decode_shard(settings, number, moments, tell_shard)
+        entries = decode_shard(settings.storing(sizes), number, moments, tell_shard)
     except DiskFullError as error:
         return pa.Table.from_pylist([{"disk_full": str(error)}], schema=INDEX)
     except StorageError as error:
         return pa.Table.from_pylist([{"store_away": str(error)}], schema=INDEX)
-    return pa.Table.from_pylist(
-        [{"status": entry.status} for entry in entries],
-        schema=INDEX,
-    )
+
+    # What fails again for a size that this run does not see was counted when it was decoded for its own.
+    is_seen = settings.layout.size in sizes
+    statuses = [entry.status if is_seen else None for entry in entries]
+    return pa.Table.from_pylist([{"status": status} for status in statuses], schema=INDEX)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,12 +24,13 @@ from typing import Protocol, Self
 import numpy as np
 from pyarrow import fs
 
-from vopcore.shards import Entry, Layout, Moment, write_shard
+from vopcore.config.sections import Video
+from vopcore.shards import Entry, Layout, Moment, default_storage, writing_shard
 from vopcore.storage import SourceFacts, StorageError, Store, file_sha256, local_copy, source_facts
 from vopcore.video import Decoded, Interpolation, Resize, VideoError, check_ordinary, decode
 
-VideoResult = tuple[Entry, np.ndarray | None]
-"""A video's entry, and pixels uint8 [F, size, size, 3]; None for a failed video."""
+VideoResult = tuple[Entry, dict[int, np.ndarray]]
+"""A video's entry, and of each size its pixels uint8 [F, size, size, 3]; empty for a failed video."""
 
 # Times the time limit: only a decoder that never returns lives to see it.
 WATCHDOG = 1.5
@@ -42,18 +44,53 @@ MAX_DEATHS = 2
 NO_FACTS = SourceFacts(None, None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestSettings:
-    """What all tasks of an ingest share. Paths of moments are paths in `filesystem`."""
+@dataclass(frozen=True)
+class ShardFolder:
+    """Where frames of one size are stored, and how."""
 
     folder: str
     layout: Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSettings:
+    """What all tasks of an ingest share. Paths of moments are paths in `filesystem`.
+
+    folder, layout: of the frames that a run sees. others: of the other sizes that are stored too.
+    """
+
+    folder: str
+    layout: Layout
+    others: tuple[ShardFolder, ...] = ()
     sampler: str
     stored_frames: int
     time_limit: float
     resize: Resize = "shortest"
     interpolation: Interpolation = "bicubic"
     filesystem: fs.FileSystem = field(default_factory=fs.LocalFileSystem)
+
+    @property
+    def folders(self) -> tuple[ShardFolder, ...]:
+        """Of every size that is stored."""
+        return (ShardFolder(self.folder, self.layout), *self.others)
+
+    def storing(self, sizes: Collection[int]) -> "IngestSettings":
+        """The same, of these sizes alone."""
+        first, *others = [place for place in self.folders if place.layout.size in sizes]
+        return replace(
+            self,
+            folder=first.folder,
+            layout=first.layout,
+            others=tuple(others),
+        )
+
+
+def layout_of(video: Video, size: int) -> Layout:
+    """How frames of one of the sizes of `video` are stored."""
+    storage = video.storage
+    if storage == "auto":
+        storage = default_storage(video.kept, size)
+    return Layout(size, storage, video.quality)
 
 
 class DiskFullError(ValueError):
@@ -66,7 +103,8 @@ def decode_shard(
     moments: list[Moment],
     tell: Callable[[int, int], None] = lambda done, failed: None,
 ) -> list[Entry]:
-    """Writes shard `number` and returns its entries, one for every moment, whatever happened to it.
+    """Writes shard `number` of every size and returns its entries, one for every moment, whatever happened
+    to it.
 
     `tell` hears after each how many are done and how many of them failed. Raises DiskFullError, leaving
     nothing half-written behind.
@@ -80,7 +118,7 @@ def decode_shard(
         with attempt.worker(settings) as worker:
             results = (worker.ingest(moment) for moment in moments)
             reported = _reported(results, tell)
-            entries = write_shard(store, number, settings.layout, reported)
+            entries = _write_shards(settings, number, reported)
 
         attempt.end()
     except OSError as error:
@@ -88,6 +126,24 @@ def decode_shard(
             raise DiskFullError(f"no space left in {settings.folder}") from error
         raise
     return entries
+
+
+def _write_shards(
+    settings: IngestSettings,
+    number: int,
+    results: Iterable[VideoResult],
+) -> list[Entry]:
+    """Writes shard `number` of every size; of each video the pixels of all are there at once."""
+    with ExitStack() as stack:
+        shards = {}
+        for place in settings.folders:
+            writing = writing_shard(Store(place.folder), number, place.layout)
+            shards[place.layout.size] = stack.enter_context(writing)
+
+        for entry, pixels in results:
+            for size, shard in shards.items():
+                shard.add(entry, pixels.get(size))
+    return shards[settings.layout.size].entries
 
 
 def _reported(
@@ -177,14 +233,14 @@ def ingest_video(settings: IngestSettings, moment: Moment) -> VideoResult:
         # A mistake of ours must cost one video, not a run of 20,000.
         return failure(moment, facts, f"{type(error).__name__}: {error}")
 
-    pixels = decoded.pixels
+    pixels = {size: decoded.pixels_of(size) for size in decoded.squares}
     entry = Entry(
         video=moment.video,
         status=decoded.status,
         error=decoded.error,
         start=moment.start,
         end=moment.end,
-        num_frames=len(pixels),
+        num_frames=len(decoded.times),
         times=decoded.times,
         width=decoded.width,
         height=decoded.height,
@@ -216,7 +272,7 @@ def _decoded_file(
         decoded = decode(
             path,
             count=settings.stored_frames,
-            size=settings.layout.size,
+            size=[place.layout.size for place in settings.folders],
             sampler=settings.sampler,
             resize=settings.resize,
             interpolation=settings.interpolation,
@@ -256,7 +312,7 @@ def failure(
         source_size=facts.size,
         source_mtime=facts.mtime,
     )
-    return entry, None
+    return entry, {}
 
 
 class ShardWorker(Protocol):

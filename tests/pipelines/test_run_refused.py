@@ -49,6 +49,7 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(small
     assert "methods.vop_f.spatial_layers: 9" in message
     assert "4" in message
     assert "video.size: 48" in refused(capsys, config, "video.size=48")
+    assert "video.size: 48 and 96, but" in refused(capsys, config, "video.size=[48,96]")
     assert "clip.words: 99" in refused(capsys, config, "clip.words=99")
     assert "a val split" in refused(capsys, config, "train.lr=[1e-3,1e-2]")
     assert not (small / "out").exists()

@@ -234,9 +234,9 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
 
 
 def _with_model_facts(config: RunConfig) -> RunConfig:
-    """`auto` replaced by what the model's own config says."""
+    """`auto` replaced by what the model's own config says; of several sizes its own comes first."""
     chosen = (config.clip.words, *(getattr(config.video, key) for key in PREPROCESSING_KEYS))
-    if "auto" not in chosen:
+    if "auto" not in chosen and not isinstance(config.video.size, tuple):
         return config
     from vopcore.clip import model_input  # loads torch and open_clip
 
@@ -258,7 +258,7 @@ def _with_model_facts(config: RunConfig) -> RunConfig:
     except ValidationError as error:
         # A model config of one's own may want what no decoder of ours does.
         raise ConfigError(f"{config.clip.model}: {first_mistake(error, Video, 'video.')}") from None
-    return config.model_copy(update={"clip": clip, "video": video})
+    return config.model_copy(update={"clip": clip, "video": video.seen_by(facts.size)})
 
 
 def _chosen_methods(compare: object, known: list[str]) -> list[str]:

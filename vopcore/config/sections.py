@@ -30,6 +30,17 @@ def _local(path: str) -> str:
     return _absolute(path)
 
 
+def _sizes(value: object) -> object:
+    """One size or several, each named once."""
+    if not isinstance(value, list):
+        return value
+    if not value:
+        raise ValueError("names no size")
+    if len(set(map(str, value))) < len(value):
+        raise ValueError(f"names a size twice: {value}")
+    return value
+
+
 WEIGHT_SUFFIXES = (".json", ".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -189,8 +200,9 @@ class Video(Section):
     """Frames of a video that a shard holds, at least video.frames: training picks among them; null: as many
     as video.frames. An odd multiple of video.frames holds exactly the frames that the sampler would choose
     for a test."""
-    size: Positive | Literal["auto"] = "auto"
-    """Side of the square crop, in pixels; auto: what clip.model sees."""
+    size: Annotated[Positive | tuple[Positive, ...] | Literal["auto"], BeforeValidator(_sizes)] = "auto"
+    """Side of the square crop, in pixels; auto: what clip.model sees; several, such as [224, 384]: shards of
+    each are stored in one decode, for models that see different ones, and a run uses those of its model."""
     resize: Literal["shortest", "squash", "auto"] = "auto"
     """How a picture becomes that square: shortest makes its short side fit and cuts out the middle, squash
     changes its shape; auto: as clip.model was trained."""
@@ -220,10 +232,22 @@ class Video(Section):
 
     @property
     def side(self) -> int:
-        """`size` in pixels, once the model was asked. Raises ValueError where it was not."""
+        """Of what a run sees, in pixels, once the model was asked. Raises ValueError where it was not."""
+        return self.sizes[0]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of what is stored, in pixels; the first is what a run sees. Raises ValueError as `side`."""
         if self.size == "auto":
             raise ValueError("video.size: auto, and no model was asked what it sees")
-        return self.size
+        return self.size if isinstance(self.size, tuple) else (self.size,)
+
+    def seen_by(self, size: int) -> "Video":
+        """For a model that sees `size` pixels: that one first, where several are stored."""
+        if not isinstance(self.size, tuple) or size not in self.size:
+            return self
+        others = [other for other in self.size if other != size]
+        return self.model_copy(update={"size": (size, *others)})
 
 
 class Backbone(Section):

@@ -22,7 +22,7 @@ from vopcore.shards.schema import (
     default_storage,
     folder_name,
 )
-from vopcore.shards.write import write_shard
+from vopcore.shards.write import write_shard, writing_shard
 
 __all__ = [
     "PLAIN_PREPROCESSING",
@@ -48,4 +48,5 @@ __all__ = [
     "states",
     "verify",
     "write_shard",
+    "writing_shard",
 ]

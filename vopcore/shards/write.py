@@ -4,7 +4,8 @@ same number.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -23,38 +24,60 @@ def sidecar_name(number: int) -> str:
     return f"{number:06d}.json"
 
 
+class ShardWriter:
+    """Takes the videos of a shard, one after the other. `entries`: those it has taken."""
+
+    def __init__(self, layout: Layout, writer: pa.ipc.RecordBatchFileWriter) -> None:
+        self.entries: list[Entry] = []
+        self._layout = layout
+        self._writer = writer
+
+    def add(self, entry: Entry, pixels: np.ndarray | None) -> None:
+        """pixels: uint8 [F, size, size, 3], or None for a failed video."""
+        batch = self._layout.batch(entry, pixels)
+        self._writer.write_batch(batch)
+        self.entries.append(replace(entry, content=content_hash(pixels)))
+
+
+@contextmanager
+def writing_shard(store: Store, number: int, layout: Layout) -> Iterator[ShardWriter]:
+    """Shard `number`, whole when the block ends without an error; holds one video in memory at a time.
+
+    The Arrow file appears when it is whole; the shard counts once its sidecar is there, which comes last.
+    """
+    with store.writing(arrow_name(number)) as path:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as writer:
+            shard = ShardWriter(layout, writer)
+            yield shard
+
+        # here the file is complete and still has its temporary name
+        sidecar = {
+            "format": FORMAT,
+            "rows": len(shard.entries),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+            "layout": asdict(layout),
+            "videos": [asdict(entry) for entry in shard.entries],
+        }
+
+    # the shard counts from here on
+    store.write(sidecar_name(number), json.dumps(sidecar).encode())
+
+
 def write_shard(
     store: Store,
     number: int,
     layout: Layout,
     videos: Iterable[tuple[Entry, np.ndarray | None]],
 ) -> list[Entry]:
-    """Writes shard `number`, holding one video in memory at a time, and returns its entries.
+    """Writes shard `number` as `writing_shard` does, and returns its entries.
 
-    The Arrow file appears when it is whole; the shard counts once its sidecar is there, which comes last.
     `videos` gives each entry with its pixels uint8 [F, size, size, 3], or None for a failed video.
     """
-    entries = []
-    with store.writing(arrow_name(number)) as path:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as writer:
-            for entry, pixels in videos:
-                batch = layout.batch(entry, pixels)
-                writer.write_batch(batch)
-                entries.append(replace(entry, content=content_hash(pixels)))
-
-        # here the file is complete and still has its temporary name
-        sidecar = {
-            "format": FORMAT,
-            "rows": len(entries),
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-            "layout": asdict(layout),
-            "videos": [asdict(entry) for entry in entries],
-        }
-
-    # the shard counts from here on
-    store.write(sidecar_name(number), json.dumps(sidecar).encode())
-    return entries
+    with writing_shard(store, number, layout) as shard:
+        for entry, pixels in videos:
+            shard.add(entry, pixels)
+    return shard.entries
 
 
 def content_hash(pixels: np.ndarray | None) -> str | None:

@@ -168,3 +168,12 @@ def test_how_frames_are_resized_is_shared_by_all_rows_of_a_comparison(tmp_path):
     squashed = shared_settings(read_config(path, ["video.resize=squash"]))
     assert not {"video.resize", "video.interpolation"} & set(plain), "results of before stay theirs"
     assert (squashed["video.resize"], squashed["video.interpolation"]) == ("squash", "bicubic")
+
+
+def test_other_sizes_that_are_stored_too_change_no_comparison_and_no_run(tmp_path, key):
+    path = tmp_path / "mine.yaml"
+    plain = read_config(path)
+    more = read_config(path, ["video.size=[48,32]"])
+    assert more.video.sizes == (32, 48)
+    assert shared_settings(more) == shared_settings(plain)
+    assert key("video.size=[48,32]") == key()

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import shutil
 import signal
@@ -323,3 +324,48 @@ def test_jpeg_is_chosen_where_a_video_is_large(tmp_path, videos):
     assert [number_in(frame) for frame in stored] == [number_in(frame) for frame in exact]
     assert Store(result.folder).names()
     assert Layout(64, "jpeg", 90).bytes_per_frame() < Layout(64, "raw").bytes_per_frame()
+
+
+def test_one_ingest_stores_several_sizes_and_a_run_of_each_finds_its_own(tmp_path, videos):
+    some = annotations(dict(list(videos.items())[:6]))
+    both = ingest(some, str(tmp_path / "both"), with_(size=(32, 48)))
+    assert (both.ok, both.decoded_now) == (6, 6)
+    for size in (32, 48):
+        alone = ingest(some, str(tmp_path / "alone"), with_(size=size))
+        again = ingest(some, str(tmp_path / "both"), with_(size=size))
+        assert (alone.decoded_now, again.decoded_now) == (6, 0)
+        assert verify(again.folder) == []
+        stored, wanted = Shards(again.folder), Shards(alone.folder)
+        assert stored.digest(list(videos)[:6]) == wanted.digest(list(videos)[:6])
+        assert stored.frames("v03").shape == (6, size, size, 3)
+    assert ingest(some, str(tmp_path / "both"), with_(size=(48, 32))).decoded_now == 0
+
+
+def test_of_several_sizes_only_what_one_of_them_lacks_is_decoded(tmp_path, videos):
+    some = annotations(dict(list(videos.items())[:6]))
+    small = ingest(some, str(tmp_path), with_(size=32))
+    before = digests(small.folder)
+    both = ingest(some, str(tmp_path), with_(size=(48, 32)))
+    assert both.decoded_now == 6
+    assert digests(small.folder) == before, "the other size is not written again"
+
+    # As a kill between the two leaves it: one size has the shard, the other has not.
+    gone = sorted(Path(both.folder).glob("*.json"))[1]
+    lost = json.loads(gone.read_text())["rows"]
+    gone.unlink()
+    mended = ingest(some, str(tmp_path), with_(size=(48, 32)))
+    assert mended.decoded_now == lost < 6
+    assert committed_videos(mended.folder) == committed_videos(small.folder)
+    assert digests(small.folder) == before
+    assert verify(mended.folder) == []
+
+
+def test_a_video_that_fails_is_listed_beside_the_shards_of_every_size(tmp_path, videos):
+    page = tmp_path / "page.mp4"
+    page.write_text("<html>404</html>")
+    some = dict(list(videos.items())[:5]) | {"page": page}
+    result = ingest(annotations(some), str(tmp_path / "shards"), with_(size=(32, 48)))
+    assert (result.ok, result.failed) == (5, 1)
+    lists = list((tmp_path / "shards").rglob("failed.csv"))
+    assert len(lists) == 2
+    assert all("page" in path.read_text() for path in lists)

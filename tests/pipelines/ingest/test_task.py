@@ -6,12 +6,14 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from support import ROOT
+from support.ingest import digests
 from support.video import write_video
 
 from pipelines.ingest.driver import ingest_settings
@@ -20,6 +22,7 @@ from vopcore.config import read_config
 from vopcore.config.sections import Video
 from vopcore.shards import Layout, Moment, Shards, sidecars
 from vopcore.storage import StorageError, Store
+from vopcore.video.sample import SAMPLERS, uniform
 
 ATTEMPT = '''
 """Decodes one shard with a sampler that does harm, by the number of frames."""
@@ -132,6 +135,45 @@ def test_an_entry_says_which_bytes_were_decoded(tmp_path):
     (entry,) = decode_shard(settings, 0, [Moment("a", str(path), None, None)])
     assert entry.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Shards(settings.folder).videos["a"] == entry
+
+
+def test_several_sizes_are_stored_in_one_decode_as_each_would_be_alone(tmp_path, monkeypatch):
+    num_decodes = 0
+
+    def counting(num_frames, fps, count):
+        nonlocal num_decodes
+        num_decodes += 1
+        return uniform(num_frames, fps, count)
+
+    monkeypatch.setitem(SAMPLERS, "counting", counting)
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("<html>404</html>")
+    paths = [str(write_video(tmp_path / "a.mp4", num_frames=9)), str(broken)]
+    moments = [Moment(path, path, None, None) for path in paths]
+
+    def stored(size, home):
+        settings = ingest_settings(str(tmp_path / home), Video(frames=4, size=size, sampler="counting"))
+        decode_shard(settings, 0, moments)
+        return [digests(place.folder) for place in settings.folders]
+
+    together = stored((32, 48), "together")
+    assert num_decodes == 1
+    assert together == [*stored(32, "alone"), *stored(48, "alone")]
+    assert stored((48, 32), "turned") == together[::-1]
+    assert all(len(files) == 2 for files in together)
+
+
+def test_a_shard_that_fails_in_one_size_is_there_in_none(tmp_path):
+    settings = ingest_settings(str(tmp_path / "shards"), Video(frames=4, size=(32, 48)))
+    path = str(write_video(tmp_path / "a.mp4", num_frames=9))
+    first, second = settings.folders
+    # What stands where the second size's sidecar should go makes the first one come too late as well.
+    blocked = Store(second.folder).path("000000.json")
+    Path(blocked).mkdir(parents=True)
+    with pytest.raises(OSError, match=r"000000\.json"):
+        decode_shard(settings, 0, [Moment(path, path, None, None)])
+    assert sidecars(Store(first.folder)) == []
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_frames_of_settings_that_asked_no_model_are_openais(tmp_path):

@@ -300,6 +300,23 @@ def test_a_model_that_wants_what_no_decoder_does_is_refused_in_one_line(good, tm
     assert read_config(good, [f"clip.model={model}", "video.resize=squash"]).video.resize == "squash"
 
 
+def test_of_several_sizes_the_models_own_is_seen_and_all_are_stored(good):
+    stored = ["video.size=[224,384]", "clip.pretrained=null"]
+    for model, size in (("ViT-B-16-SigLIP", 224), ("ViT-B-16-SigLIP-384", 384)):
+        video = read_config(good, [f"clip.model={model}", *stored]).video
+        assert video.side == size
+        assert sorted(video.sizes) == [224, 384]
+
+    wrong = {"[]": "no size", "[224,224]": "twice", "[224,small]": "integer", "0": "0"}
+    for sizes, word in wrong.items():
+        with pytest.raises(ConfigError) as caught:
+            read_config(good, [f"video.size={sizes}"])
+        message = str(caught.value)
+        assert "video.size" in message, message
+        assert word in message
+        assert "\n" not in message
+
+
 def test_the_config_of_msrvtt_reads_with_another_backbone(tmp_path):
     overrides = ["clip.model=PE-Core-B-16", "clip.pretrained=meta", f"data.root={tmp_path}"]
     config = read_config("conf/msrvtt_9k.yaml", [*overrides, "data.videos=null"])
