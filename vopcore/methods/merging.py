@@ -29,14 +29,14 @@ def merge_patches(
 
     for number, block in enumerate(vision.blocks):
         # the last one too, as it must know the sizes
-        merged = 0 if number == vision.layers - 1 else count
+        merged = None if number == vision.layers - 1 else count
         vision.blocks[number] = _with_merging(block, name, merged)
 
 
 def _with_merging(
     block: nn.Module,
     name: str,
-    count: int,
+    count: int | None,
 ) -> nn.Module:
     """The same block, whose innermost one merges."""
     is_own = not isinstance(block, Block) and hasattr(block.attn, "project")

@@ -75,16 +75,16 @@ class FrameMerging(Block):
         self,
         block: nn.Module,
         low_rank: FusedLowRank | None,
-        count: int,
+        count: int | None,
     ) -> None:
         super().__init__(block)
         self.low_rank = low_rank
         self.count = count
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Each sequence comes out shorter by `count`."""
+        """Each sequence comes out shorter by `count`, and in another order; as it is where that is None."""
         tokens, keys = attend(self.block, self.low_rank, tokens)
-        if self.count:
+        if self.count is not None:
             tokens = merge(tokens, keys, self.count)
         x = vision_tower_of(tokens).mlp(self.block, tokens.x)
         return tokens.with_x(x)

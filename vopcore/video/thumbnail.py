@@ -1,7 +1,6 @@
 """A decoded picture as people look at it in a list: whole, upright and small, as JPEG."""
 
 import numpy as np
-import simplejpeg
 from av import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -30,6 +29,10 @@ class ThumbnailMaker:
             threads=1,
         )
         picture = upright(small.to_ndarray(), display_matrix(frame))
+
+        # Here, as a saved model decodes too, and needs none.
+        import simplejpeg
+
         return simplejpeg.encode_jpeg(
             np.ascontiguousarray(picture),
             quality=QUALITY,
