@@ -18,7 +18,7 @@ from pipelines.reports.published import SOURCES
 from pipelines.reports.ranking import Predictions, Ranking, rank
 from pipelines.reports.summary import LeftOut, MethodResult, summarize
 from pipelines.reports.text import file_name
-from pipelines.reports.transfer import Tested, matrix_rows, transfers
+from pipelines.reports.transfer import Tested, Transfer, matrix_rows, transfers
 from vopcore.metrics import names
 from vopcore.storage import scratch_folder
 
@@ -234,19 +234,26 @@ def _elsewhere(results: Sequence[MethodResult], sources: Sources) -> ReportSecti
     if not compared:
         return ReportSection("Tested on other data", [table], [])
 
+    plot = _changes_elsewhere(compared)
+    return ReportSection("Tested on other data", [table], [], first_plot=plot)
+
+
+def _changes_elsewhere(compared: Sequence[Transfer]) -> ReportPlot:
+    """Each row's change from the frozen CLIP, with its interval."""
     shown = [f"{row.method}: {row.tuned_on} on {row.tested_on}" for row in compared]
     intervals = []
     for row in compared:
         interval = (row.change, row.low, row.high)
         change, low, high = [number for number in interval if number is not None]
         intervals.append((change, low, high))
-    plot = ReportPlot(
+
+    seen = [f"{name} {row.words}" for name, row in zip(shown, compared, strict=True)]
+    return ReportPlot(
         "transfer",
         "Text to video R@1 on data that nothing was tuned on, less the frozen CLIP's, with its 95% interval.",
         plots.change_with_intervals(shown, intervals),
-        seen="; ".join(f"{name} {row.words}" for name, row in zip(shown, compared, strict=True)) + ".",
+        seen="; ".join(seen) + ".",
     )
-    return ReportSection("Tested on other data", [table], [], first_plot=plot)
 
 
 def _tested_elsewhere(results: Sequence[MethodResult], sources: Sources) -> list[Tested]:

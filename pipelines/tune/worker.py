@@ -180,18 +180,8 @@ class Worker:
 
     def run(self) -> WorkerResult:
         """Tune, then measure on the splits that the annotations have."""
-        num_tuned = 0
-        num_parameters = 0
-        for parameter in self.retriever.parameters():
-            num_parameters += parameter.numel()
-            if parameter.requires_grad:
-                num_tuned += parameter.numel()
-
-        metrics: dict[str, float] = {
-            names.TRAINABLE: num_tuned,
-            names.PARAMETERS: num_parameters,
-            names.TRAINABLE_PERCENT: 100 * num_tuned / num_parameters,
-        }
+        metrics = self._parameter_counts()
+        num_tuned = metrics["params/trainable"]
 
         steps = 0
         if num_tuned and self.settings.epochs:
@@ -245,6 +235,21 @@ class Worker:
             transfers=transfers,
             gallery=result.videos if is_searched else None,
         )
+
+    def _parameter_counts(self) -> dict[str, float]:
+        """Of all parameters and of those that are tuned."""
+        num_tuned = 0
+        num_parameters = 0
+        for parameter in self.retriever.parameters():
+            num_parameters += parameter.numel()
+            if parameter.requires_grad:
+                num_tuned += parameter.numel()
+
+        return {
+            "params/trainable": num_tuned,
+            "params/total": num_parameters,
+            "params/percent": 100 * num_tuned / num_parameters,
+        }
 
     def _tune(self) -> tuple[int, dict[str, float]]:
         """Train on from the last checkpoint; returns the steps and the seconds, all attempts together."""
