@@ -42,7 +42,8 @@ class TwoStage:
     """Scores of N texts and V videos for `evaluate(..., bounded=)`.
 
     text: Float32[N, D]; video: Float32[V, F, D], zeros in the place of padding, as `Retriever.vectors` gives
-    them; temperature: of the softmax. Every text and every video has a finite length above 0.
+    them; temperature: of the softmax. Every text and every video has a finite length above 0. For one thread
+    at a time: blocks are computed in the same memory, one after the other.
     """
 
     def __init__(

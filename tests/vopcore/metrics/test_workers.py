@@ -61,11 +61,14 @@ def test_shared_blocks_give_the_numbers_of_one_worker():
 def test_two_stages_are_shared_as_well():
     generator = torch.manual_seed(0)
     text = torch.randn(60, 8, generator=generator)
-    two_stage = TwoStage(text, text[::3, None] + torch.randn(20, 4, 8, generator=generator), 5.0)
-    alone = evaluate(None, CAPTIONS, GALLERY, bounded=two_stage)
-    for metrics in together(
-        lambda workers: evaluate(None, CAPTIONS, GALLERY, bounded=two_stage, block=100, workers=workers)
-    ):
+    video = text[::3, None] + torch.randn(20, 4, 8, generator=generator)
+    alone = evaluate(None, CAPTIONS, GALLERY, bounded=TwoStage(text, video, 5.0))
+
+    def shared(workers):
+        own = TwoStage(text, video, 5.0)  # workers are processes, and each has its own
+        return evaluate(None, CAPTIONS, GALLERY, bounded=own, block=100, workers=workers)
+
+    for metrics in together(shared):
         assert metrics.to_dict() == alone.to_dict()
 
 
