@@ -34,6 +34,8 @@ from support.cluster import (
 )
 from support.ingest import committed_videos
 
+from pipelines.tune.snapshot import LIST
+
 pytestmark = pytest.mark.cluster
 
 RUNS = "bucket/runs#1 50%20/small"  # a name that an address parsed as a whole would cut
@@ -108,6 +110,12 @@ def nodes():
         nodes.end()
 
 
+def is_listed(folder):
+    """Whether a checkpoint can be gone on from: one that is still being written is in no list."""
+    lists = folder.glob(f"out/runs/vop_p-*/{LIST}")
+    return any("checkpoint_2" in file.read_text() for file in lists)
+
+
 def test_nodes_that_die_and_join_change_no_number(nodes, clips, undisturbed, tmp_path):
     first, second = nodes.add(), nodes.add()
     # A machine that is gone is no failure of the code.
@@ -118,7 +126,7 @@ def test_nodes_that_die_and_join_change_no_number(nodes, clips, undisturbed, tmp
         nodes.kill(first)
         third = nodes.add()
         until(lambda: doing(second, "TrainWorker") and doing(third, "TrainWorker"), "tuning on both nodes")
-        until(lambda: any(tmp_path.glob("out/runs/vop_p-*/checkpoint_*")), "a checkpoint")
+        until(lambda: is_listed(tmp_path), "a checkpoint in Ray's list")
         nodes.kill(third)
         until(lambda: "waiting: tuning asks for 2 workers" in read_log(tmp_path), "the word that it waits")
         nodes.add()
