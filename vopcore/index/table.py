@@ -579,8 +579,9 @@ class ArrowMoments:
     def picture_at(self, video: int, time: float) -> int:
         segment, place = self._places[video]
         rows = segment.rows_of(place)
-        distances = np.abs(segment.best[rows] - time)
-        nearest = distances.argmin()
+        times: np.ndarray = segment.best[rows]
+        distances = np.abs(times - time)
+        nearest = np.argmin(distances)
         return int(self._first_rows[segment.number] + rows.start + nearest)
 
     def vector(self, row: int) -> Tensor:
