@@ -18,16 +18,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import psutil  # noqa: E402
 import torch  # noqa: E402
 from support.local_ray import local_ray  # noqa: E402
-from support.task import small_task  # noqa: E402
+from support.task import small_task, training_batches  # noqa: E402
 
 from pipelines import track  # noqa: E402
 from pipelines.tune import driver  # noqa: E402
-from pipelines.tune.worker import Task, training_captions  # noqa: E402
+from pipelines.tune.worker import Task  # noqa: E402
 from vopcore import clip as clips  # noqa: E402
 from vopcore.methods import tune  # noqa: E402
 from vopcore.retriever import Retriever  # noqa: E402
-from vopcore.shards import Shards  # noqa: E402
-from vopcore.training.batches import TrainingBatches  # noqa: E402
 from vopcore.training.trainer import Tuner  # noqa: E402
 
 Sample = tuple[float, int, int]  # MiB that nobody else holds, descriptors, threads
@@ -43,18 +41,9 @@ def sample(process: psutil.Process) -> Sample:
 
 def in_process(task: Task) -> list[Sample]:
     """The trainer alone: a sample after each epoch."""
-    config, settings, shards = task.config, task.run.train, Shards(task.shards)
+    config, settings = task.config, task.run.train
     clip = tune(clips.load(config.clip.model), task.run.method, config.video.frames)
-    batches = TrainingBatches(
-        shards,
-        training_captions(task.annotations, shards),
-        clips.tokenizer(clip, config.clip.words),
-        frames=config.video.frames,
-        batch_size=settings.batch_size,
-        draw=settings.captions,
-        seed=config.seed,
-        augment=settings.augment,
-    )
+    batches = training_batches(task, clip)
     tuner = Tuner(Retriever(clip), settings, batches.steps_per_epoch, config.seed)
     samples = []
     with tempfile.TemporaryDirectory() as folder:

@@ -9,10 +9,13 @@ from support.clip_config import write_clip_config
 from support.ingest import annotations
 from support.tuning import CAPTIONS, SIZE, make_shards
 
-from pipelines.tune.worker import Task
+from pipelines.tune.worker import Task, training_captions
+from vopcore.clip import CLIP, tokenizer
 from vopcore.config import MethodRun, RunConfig, Train
 from vopcore.config.sections import Backbone, Data, Video
 from vopcore.methods import METHODS
+from vopcore.shards import Shards
+from vopcore.training.batches import TrainingBatches
 
 
 def small_task(folder: Path) -> Task:
@@ -47,3 +50,18 @@ def listener(hears: Callable[[int], None] = lambda step: None) -> Any:
                 hears(done)
 
     return Listener()
+
+
+def training_batches(task: Task, clip: CLIP) -> TrainingBatches:
+    """What the only worker of a task trains `clip` on."""
+    config, settings, shards = task.config, task.run.train, Shards(task.shards)
+    return TrainingBatches(
+        shards,
+        training_captions(task.annotations, shards),
+        tokenizer(clip, config.clip.words),
+        frames=config.video.frames,
+        batch_size=settings.batch_size,
+        draw=settings.captions,
+        seed=config.seed,
+        augment=settings.augment,
+    )

@@ -12,14 +12,12 @@ import torch
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
-from support.task import listener, small_task
+from support.task import listener, small_task, training_batches
 
-from pipelines.tune.worker import WEIGHTS, training_captions, work
+from pipelines.tune.worker import WEIGHTS, work
 from vopcore import clip as clips
 from vopcore.methods import tune, tuned
 from vopcore.retriever import Retriever
-from vopcore.shards import Shards
-from vopcore.training.batches import TrainingBatches
 from vopcore.training.trainer import Tuner, train
 
 
@@ -30,19 +28,10 @@ def task(tmp_path):
 
 def plain_loop(task):
     """The same tuning without Ray."""
-    config, settings, shards = task.config, task.run.train, Shards(task.shards)
+    config, settings = task.config, task.run.train
     torch.manual_seed(config.seed)
     clip = tune(clips.load(config.clip.model), task.run.method, config.video.frames)
-    batches = TrainingBatches(
-        shards,
-        training_captions(task.annotations, shards),
-        clips.tokenizer(clip, config.clip.words),
-        frames=config.video.frames,
-        batch_size=settings.batch_size,
-        draw=settings.captions,
-        seed=config.seed,
-        augment=settings.augment,
-    )
+    batches = training_batches(task, clip)
     train(Tuner(Retriever(clip), settings, batches.steps_per_epoch, config.seed), batches, settings.epochs)
     return tuned(clip)
 
