@@ -88,16 +88,19 @@ class ShardCache:
 
             # fetching takes long, and happens outside of that
             if coming:
-                file = _fetch(
-                    coming,
-                    part,
-                    path,
-                    sha256,
-                    filesystem,
-                    source,
-                )
-                self._verified[sha256] = _state(path)
-                return file
+                try:
+                    _fetch(coming, part, sha256, filesystem, source)
+                except BaseException:
+                    with self._alone():
+                        _drop(coming, part)
+                    raise
+
+                with self._alone():
+                    # the lock is of the file, whatever it is called; from here on others may read it too
+                    part.replace(path)
+                    fcntl.flock(coming, fcntl.LOCK_SH)
+                    self._verified[sha256] = _state(path)
+                return coming
 
             if cached is None:  # another process fetches it
                 _wait(part)
@@ -189,26 +192,17 @@ def _mapped(path: str) -> pa.BufferReader:
 
 def _fetch(
     part: BinaryIO,
-    partial: Path,
     path: Path,
     sha256: str,
     filesystem: fs.FileSystem,
     source: str,
-) -> BinaryIO:
-    try:
-        with filesystem.open_input_stream(source) as stream:
-            shutil.copyfileobj(stream, part, PIECE)
-        part.flush()
-        if file_sha256(partial) != sha256:
-            raise OSError(f"{source}: its content has changed since it was written (sha256 differs)")
-    except BaseException:
-        _drop(part, partial)
-        raise
-
-    # the lock is of the file, whatever it is called; from here on others may read it too
-    partial.replace(path)
-    fcntl.flock(part, fcntl.LOCK_SH)
-    return part
+) -> None:
+    """Copy a file into `part`, which is open and lies at `path`. Raises OSError if it is not what was written."""
+    with filesystem.open_input_stream(source) as stream:
+        shutil.copyfileobj(stream, part, PIECE)
+    part.flush()
+    if file_sha256(path) != sha256:
+        raise OSError(f"{source}: its content has changed since it was written (sha256 differs)")
 
 
 def _shared(path: Path) -> BinaryIO | None:

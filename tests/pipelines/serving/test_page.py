@@ -63,7 +63,7 @@ def test_a_query_shows_results_with_pictures_and_nothing_is_wider_than_the_windo
     assert overflow(page) == 0
     picture = page.locator("#results img").first
     picture.scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('#results img').naturalWidth > 0")
+    page.wait_for_function("() => document.querySelector('#results img').naturalWidth > 0")
 
 
 def test_a_result_plays_from_its_second_and_closes(page):
@@ -77,11 +77,11 @@ def test_a_result_plays_from_its_second_and_closes(page):
     assert later is not None, "every answer begins with its video"
 
     later.click()
-    page.wait_for_function("document.getElementById('video').readyState >= 2")
+    page.wait_for_function("() => document.getElementById('video').readyState >= 2")
     assert page.evaluate("document.getElementById('video').currentTime") > 0.9
     assert overflow(page) == 0
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.getElementById('player').open")
+    page.wait_for_function("() => !document.getElementById('player').open")
     assert page.evaluate("document.getElementById('video').paused")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,16 @@ def test_processes_that_want_the_same_shards_at_once_fetch_each_once(remote, tmp
         process.start()
     assert [done.get(timeout=60) for _ in processes] == [True] * 4
     assert sorted(remote.fetched()) == [str(i) for i in range(8)]
+
+
+def test_threads_that_want_different_shards_at_once_all_get_theirs(remote, tmp_path):
+    """Room is made by what lies in the folder, while other threads put files there."""
+    cache = room_for(tmp_path, 400)
+    with ThreadPoolExecutor(8) as threads:
+        held = list(threads.map(lambda i: remote.open(cache, i), range(300)))
+    for file in held:
+        file.close()
+    assert len(list(cache.folder.glob("*.arrow"))) == 300
 
 
 def test_shards_too_many_for_the_cache_are_read_all_the_same(tmp_path, monkeypatch):
