@@ -11,7 +11,9 @@ VIDEOS_AT_ONCE = 32
 CAPTIONS_AT_ONCE = 256
 
 Tokenize = Callable[[list[str]], Tensor]  # captions -> tokens Int64 [N, L]
-ReadFrames = Callable[[list[str]], tuple[Tensor, Tensor]]  # videos -> uint8 [B, F, 3, S, S], mask bool [B, F]
+
+# videos -> uint8 [B, F, 3, S, S], mask bool [B, F]
+ReadFrames = Callable[[list[str]], tuple[Tensor, Tensor]]
 Tell = Callable[[int, int], None]  # hears how many of how many videos are embedded
 
 

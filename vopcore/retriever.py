@@ -65,7 +65,8 @@ class Retriever(nn.Module):
         if self.pooling not in ("mean", "query_aware"):
             raise ValueError(f"pooling: {pooling} is neither mean nor query_aware")
         self.clip = clip
-        if tuning is None:  # else `tune` has done it, before the method brought dropout of its own
+        # else `tune` has done it, before the method brought dropout of its own
+        if tuning is None:
             stop_dropping(clip)
         if learn_scale:
             thaw([clip.logit_scale])
@@ -204,7 +205,8 @@ class Retriever(nn.Module):
 
     def _check(self, frames: Tensor) -> None:
         height, width = towers(self.clip).vision.image_size
-        has_right_shape = frames.dim() == 5 and tuple(frames.shape[2:]) == (3, height, width)
+        frame_shape = tuple(frames.shape[2:])
+        has_right_shape = frames.dim() == 5 and frame_shape == (3, height, width)
         if frames.dtype != torch.uint8 or not has_right_shape:
             raise ValueError(
                 f"frames are {frames.dtype} {list(frames.shape)}; "

@@ -12,10 +12,13 @@ from ray import exceptions
 
 from vopcore.storage import StorageError
 
-ANOTHER_ERROR = "The above exception was the direct cause"  # Python's own words between two tracebacks
+# Python's own words between two tracebacks
+ANOTHER_ERROR = "The above exception was the direct cause"
 LAST_OF_TRACEBACK = re.compile(r"((?:\w+\.)*[A-Z]\w*): (.*)")
 ADDRESS = re.compile(r"^\s*ip: (\S+)", re.MULTILINE)
-INSIDE = ("controller_failure", "health_check_failure", "cause")  # where Ray keeps what it wraps
+
+# where Ray keeps what it wraps
+INSIDE = ("controller_failure", "health_check_failure", "cause")
 # What a worker says whose peers are gone: never the reason itself.
 ECHOES = ("closed by peer", "reset by peer", "gloo", "NCCL", "Broken pipe", "Socket closed")
 

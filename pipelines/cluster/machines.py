@@ -21,15 +21,20 @@ from vopcore.config.sections import Resources
 from vopcore.storage import StorageError, is_uri, probe
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = "working_dir_files"  # where Ray unpacks what --working-dir brought, until it needs the room
+
+# where Ray unpacks what --working-dir brought, until it needs the room
+SHIPPED = "working_dir_files"
 AUTOSCALER_CONFIG = "~/ray_bootstrap_config.yaml"  # on the head
-WAIT = 30.0  # minutes for machines that the cluster's config has, but that do not run yet
+
+# minutes for machines that the cluster's config has, but that do not run yet
+WAIT = 30.0
 LOOK_EVERY = 2.0  # seconds between looks at the cluster
 WRITTEN = "storage"  # the key of the place that every machine writes to
 ANSWER = 300.0  # seconds in which any machine that is alive starts a process
 SAY_EVERY = 60.0  # seconds between lines while waiting
 
-Machines = Sequence[Mapping[str, float]]  # the resources of each: {"CPU": 16.0, "GPU": 1.0}
+# the resources of each: {"CPU": 16.0, "GPU": 1.0}
+Machines = Sequence[Mapping[str, float]]
 
 
 def check_places(config: RunConfig) -> None:
@@ -131,7 +136,8 @@ def _is_queued() -> bool:
     """Whether workers of this job have no place yet."""
     own_job = ray.get_runtime_context().get_job_id()
     for group_id, group in placement_group_table().items():
-        is_own = group_id.endswith(own_job)  # the last bytes of a group's id are its job's
+        # the last bytes of a group's id are its job's
+        is_own = group_id.endswith(own_job)
         if is_own and group["state"] == "PENDING":
             return True
     return False

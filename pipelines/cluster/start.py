@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds for the Ray at RAY_ADDRESS to answer
 # What Ray adds to its folder at most.
 LONGEST_SOCKET = "/ray/session_2026-11-27_10-46-15_123456_4194304/sockets/plasma_store"
-MAX_FOLDER = 107 - len(LONGEST_SOCKET)  # characters: Linux allows 107 for the path of a socket
+
+# characters: Linux allows 107 for the path of a socket
+MAX_FOLDER = 107 - len(LONGEST_SOCKET)
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -155,7 +157,8 @@ def _start_local(min_cpus: int, environment: dict[str, Any]) -> None:
 
 def _hide_token() -> None:
     """Ray writes the token that opens it so that everybody on this machine can read it."""
-    with suppress(OSError, RuntimeError):  # no home folder, or nothing in it that is ours
+    # no home folder, or nothing in it that is ours
+    with suppress(OSError, RuntimeError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 

@@ -11,7 +11,8 @@ class PrintSettings(argparse.Action):
         super().__init__(nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from vopcore.config import settings_text  # here, as --help should not wait for it
+        # here, as --help should not wait for it
+        from vopcore.config import settings_text
 
         print(settings_text())
         parser.exit()

@@ -13,7 +13,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
-ANSWER = 10.0  # seconds that what counts has to answer; beyond, nothing is shown and the work goes on
+
+# seconds that what counts has to answer; beyond, nothing is shown and the work goes on
+ANSWER = 10.0
 LOOK_EVERY = 0.5  # seconds between looks at what workers have told
 MEASURED = 4.0  # seconds of work before a speed means something
 SAYS = "says"  # the title under which a worker puts a line of the log

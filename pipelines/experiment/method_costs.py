@@ -62,7 +62,8 @@ def row(
     return out
 
 
-OURS = ("vopcore.methods", "vopcore.clip.wrap")  # what else is in vopcore.clip holds CLIP's own weights
+# what else is in vopcore.clip holds CLIP's own weights
+OURS = ("vopcore.methods", "vopcore.clip.wrap")
 
 
 def by_tower(clip: CLIP) -> dict[str, int]:

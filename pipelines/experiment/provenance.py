@@ -22,7 +22,8 @@ def code_version(root: Path = ROOT) -> str:
         "--dirty=-changed",
     ]
     try:
-        if (root / ".git").exists():  # a copy inside another repository is not that repository's commit
+        # a copy inside another repository is not that repository's commit
+        if (root / ".git").exists():
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         pass  # no git here, or a checkout that it refuses to read

@@ -18,7 +18,9 @@ from vopcore.storage import Store, writer_lock
 from vopcore.training.pretrain import StillsTraining
 
 RECIPE = "shapes.json"  # beside captions.jsonl: what was rendered
-THREADS = 2  # the small CLIP gains nothing from more, and other work on the machine goes on
+
+# the small CLIP gains nothing from more, and other work on the machine goes on
+THREADS = 2
 CHECKPOINT_EVERY = 25  # steps
 
 
@@ -42,7 +44,8 @@ def render_videos(config: RunConfig) -> None:
         return
 
     with writer_lock(root, wait=True, tell=lambda line: print(line, file=sys.stderr, flush=True)):
-        if (root / "captions.jsonl").is_file():  # another command has rendered them while this one waited
+        # another command has rendered them while this one waited
+        if (root / "captions.jsonl").is_file():
             _check_recipe(root, recipe)
             return
         Store(root).write(RECIPE, json.dumps(recipe).encode())

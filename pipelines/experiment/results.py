@@ -81,7 +81,8 @@ class ResultFiles:
             with store.writing(self.transfer(name).name) as path:
                 pq.write_table(table, path)
 
-        shutil.rmtree(self.unlogged, ignore_errors=True)  # of a run that ended just here
+        # of a run that ended just here
+        shutil.rmtree(self.unlogged, ignore_errors=True)
         self.unlogged.mkdir()
         with checkpoint.as_directory() as folder:
             shutil.copy(Path(folder) / WEIGHTS, self.unlogged / WEIGHTS)
@@ -110,7 +111,8 @@ def log_result(
     """Bring a finished run to MLflow and end it there; the model comes last, as some servers take none."""
     run_id = result.run_id
     facts = json.loads((files.unlogged / FACTS).read_text())
-    track.log_results(store, run_id, result.metrics, facts["steps"])  # the curves end here
+    # the curves end here
+    track.log_results(store, run_id, result.metrics, facts["steps"])
 
     with scratch_folder() as folder:
         artifact = folder / track.PREDICTIONS

@@ -66,7 +66,8 @@ def run_experiment(config: RunConfig, source: Path) -> None:
 
             if "tune" in config.stages:
                 machines.wait_for_machines(config.resources)
-                machines.check_shared(config)  # those that have come in the meantime too
+                # those that have come in the meantime too
+                machines.check_shared(config)
                 run_methods(open_experiment(data, source), kept)
 
 
@@ -215,7 +216,8 @@ def _log(experiment: Experiment, run: MethodRun, files: ResultFiles, result: Run
         return
     try:
         log_result(experiment.data, experiment.store, run, files, result, settings(experiment.config, run))
-    except Exception as error:  # whatever it is: the run is finished, and its numbers are safe
+    except Exception as error:
+        # whatever it is: the run is finished, and its numbers are safe
         reason = str(error).strip().splitlines() or [""]
         log.warning(
             "%s: its numbers are in %s, but not all of it is in MLflow (%s: %s); run it again to complete it",

@@ -13,8 +13,11 @@ import ray
 
 from pipelines.command.progress import ANSWER, Bar, beside_driver
 
-Tell = Callable[[int, int, int], None]  # a shard's number, its videos that are decoded, those that failed
-SAY_EVERY = 60.0  # seconds between words about a queue: a process that starts takes some
+# a shard's number, its videos that are decoded, those that failed
+Tell = Callable[[int, int, int], None]
+
+# seconds between words about a queue: a process that starts takes some
+SAY_EVERY = 60.0
 
 
 @ray.remote(num_cpus=0)

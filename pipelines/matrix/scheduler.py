@@ -29,7 +29,9 @@ from vopcore.config import Cell, MethodRun
 
 EXPECTED = (ValueError, CommandFailedError)  # their message says all
 PROGRESS_EVERY = 30.0  # seconds between lines that say how far running cells are
-PATIENCE = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000"}  # cells wait for their turn, however long
+
+# cells wait for their turn, however long
+PATIENCE = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000"}
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ def _output_to(log: Path) -> Iterator[list[Failure]]:
             print(f"error: {error}")
             first_lines = str(error).split("\n")[:2]
             failures.append(Failure(" ".join(first_lines)))
-        except Exception as error:  # one cell's, whatever it is, must not end the others
+        except Exception as error:
+            # one cell's, whatever it is, must not end the others
             traceback.print_exc()
             failures.append(Failure(f"{reason_of(error)} ({log} says more)"))
 

@@ -7,7 +7,8 @@ from pipelines.reports import plots
 from pipelines.reports.page import ReportPlot, render
 from pipelines.reports.tables import TextTable
 
-CLASSES = {"worse": "worse", "better": "best"}  # of a table's row on the page, by its verdict
+# of a table's row on the page, by its verdict
+CLASSES = {"worse": "worse", "better": "best"}
 
 
 @dataclass(frozen=True)

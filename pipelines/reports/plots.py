@@ -16,7 +16,9 @@ from pipelines.reports.summary import MethodResult, SeedMean, labels
 from vopcore.metrics import names
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # label: (step, value)
-Palette = Mapping[str, tuple[str, str]]  # label: colour and marker, the same in all plots
+
+# label: colour and marker, the same in all plots
+Palette = Mapping[str, tuple[str, str]]
 
 INK = "#2b2f36"  # the page gives INK, FAINT and GRID other values in the dark
 FAINT = "#7a828e"

@@ -18,7 +18,9 @@ from vopcore.methods import METHODS
 from vopcore.metrics import names
 
 FILE = Path(__file__).with_name("published.csv")
-BACKBONES = ("ViT-B-32", "ViT-B-32-quickgelu")  # both papers' CLIP, as open_clip and as OpenAI name it
+
+# both papers' CLIP, as open_clip and as OpenAI name it
+BACKBONES = ("ViT-B-32", "ViT-B-32-quickgelu")
 COLUMNS = {name.lower(): name for name in names.RANKS}  # of the file: {"r1": "R1"}
 SOURCES = {
     "vop_paper": ("VoP", "Huang et al., VoP, CVPR 2023, ViT-B/32"),

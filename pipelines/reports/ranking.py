@@ -10,11 +10,14 @@ from pipelines.reports.summary import MethodResult
 from vopcore.metrics import names
 from vopcore.metrics.verdict import Evidence, hits, judge, paired, unpaired
 
-FALSE_ALARMS = 0.05  # over all methods of a data set: how often a tie may be called a loss
+# over all methods of a data set: how often a tie may be called a loss
+FALSE_ALARMS = 0.05
 SEED_STD = 0.5  # points of R@1 between seeds, assumed where no method has two
 
 Tables = Sequence[pa.Table]  # PREDICTIONS of one method, a table for each seed
-Predictions = Mapping[str, Tables]  # by the method's label; no tables where they are gone
+
+# by the method's label; no tables where they are gone
+Predictions = Mapping[str, Tables]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class MethodResult:
 
     dataset: str
     method: str
-    label: str  # the method, and what was set differently where one method stands there several times
+    # the method, and what was set differently where one method stands there several times
+    label: str
     runs: Sequence[TrackedRun]
 
     @property

@@ -10,7 +10,8 @@ from vopcore.metrics.verdict import Evidence, common_variance, estimate_of, hits
 
 SEED_STD = 0.5  # points of R@1 between seeds, assumed where no row has two
 
-Tables = Sequence[pa.Table]  # PREDICTIONS of one method on one test split, a table for each seed
+# PREDICTIONS of one method on one test split, a table for each seed
+Tables = Sequence[pa.Table]
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,11 @@ from pipelines.track.write import (
     watch_machine,
 )
 
-PREDICTIONS = "predictions.parquet"  # a run's artifact, see vopcore/metrics/predictions.py
-TRANSFERS = "transfer"  # a run's folder of the same for other configs' test splits, NAME.parquet
+# a run's artifact, see vopcore/metrics/predictions.py
+PREDICTIONS = "predictions.parquet"
+
+# a run's folder of the same for other configs' test splits, NAME.parquet
+TRANSFERS = "transfer"
 
 __all__ = [
     "ADDRESS",

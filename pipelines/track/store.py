@@ -22,7 +22,8 @@ SETTINGS = {  # MLflow's own, unless the user set them
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the machine unasked
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # what a server does not take is kept, so nobody waits for long
+    # what a server does not take is kept, so nobody waits for long
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
@@ -53,7 +54,8 @@ class RunStore:
     uri: str
     experiment_id: str | None
     experiment: str
-    journal: str | None = None  # the folder that keeps what MLflow does not take; None: that is an error
+    # the folder that keeps what MLflow does not take; None: that is an error
+    journal: str | None = None
 
     @property
     def waiting_folder(self) -> str:

@@ -9,7 +9,9 @@ from vopcore.metrics import names
 
 PORT = 5000  # of `mlflow ui`, where we say to open it
 VIEW = "recall"
-COSTS = (  # tags, in words: the UI sorts columns of metrics by name, costs before recall
+
+# tags, in words: the UI sorts columns of metrics by name, costs before recall
+COSTS = (
     "trainable",
     "tuning time",
     "memory",
@@ -52,12 +54,14 @@ def _chart(metric: str) -> dict[str, Any]:
 
 
 TAGS = {  # of the experiment; the view is the UI's own format for one that is shared
-    "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
+    # the UI opens on runs, not on traces
+    "mlflow.experimentKind": "custom_model_development",
     f"mlflow.sharedViewState.{VIEW}": json.dumps(
         {
             "orderByKey": f"metrics.`{names.T2V_R1}`",
             "orderByAsc": False,
-            "searchFilter": "tags.method != ''",  # leaves out the run that holds the report
+            # leaves out the run that holds the report
+            "searchFilter": "tags.method != ''",
             "selectedColumns": COLUMNS,
             "runsHiddenMode": "SHOWALL",  # else charts leave out all but ten
             "compareRunCharts": [
@@ -69,7 +73,8 @@ TAGS = {  # of the experiment; the view is the UI's own format for one that is s
             "compareRunSections": [
                 {"uuid": SECTION, "name": "Recall and loss", "display": True, "isReordered": True}
             ],
-            "isAccordionReordered": True,  # else sections of other metrics, by name, come before it
+            # else sections of other metrics, by name, come before it
+            "isAccordionReordered": True,
         }
     ),
 }

@@ -45,7 +45,8 @@ def start_run(
 ) -> str:
     """Begin the run of `key`, or go on with the one that was begun before; returns its id."""
     today = datetime.now(UTC)
-    all_tags = resolve_tags({**tags, "run_key": key})  # with MLflow's own: user, script, commit
+    # with MLflow's own: user, script, commit
+    all_tags = resolve_tags({**tags, "run_key": key})
     value = {
         "key": key,
         "name": f"{name} {today:%Y-%m-%d}",

@@ -202,7 +202,8 @@ class SplitEvaluator:
         return (text @ frames.T).cpu().numpy()
 
     def _read_frames(self, videos: list[str]) -> tuple[Tensor, Tensor]:
-        rngs = [None] * len(videos)  # none: the middle frame of each segment, the same each time
+        # none: the middle frame of each segment, the same each time
+        rngs = [None] * len(videos)
         return stack_frames(self._shards, videos, self._frames, rngs)
 
     def _plain(

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from vopcore.clip.interface import CLIP
 
-DROP_RATES = ("p", "prob", "drop_prob", "dropout", "attention_dropout", "activation_dropout", "layerdrop")
+DROP_RATES = (
+    "p",
+    "prob",
+    "drop_prob",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "layerdrop",
+)
 
 
 def freeze(clip: CLIP) -> None:

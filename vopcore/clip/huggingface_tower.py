@@ -122,14 +122,16 @@ class HuggingFaceText(TextTower):
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__(clip)
-        self._masks: dict[int, Any] = {}  # by length: the prompts of a layer make it longer
+        # by length: the prompts of a layer make it longer
+        self._masks: dict[int, Any] = {}
 
     @staticmethod
     def builds(text: LibraryModule) -> bool:
         """Whether `text` is of this family."""
         if not isinstance(text, HFTextEncoder) or text.config.model_type not in PARTS:
             return False
-        return getattr(text.transformer, "pooler", None) is None  # a trained pooler would be left out here
+        # a trained pooler would be left out here
+        return getattr(text.transformer, "pooler", None) is None
 
     @property
     def model(self) -> LibraryModule:

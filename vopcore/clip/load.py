@@ -112,7 +112,8 @@ def blank(model: str) -> CLIP:
     config = model_config(model)
     preprocessing = config.pop("preprocess_cfg", {})
     is_custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    config["text_cfg"]["hf_model_pretrained"] = False  # weights come later, all together
+    # weights come later, all together
+    config["text_cfg"]["hf_model_pretrained"] = False
     config["vision_cfg"]["timm_model_pretrained"] = False
 
     if "hf_model_name" in config["text_cfg"]:
@@ -242,7 +243,8 @@ def _read_checkpoint(clip: CLIP, path: str) -> None:
     """Read a local state dict; every tensor must be there and fit."""
     try:
         open_clip.load_checkpoint(clip, path, weights_only=True)
-    except Exception as error:  # torch, pickle and safetensors each have their own; all mean a bad file
+    except Exception as error:
+        # torch, pickle and safetensors each have their own; all mean a bad file
         message = _one_line(error)
         if "TorchScript" in message:
             message = "a TorchScript archive; use `pretrained: openai`, or save its state_dict as safetensors"

@@ -3,14 +3,27 @@
 from functools import lru_cache
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer, text_global_pool
+from open_clip.transformer import (
+    ResidualAttentionBlock,
+    Transformer,
+    VisionTransformer,
+    text_global_pool,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vopcore.clip.autocast import autocast_dtype
 from vopcore.clip.interface import LibraryModule
 from vopcore.clip.tokens import Block, Tokens
-from vopcore.clip.towers import Branch, Projection, TextTower, Tower, VisionTower, parameters_of, text_module
+from vopcore.clip.towers import (
+    Branch,
+    Projection,
+    TextTower,
+    Tower,
+    VisionTower,
+    parameters_of,
+    text_module,
+)
 from vopcore.clip.training_block import (
     TrainingBlock,
     attend,
@@ -324,7 +337,8 @@ class OpenClipText(OpenClipTower, TextTower):
         """ids Int [N, L] -> features [N, D]. Where what follows the end token is not seen, a batch costs in
         training its longest text; a tower that reads its padding gets all of it.
         """
-        if self.clip.training and ids.device.type == "cpu":  # asking a GPU would stop the host
+        # asking a GPU would stop the host
+        if self.clip.training and ids.device.type == "cpu":
             ids = ids[:, : self.longest(ids)]
 
         tokens = self._embed(ids)

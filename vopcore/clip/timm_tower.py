@@ -49,7 +49,9 @@ class TimmVision(VisionTower):
     @staticmethod
     def builds(visual: LibraryModule) -> bool:
         """Whether `visual` is of this family."""
-        if not isinstance(visual, TimmModel) or type(visual.trunk) not in (VisionTransformer, Eva):
+        if not isinstance(visual, TimmModel):
+            return False
+        if type(visual.trunk) not in (VisionTransformer, Eva):
             return False
         return all(isinstance(block, Block) or type(block) in BLOCKS for block in visual.trunk.blocks)
 
@@ -123,7 +125,8 @@ class TimmVision(VisionTower):
         """
         options: dict[str, Tensor] = {}
         if tokens.hidden is not None:
-            options["attn_mask"] = ~tokens.hidden[:, None, None]  # timm's mask is True where a token is seen
+            # timm's mask is True where a token is seen
+            options["attn_mask"] = ~tokens.hidden[:, None, None]
         if tokens.rope is None:
             return block(tokens.x, **options)
 
@@ -142,7 +145,14 @@ class TimmVision(VisionTower):
 
     def embedding(self) -> dict[str, nn.Parameter]:
         """The parameters before the first block, by name."""
-        before = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.", "rope.")
+        before = (
+            "cls_token",
+            "reg_token",
+            "pos_embed",
+            "patch_embed.",
+            "norm_pre.",
+            "rope.",
+        )
         named = self.trunk.named_parameters()
         return {name: parameter for name, parameter in named if name.startswith(before)}
 

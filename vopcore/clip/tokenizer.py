@@ -129,7 +129,8 @@ def _hugging_face(
             f"{name}: its tokenizer {source} needs a package that is not installed ({error.name or error}): "
             f"{INSTALL}"
         ) from None
-    except Exception as error:  # transformers and huggingface_hub raise many kinds; each means no files
+    except Exception as error:
+        # transformers and huggingface_hub raise many kinds; each means no files
         raise ValueError(missing_files(name, "tokenizer", source, error)) from None
 
 

@@ -238,7 +238,8 @@ def towers(clip: CLIP) -> Towers:
 
 def vision_tower(clip: CLIP) -> VisionTower:
     """The vision tower of a CLIP."""
-    from vopcore.clip.open_clip_tower import OpenClipVision  # the families import this file
+    # the families import this file
+    from vopcore.clip.open_clip_tower import OpenClipVision
     from vopcore.clip.timm_tower import TimmVision
     from vopcore.clip.whole_tower import WholeVision
 

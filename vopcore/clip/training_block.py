@@ -16,7 +16,13 @@ from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vopcore.clip.autocast import SLOPE, FrozenMLP, FrozenProjection, autocast_dtype, is_frozen
+from vopcore.clip.autocast import (
+    SLOPE,
+    FrozenMLP,
+    FrozenProjection,
+    autocast_dtype,
+    is_frozen,
+)
 from vopcore.clip.interface import AutogradContext
 from vopcore.clip.onednn_linear import OneDNNLinear, linear
 
@@ -112,7 +118,8 @@ class OneFunctionMLP(nn.Sequential):
     c_fc: nn.Linear
     c_proj: nn.Linear
 
-    _scaled_bias: Tensor | None = None  # what FrozenMLP adds first, in the dtype of the product
+    # what FrozenMLP adds first, in the dtype of the product
+    _scaled_bias: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]"""
@@ -125,14 +132,20 @@ class OneFunctionMLP(nn.Sequential):
 
         if self._scaled_bias is None or self._scaled_bias.device != x.device:
             self._scaled_bias = (SLOPE * into.bias.detach().float()).to(dtype)
-        weights = into.weight.to(dtype), self._scaled_bias, out.weight.to(dtype), out.bias.to(dtype)
+        weights = (
+            into.weight.to(dtype),
+            self._scaled_bias,
+            out.weight.to(dtype),
+            out.bias.to(dtype),
+        )
         return FrozenMLP.apply(x.to(dtype), *weights)
 
 
 class AutocastLayerNorm(LayerNorm):  # type: ignore[misc]  # open_clip has no types
     """Under autocast reads and writes x in its own dtype, without a copy in fp32 and one back."""
 
-    _rounded: tuple[Tensor, Tensor] | None = None  # frozen weight and bias in the dtype of x
+    # frozen weight and bias in the dtype of x
+    _rounded: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> the same shape and dtype"""
@@ -199,7 +212,8 @@ def for_training(block: nn.Module) -> None:
             module.__class__ = OneTensorQuickGELU
         if type(module) is nn.MultiheadAttention:
             module.__class__ = BatchFirstAttention
-        if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):  # that is an attention's last
+        # that is an attention's last
+        if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):
             module.__class__ = OneDNNLinear
     if type(block.mlp) is nn.Sequential and isinstance(block.mlp.gelu, QuickGELU):
         block.mlp.__class__ = OneFunctionMLP

@@ -1,9 +1,22 @@
 """One YAML file per benchmark, read into a frozen, typed RunConfig before any work starts."""
 
-from vopcore.config.identity import UNTRAINED, backbone, fingerprint, is_trained, training_settings
+from vopcore.config.identity import (
+    UNTRAINED,
+    backbone,
+    fingerprint,
+    is_trained,
+    training_settings,
+)
 from vopcore.config.matrix import Cell, Matrix, cells, read_matrix
 from vopcore.config.read import ConfigError, read_config, read_others
-from vopcore.config.sections import ConfigEntry, Evaluate, MethodRun, RunConfig, Shapes, Train
+from vopcore.config.sections import (
+    ConfigEntry,
+    Evaluate,
+    MethodRun,
+    RunConfig,
+    Shapes,
+    Train,
+)
 from vopcore.config.settings import settings, settings_text
 
 __all__ = [

@@ -15,7 +15,8 @@ from vopcore.config.messages import first_mistake, section_of, unknown
 from vopcore.config.sections import Backbone, MethodRun, RunConfig, Train, Video
 from vopcore.datasets import DATASETS
 
-PREPROCESSING_KEYS = ("size", "resize", "interpolation")  # of `video`: what a model may decide
+# of `video`: what a model may decide
+PREPROCESSING_KEYS = ("size", "resize", "interpolation")
 NOT_GIVEN = "methods: none given; write `method: {name: vop}` or `methods: {vop: {}, full: {}}`"
 
 
@@ -235,7 +236,8 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
 
 def _with_model_facts(config: RunConfig) -> RunConfig:
     """`auto` replaced by what the model's own config says; of several sizes its own comes first."""
-    chosen = (config.clip.words, *(getattr(config.video, key) for key in PREPROCESSING_KEYS))
+    preprocessing = [getattr(config.video, key) for key in PREPROCESSING_KEYS]
+    chosen = [config.clip.words, *preprocessing]
     if "auto" not in chosen and not isinstance(config.video.size, tuple):
         return config
     from vopcore.clip import model_input  # loads torch and open_clip

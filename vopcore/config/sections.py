@@ -94,7 +94,8 @@ def _finite(value: float) -> float:
     return value
 
 
-LABEL = re.compile(r"[\w.,=+@() -]*")  # no separator of paths, no quote: it is part of file names and queries
+# no separator of paths, no quote: it is part of file names and queries
+LABEL = re.compile(r"[\w.,=+@() -]*")
 
 
 def _label(text: str) -> str:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vopcore.datasets import activitynet, didemo, folder, lsmdc, msrvtt, msvd, vatex, webdataset
+from vopcore.datasets import (
+    activitynet,
+    didemo,
+    folder,
+    lsmdc,
+    msrvtt,
+    msvd,
+    vatex,
+    webdataset,
+)
 from vopcore.datasets.errors import DatasetError, Problem
 from vopcore.datasets.match import VideosFolder
 from vopcore.datasets.table import ANNOTATIONS, SPLITS, layout, problems, sources

@@ -23,7 +23,12 @@ PUBLISHED = {"train": (10_009, 10_009), "test": (4917, 4917)}
 
 LAYOUTS = {
     "CLIP4Clip": ["train.json", "val_1.json", "train_ids.json", "val_ids.json"],
-    "Collaborative Experts": ["train.json", "val_1.json", "train_list.txt", "val_1_list.txt"],
+    "Collaborative Experts": [
+        "train.json",
+        "val_1.json",
+        "train_list.txt",
+        "val_1_list.txt",
+    ],
     "official": ["train.json", "val_1.json"],
 }
 

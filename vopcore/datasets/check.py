@@ -40,7 +40,10 @@ def counts(rows: pa.Table, published: tuple[int | None, int] | None) -> dict[str
     published_counts = None
     if published is not None:
         num_published_videos, num_published_captions = published
-        published_counts = {"videos": num_published_videos, "captions": num_published_captions}
+        published_counts = {
+            "videos": num_published_videos,
+            "captions": num_published_captions,
+        }
 
     extremes = pc.min_max(num_captions).as_py()
     return {

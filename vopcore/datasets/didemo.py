@@ -17,7 +17,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError, Line
-from vopcore.datasets.files import AnnotationFiles, entries, has_all, read_ids, read_json, read_lines
+from vopcore.datasets.files import (
+    AnnotationFiles,
+    entries,
+    has_all,
+    read_ids,
+    read_json,
+    read_lines,
+)
 from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import SPLITS, Reading, Sentence
 

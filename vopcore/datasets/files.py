@@ -176,7 +176,8 @@ def read_csv(
                     where,
                     f"{len(row)} fields, not {len(header)}; left out",
                 )
-    except csv.Error as error:  # a quote that is never closed, a field of more than 131,072 characters
+    except csv.Error as error:
+        # a quote that is never closed, a field of more than 131,072 characters
         raise DatasetError(f"{path}:{rows.line_num}: not csv ({error})") from error
     return records
 

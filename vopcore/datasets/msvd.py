@@ -29,7 +29,10 @@ PUBLISHED = {
 }
 
 LISTS = [f"{split}_list.txt" for split in SPLITS]
-LAYOUTS = {"CLIP4Clip": ["raw-captions.pkl", *LISTS], "X-Pool": ["captions_msvd.json", *LISTS]}
+LAYOUTS = {
+    "CLIP4Clip": ["raw-captions.pkl", *LISTS],
+    "X-Pool": ["captions_msvd.json", *LISTS],
+}
 
 
 def msvd(annotations: Path, videos: str | Path | VideosFolder) -> pa.Table:

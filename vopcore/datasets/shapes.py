@@ -38,7 +38,9 @@ SIDE = 64  # pixels of a video's side
 FPS = 25
 RADIUS = (0.20, 0.24)  # of a ball, as a share of the side
 BROKEN = ("truncated.mp4", "not_a_video.mp4")  # two files that are broken on purpose
-CODECS = {  # suffix -> codec: what people's folders hold; every 25th video takes the next of the rarer ones
+
+# suffix -> codec: what people's folders hold; every 25th video takes the next of the rarer ones
+CODECS = {
     ".mp4": "libx264",
     ".hevc.mp4": "libx265",
     ".webm": "libvpx-vp9",
@@ -46,7 +48,11 @@ CODECS = {  # suffix -> codec: what people's folders hold; every 25th video take
 }
 CODEC_OPTIONS: dict[str, dict[str, object]] = {
     "libx264": {"preset": "veryfast", "crf": "20"},
-    "libx265": {"preset": "ultrafast", "crf": "22", "x265-params": "log-level=none:pools=1"},
+    "libx265": {
+        "preset": "ultrafast",
+        "crf": "22",
+        "x265-params": "log-level=none:pools=1",
+    },
     "libvpx-vp9": {"cpu-used": "8", "deadline": "realtime", "crf": "30", "b": "0"},
     "mpeg4": {"qscale": "3", "bf": "2"},
 }

@@ -17,17 +17,21 @@ SENTENCES = pa.list_(pa.struct([("sentence", pa.string()), ("start", pa.float64(
 ANNOTATIONS = pa.schema(
     [
         ("split", pa.string()),  # train | val | test
-        ("video", pa.string()),  # unique id of a moment; two moments of one file are two videos
+        # unique id of a moment; two moments of one file are two videos
+        ("video", pa.string()),
         ("path", pa.string()),  # absolute path of the video file; null: no file found
         ("start", pa.float64()),  # seconds; null: from the beginning
         ("end", pa.float64()),  # seconds; null: to the end
         ("caption", pa.string()),
-        ("sentences", SENTENCES),  # what the caption was joined from, where it is known when each happens
+        # what the caption was joined from, where it is known when each happens
+        ("sentences", SENTENCES),
     ]
 )
 SPLITS = ("train", "val", "test")
 MAX_WORDS = 1000  # the longest caption of the seven benchmarks has about 450 words
-CHUNK = 2**16  # values that are Python objects before they become a piece of an Arrow column
+
+# values that are Python objects before they become a piece of an Arrow column
+CHUNK = 2**16
 
 
 class Sentence(NamedTuple):

@@ -13,7 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from vopcore.datasets.errors import DatasetError
-from vopcore.datasets.files import AnnotationFiles, entries, lists_by_video, read_ids, read_json
+from vopcore.datasets.files import (
+    AnnotationFiles,
+    entries,
+    lists_by_video,
+    read_ids,
+    read_json,
+)
 from vopcore.datasets.match import VideoFiles, VideosFolder
 from vopcore.datasets.table import Reading
 

@@ -94,5 +94,8 @@ def fits_context(
     """Text prompts take no word's position, but a text of nothing but prompts is surely a slip."""
     room = context_length - 2
     require(
-        field, prompts, prompts <= room, f"at most {room}: a context of {context_length} but start and end"
+        field,
+        prompts,
+        prompts <= room,
+        f"at most {room}: a context of {context_length} but start and end",
     )

@@ -108,7 +108,10 @@ class CrossModalAdapter:
         require("reduction", self.reduction, self.reduction >= 1, "at least 1")
         require("shared", self.shared, self.shared >= 0, "at least 0")
         require(
-            "activation", self.activation, self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"
+            "activation",
+            self.activation,
+            self.activation in ACTIVATIONS,
+            f"one of {', '.join(ACTIVATIONS)}",
         )
         require("dropout", self.dropout, 0 <= self.dropout < 1, "in 0..1, below 1")
 
@@ -117,7 +120,10 @@ class CrossModalAdapter:
         vision, text, _ = towers(clip)
         width = min(vision.width, text.width)
         require(
-            "shared", self.shared, self.shared <= width, f"at most {width}, the width of the narrower tower"
+            "shared",
+            self.shared,
+            self.shared <= width,
+            f"at most {width}, the width of the narrower tower",
         )
         for i in range(max(vision.layers, text.layers)):
             here = [tower for tower in (vision, text) if i < tower.layers]

@@ -13,11 +13,13 @@ def weights_file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """
     if not isinstance(path, str) or not path.startswith(HUB):
         return path
-    from huggingface_hub import hf_hub_download  # only where it is needed: it takes a second to import
+    # only where it is needed: it takes a second to import
+    from huggingface_hub import hf_hub_download
 
     name, _, revision = path.removeprefix(HUB).partition("@")
     try:
         return hf_hub_download(name, FILE, revision=revision or None)
-    except Exception as error:  # its own errors and those of the HTTP library it happens to use
+    except Exception as error:
+        # its own errors and those of the HTTP library it happens to use
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path}: {lines[0]}") from None

@@ -51,7 +51,10 @@ class MaPLe:
         vision, text, context_length = towers(clip)
         limit = min(vision.layers, text.layers)
         require(
-            "depth", self.depth, self.depth <= limit, f"at most {limit}, the layers of the shallower tower"
+            "depth",
+            self.depth,
+            self.depth <= limit,
+            f"at most {limit}, the layers of the shallower tower",
         )
         fits_context("prompts", self.prompts, context_length)
         if self.prompts:

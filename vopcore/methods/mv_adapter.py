@@ -109,7 +109,8 @@ class Adapter(nn.Module):
 
     def __init__(self, tower: Tower, shared: nn.Parameter | None) -> None:
         super().__init__()
-        self.tokens: Tokens | None = None  # those of the last call, without their values
+        # those of the last call, without their values
+        self.tokens: Tokens | None = None
         self.tying = None if shared is None else Tying(tower, shared)
         self.down = new_linear(tower, tower.width, WIDTH)
         self.up = new_linear(tower, WIDTH, tower.width)

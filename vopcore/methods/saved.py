@@ -16,7 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vopcore.clip import CLIP, activation, empty_copy, frozen_hash, model_name, share, thaw, tokenizer_name
+from vopcore.clip import (
+    CLIP,
+    activation,
+    empty_copy,
+    frozen_hash,
+    model_name,
+    share,
+    thaw,
+    tokenizer_name,
+)
 from vopcore.clip.frozen import update
 from vopcore.methods.attach import tune, tuned
 from vopcore.methods.base import Method

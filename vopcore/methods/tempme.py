@@ -16,7 +16,8 @@ from vopcore.clip import CLIP, Block, Tokens, Tower, towers, wrap
 from vopcore.clip.towers import VisionTower
 from vopcore.methods.base import check_needs, read_as_changed, require
 
-MAX_JOINS = 3  # layers in which neighbouring sequences are joined, just below the last layer
+# layers in which neighbouring sequences are joined, just below the last layer
+MAX_JOINS = 3
 
 
 class FusedLowRank(nn.Module):

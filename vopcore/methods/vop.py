@@ -15,9 +15,16 @@ from torch import nn
 from vopcore.clip import CLIP, Prompted, Prompts, Tower, towers, wrap
 from vopcore.methods.base import first_layers, fits_context, require
 from vopcore.methods.prompt import prompt
-from vopcore.methods.video_prompts import ContextModel, ContextPrompted, FramePositions, FramePrompts, Joint
+from vopcore.methods.video_prompts import (
+    ContextModel,
+    ContextPrompted,
+    FramePositions,
+    FramePrompts,
+    Joint,
+)
 
-Make = Callable[[int, nn.Module], nn.Module]  # (layer, its block) -> what takes the block's place
+# (layer, its block) -> what takes the block's place
+Make = Callable[[int, nn.Module], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,11 @@ from vopcore.metrics.top import top_scores
 from vopcore.metrics.truth import MetricError, Truth
 from vopcore.metrics.workers import Workers
 
-Similarity = Callable[[Tensor], Tensor]  # numbers of captions, Int64[n] -> their scores, Float[n, V]
-BLOCK = 2**24  # similarities held at a time: 64 MB in fp32, and a few times that while they are compared
+# numbers of captions, Int64[n] -> their scores, Float[n, V]
+Similarity = Callable[[Tensor], Tensor]
+
+# similarities held at a time: 64 MB in fp32, and a few times that while they are compared
+BLOCK = 2**24
 MAX_NAMED = 20  # ids in a message
 
 

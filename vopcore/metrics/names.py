@@ -15,8 +15,12 @@ LARGER_IS_BETTER = ("R1", "R5", "R10")
 
 T2V_R1 = "t2v/R1"  # the number that methods are compared by
 V2T_R1 = "v2t/R1"
-HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1")  # shown first wherever there is room for few
-CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")  # of the val split, after each epoch
+
+# shown first wherever there is room for few
+HEADLINES = ("t2v/R1", "t2v/R5", "t2v/R10", "v2t/R1")
+
+# of the val split, after each epoch
+CURVES = ("t2v/R1", "t2v/R5", "t2v/R10", "t2v/MdR", "v2t/R1")
 
 VAL_T2V_R1 = "val/t2v/R1"  # what the best checkpoint is told by
 
@@ -36,7 +40,8 @@ WAIT_SHARE = "train/wait_share"
 THROUGHPUT = "train/videos_per_second"
 STEP_MEMORY = "train/memory_gib"
 
-UPSTREAM_R1 = "upstream/R1"  # of the stills that the quickstart's CLIP was pretrained on
+# of the stills that the quickstart's CLIP was pretrained on
+UPSTREAM_R1 = "upstream/R1"
 
 RSUM = "Rsum"  # of a direction R1 + R5 + R10, of both directions their sum
 QUERIES_FOUND = "queries/found"

@@ -12,7 +12,8 @@ PREDICTIONS = pa.schema(
     [
         ("caption", pa.string()),
         ("video", pa.string()),  # the right one
-        ("rank", pa.float64()),  # 1 = best; ties share the mean of their places; not found: the last
+        # 1 = best; ties share the mean of their places; not found: the last
+        ("rank", pa.float64()),
         ("found", pa.bool_()),  # whether the right video could be decoded
         ("top", pa.list_(pa.string())),  # the TOP videos that score best, best first
         ("scores", pa.list_(pa.float32())),  # their similarities

@@ -19,7 +19,8 @@ class Truth:
     gallery: list[str]  # [V]
     video: Tensor  # Int64[N], each caption's place in `videos`
     column: Tensor  # Int64[M], each video's column in the gallery, -1: missing
-    num_candidates: int  # videos there should be: those with captions, and the gallery's others
+    # videos there should be: those with captions, and the gallery's others
+    num_candidates: int
 
     @property
     def num_videos(self) -> int:

@@ -31,11 +31,19 @@ from vopcore.metrics.top import top_scores
 # each factor is rounded to bfloat16 (2^-9), their products are summed in fp32, the sum is rounded: 3 * 2^-9,
 # and a margin
 ROUNDING = 2.0**-7
-LEAST_ALONG = 1e-3  # of a frame's length along the centre: with less, the bound is of no use
-SMALLEST_LENGTH = torch.finfo(torch.float32).tiny  # frames that cancel out give a cosine of 0, not NaN
-CHUNK = 512  # videos whose products are looked at while they are in the processor's cache
+
+# of a frame's length along the centre: with less, the bound is of no use
+LEAST_ALONG = 1e-3
+
+# frames that cancel out give a cosine of 0, not NaN
+SMALLEST_LENGTH = torch.finfo(torch.float32).tiny
+
+# videos whose products are looked at while they are in the processor's cache
+CHUNK = 512
 MOST_SPREAD = 50.0  # beyond, weights may be anything
-EXACT_NUMBERS = 2**22  # fp64 numbers of texts, or of frames, that are gathered at once: 32 MiB
+
+# fp64 numbers of texts, or of frames, that are gathered at once: 32 MiB
+EXACT_NUMBERS = 2**22
 
 
 class TwoStage:

@@ -19,7 +19,8 @@ class Workers:
 
     rank: int = 0
     count: int = 1
-    add_up: Callable[[Tensor], Tensor] = _alone  # the sum over all processes, on the CPU, of a CPU tensor
+    # the sum over all processes, on the CPU, of a CPU tensor
+    add_up: Callable[[Tensor], Tensor] = _alone
 
     def share(self, blocks: Sequence[Block]) -> Sequence[Block]:
         """Every `count`-th block, beginning with this process's."""

@@ -212,7 +212,10 @@ def save_index(store: Store, index: ShardIndex) -> None:
     key.update(_bytes_of(table.column("source_mtime")))
     name = f"{key.hexdigest()[:24]}.arrow"
     with folder.writing(name) as path:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        with (
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
             writer.write_table(table)
         sha256 = file_sha256(path)
     folder.write(CURRENT, json.dumps({"file": name, "sha256": sha256}).encode())

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from vopcore.shards.index import ShardIndex
 
-TASKS_PER_CPU = 4  # at least, where there are videos enough: keeps all CPUs busy to the end
+# at least, where there are videos enough: keeps all CPUs busy to the end
+TASKS_PER_CPU = 4
 MOMENT_COLUMNS = ["video", "path", "start", "end"]
 COMPARED = ["start", "end", "status", "source_size", "source_mtime"]
 

@@ -11,9 +11,15 @@ import simplejpeg
 
 FORMAT = 1  # of shards; rises when an older program could not read them
 Storage = Literal["raw", "jpeg"]
-PLAIN_PREPROCESSING = ("shortest", "bicubic")  # OpenAI's way to resize, which a folder's name leaves out
-JPEG_BYTES_PER_PIXEL = 0.62  # the most that was measured at quality 95; the least was 0.4
-RAW_BYTES_PER_VIDEO = 5_000_000  # above, JPEG is the default: at 224 pixels that is 33 frames
+
+# OpenAI's way to resize, which a folder's name leaves out
+PLAIN_PREPROCESSING = ("shortest", "bicubic")
+
+# the most that was measured at quality 95; the least was 0.4
+JPEG_BYTES_PER_PIXEL = 0.62
+
+# above, JPEG is the default: at 224 pixels that is 33 frames
+RAW_BYTES_PER_VIDEO = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +215,15 @@ def folder_name(
     if (resize, interpolation) != PLAIN_PREPROCESSING:
         preprocessing = [resize, interpolation]
 
-    settings = [sampler, stored_frames, layout.size, layout.storage, quality, decoder_version, *preprocessing]
+    settings = [
+        sampler,
+        stored_frames,
+        layout.size,
+        layout.storage,
+        quality,
+        decoder_version,
+        *preprocessing,
+    ]
     text = json.dumps(settings)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -46,7 +46,10 @@ def writing_shard(store: Store, number: int, layout: Layout) -> Iterator[ShardWr
     The Arrow file appears when it is whole; the shard counts once its sidecar is there, which comes last.
     """
     with store.writing(arrow_name(number)) as path:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as writer:
+        with (
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, layout.schema()) as writer,
+        ):
             shard = ShardWriter(layout, writer)
             yield shard
 

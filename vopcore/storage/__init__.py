@@ -7,7 +7,12 @@ from vopcore.storage.lock import LockedError, Writer, current_writer, writer_loc
 from vopcore.storage.mirror import Mirror
 from vopcore.storage.probe import probe
 from vopcore.storage.retry import StorageError, with_retries
-from vopcore.storage.source import SourceFacts, all_source_facts, source_facts, source_sha256
+from vopcore.storage.source import (
+    SourceFacts,
+    all_source_facts,
+    source_facts,
+    source_sha256,
+)
 from vopcore.storage.store import Store, local_copy
 from vopcore.storage.whole import scratch_folder, sweep, write_whole, written_whole
 

@@ -39,7 +39,8 @@ class ShardCache:
         self.folder = Path(folder or Path(tempfile.gettempdir()) / "vopcore-shards")
         self.limit = int(gigabytes * 1e9)
         self._is_full = False
-        self._verified: dict[str, tuple[int, int, int]] = {}  # the state of a copy that was found whole
+        # the state of a copy that was found whole
+        self._verified: dict[str, tuple[int, int, int]] = {}
 
     def open(
         self,
@@ -197,7 +198,7 @@ def _fetch(
     filesystem: fs.FileSystem,
     source: str,
 ) -> None:
-    """Copy a file into `part`, which is open and lies at `path`. Raises OSError if it is not what was written."""
+    """Copy a file into the open `part` at `path`. Raises OSError if it is not what was written."""
     with filesystem.open_input_stream(source) as stream:
         shutil.copyfileobj(stream, part, PIECE)
     part.flush()

@@ -29,7 +29,9 @@ from vopcore.storage.whole import machine_id, process_lives
 LOCK_NAME = ".writer"
 RENEW_EVERY = 20.0  # seconds
 STALE_AFTER = 180.0  # seconds without a renewal
-SETTLE = 1.0  # seconds in which the last of several that write to a bucket at once has won
+
+# seconds in which the last of several that write to a bucket at once has won
+SETTLE = 1.0
 
 
 class LockedError(ValueError):
@@ -134,7 +136,8 @@ class _DiskLock:
         if other is not None and not self._is_stale(other):
             file.close()
             return other
-        if not self._is_still_there(file):  # its last owner deleted it while we were waiting
+        # its last owner deleted it while we were waiting
+        if not self._is_still_there(file):
             file.close()
             return self.take()
 

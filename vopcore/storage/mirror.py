@@ -20,7 +20,9 @@ from vopcore.storage.whole import scratch_folder, write_whole
 
 PUSHED = "pushed.json"  # in the store: what was pushed last
 STATE = ".pushed.json"  # in the folder: the same, and how its files were then
-PASSING = (".lock", ".part", "-wal", "-shm", "-journal")  # what only the machine itself can use
+
+# what only the machine itself can use
+PASSING = (".lock", ".part", "-wal", "-shm", "-journal")
 THREADS = 8
 
 FileState = tuple[int, int]  # bytes, and time of change in nanoseconds
@@ -140,6 +142,9 @@ def _readable(path: Path) -> Iterator[Path]:
         return
     with scratch_folder() as folder:
         copy = folder / path.name
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        with (
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
             source.backup(target)
         yield copy

@@ -11,7 +11,13 @@ T = TypeVar("T")
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try, half to all of it
 
 # What another try does not change. pyarrow puts the store's own word into the message of an OSError.
-LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 LASTING_WORDS = (
     "ACCESS_DENIED",
     "ACCESS DENIED",

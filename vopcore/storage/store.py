@@ -146,8 +146,10 @@ def local_copy(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
         return
 
     with scratch_folder() as folder:
-        copy = folder / f"video{Path(path).suffix}"  # a name may be longer than a disk allows
+        # a name may be longer than a disk allows
+        copy = folder / f"video{Path(path).suffix}"
         with_retries(
-            lambda: fs.copy_files(path, str(copy), filesystem, fs.LocalFileSystem()), f"the bucket of {path}"
+            lambda: fs.copy_files(path, str(copy), filesystem, fs.LocalFileSystem()),
+            f"the bucket of {path}",
         )
         yield copy

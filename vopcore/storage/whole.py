@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-ABANDONED_AFTER = 24 * 3600  # seconds without a write, where the writer is on another machine
+# seconds without a write, where the writer is on another machine
+ABANDONED_AFTER = 24 * 3600
 WRITER = re.compile(r"\.?(?P<name>.*)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-\w+(?:\.part)?$")
 
 

@@ -19,7 +19,14 @@ from vopcore.video.damage import decoder_log
 from vopcore.video.plan import Run, end_of, merge, needed_run, span
 from vopcore.video.preprocess import Geometry, Interpolation, Preprocessor, Resize
 from vopcore.video.sample import SAMPLERS
-from vopcore.video.source import TIME_LIMIT, Source, VideoError, VideoPacket, check_shape, reason
+from vopcore.video.source import (
+    TIME_LIMIT,
+    Source,
+    VideoError,
+    VideoPacket,
+    check_shape,
+    reason,
+)
 from vopcore.video.thumbnail import ThumbnailMaker
 
 # Rises when the same file would give other pixels.
