@@ -2,17 +2,20 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs
 
 from pipelines.experiment.kept_output import working_folder
 from pipelines.ingest.task import layout_of
 from vopcore import clip
 from vopcore.config import RunConfig
 from vopcore.datasets import DATASETS, PUBLISHED, VideosFolder, check, layout, problems
+from vopcore.storage import open_uri, with_retries
 from vopcore.video import VideoError, probe
 
 Report = dict[str, Any]
@@ -50,6 +53,8 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
         write_missing(missing, listed)
         missing_list = str(listed)
 
+    # it was listed a moment ago, so that it opens
+    filesystem, _ = open_uri(videos.place)
     report: Report = {
         "dataset": dataset,
         "layout": layout(table),
@@ -57,7 +62,7 @@ def report_on(config: RunConfig, count: Callable[[str], int], headers: int | Non
         "splits": counts,
         "missing": {"videos": len(missing), "list": missing_list},
         "first_missing": first_missing(missing),
-        "headers": check.unreadable(splits, header_problem, headers),
+        "headers": check.unreadable(splits, partial(header_problem, filesystem), headers),
         "duplicates": duplicates,
         "leakage": check.leakage(table, splits),
         "tokens": tokens,
@@ -80,11 +85,18 @@ def unreadable_data(config: RunConfig, error: ValueError) -> Report:
     return {"dataset": config.data.dataset, "usable": False, "errors": [str(error)], "warnings": []}
 
 
-def header_problem(file: str) -> str | None:
-    """Why a file's header cannot be read; None: it can."""
+def header_problem(filesystem: fs.FileSystem, file: str) -> str | None:
+    """Why the header of a file cannot be read; None: it can.
+
+    Of a file in an object store only the pieces that hold the header cross the network.
+    """
     try:
-        probe(file)
-    except VideoError as error:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            probe(file)
+        else:
+            with with_retries(lambda: filesystem.open_input_file(file), f"the bucket of {file}") as remote:
+                probe(remote)
+    except (VideoError, OSError) as error:
         return str(error)
     return None
 

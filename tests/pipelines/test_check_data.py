@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 from support import ROOT
+from support.bucket import make_bucket, s3_server
 from support.datasets import LISTS, MSVD, write
 
 from pipelines.check_data import main
@@ -45,6 +47,25 @@ def corpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("corpus")
     list(shapes.render(root, 3, 2, 0))
     return root
+
+
+def test_videos_in_a_bucket_are_judged_as_those_on_a_disk(checked, corpus, tmp_path):
+    (tmp_path / "data").symlink_to(corpus)
+    settings = ("--headers", "all", "video.max_failed=50%")
+    _, on_disk = checked("folder", *settings)
+    with s3_server() as options:
+        filesystem = make_bucket("videos", options)
+        fs.copy_files(str(corpus), "videos/shapes#1", destination_filesystem=filesystem)
+        place = f"s3://videos/shapes#1{options}"
+        code, in_bucket = checked("folder", *settings, f"data.videos={place}")
+
+    def facts(report: dict) -> tuple:
+        bad_files = [(Path(bad["file"]).name, bad["reason"]) for bad in report["headers"]["unreadable"]]
+        return report["splits"], report["headers"]["checked"], sorted(bad_files)
+
+    assert code == 0
+    assert facts(in_bucket) == facts(on_disk)
+    assert len(in_bucket["headers"]["unreadable"]) == 2
 
 
 def test_a_rendered_corpus_is_usable_and_its_broken_file_is_named(checked, corpus, tmp_path):
