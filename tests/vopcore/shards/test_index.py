@@ -1,7 +1,6 @@
 """The index says what the sidecars say, whatever happened to either."""
 
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -14,11 +13,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pyarrow import fs
 from support import ROOT
+from support.late_files import Together, late_shards
 
 from vopcore.shards import Entry, Layout, Shards, read_index, save_index, sidecars, write_shard
-from vopcore.shards.readers import ArrowFiles
 from vopcore.storage import ShardCache, Store
 
 LAYOUT = Layout(8, "raw")
@@ -165,72 +163,20 @@ def test_eight_threads_read_at_once(store, monkeypatch, same):
     assert sums == {i: int(video("", seed=n)[1].sum()) for i, n in enumerate(numbers)}
 
 
-class LateFile(io.FileIO):
-    """A file of a bucket: each read ends only when eight are under way."""
-
-    barrier = None
-
-    def read(self, size=-1):
-        LateFile.barrier.wait(timeout=30)
-        return super().read(size)
-
-
-class LateFiles(fs.FileSystemHandler):
-    """The local files as those of a bucket that answers late: asked one after the other it never answers."""
-
-    local = fs.LocalFileSystem()
-
-    def open_input_file(self, path):
-        return pa.PythonFile(LateFile(path), mode="r")
-
-    def open_input_stream(self, path):
-        return self.local.open_input_stream(path)
-
-    def get_file_info(self, paths):
-        return self.local.get_file_info(paths)
-
-    def get_file_info_selector(self, selector):
-        return self.local.get_file_info(selector)
-
-    def get_type_name(self):
-        return "late"
-
-    def normalize_path(self, path):
-        return path
-
-    def __eq__(self, other):
-        return isinstance(other, LateFiles)
-
-    def __ne__(self, other):
-        return not self == other
-
-    __hash__ = None
-
-    def _none(self, *arguments):
-        raise NotImplementedError
-
-    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = move = _none
-    copy_file = open_output_stream = open_append_stream = _none
-
-
 @pytest.mark.parametrize("same", [True, False])
-def test_reads_of_a_bucket_that_answers_late_overlap(store, tmp_path, monkeypatch, same):
-    """The cache has no room, so that the bucket is read."""
+def test_reads_of_a_bucket_that_answers_late_overlap(store, tmp_path, same):
+    """No read is answered before eight are under way."""
     for number in range(8):
         write_shard(store, number, LAYOUT, [video(f"v{number}", seed=number)])
-    shards = Shards(store.folder)
-    shards._store.filesystem = fs.PyFileSystem(LateFiles())
-    shards._store.is_local = False
-    shards._files = ArrowFiles(shards._store, ShardCache(tmp_path / "cache", gigabytes=0))
+    together = Together(8)
+    shards = late_shards(store.folder, tmp_path / "cache", together)
 
     numbers = [0] * 8 if same else list(range(8))
-    waits = []
-    monkeypatch.setattr(LateFile, "barrier", threading.Barrier(8, action=lambda: waits.append(1)))
     with ThreadPoolExecutor(8) as pool:
         frames = list(pool.map(lambda number: shards.frames(f"v{number}"), numbers))
     for number, found in zip(numbers, frames, strict=True):
         assert np.array_equal(found, video("", seed=number)[1])
-    assert waits
+    assert together.has_happened.is_set()
 
 
 MANY = """

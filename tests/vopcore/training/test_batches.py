@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.late_files import Together, late_shards
 from support.tuning import CAPTIONS, STORED, make_shards, tokenize
 
 from vopcore.training.batches import ANNOUNCED, TrainingBatches, num_batches, spread
@@ -188,3 +189,20 @@ def test_the_files_of_coming_batches_are_asked_for_before_they_are_read(shards, 
     list(batches)
     assert unannounced == []
     assert sorted(announced) == sorted(CAPTIONS), "each once"
+
+
+def test_threads_read_a_bucket_that_answers_late_side_by_side(shards, tmp_path):
+    """No read is answered before four are under way: of one thread after the other none would ever be."""
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        together = Together(4)
+        late = late_shards(shards._store.folder, tmp_path, together)
+        batches = list(make(late, batch_size=4).epoch(0))
+    finally:
+        torch.set_num_threads(threads_before)
+
+    assert together.has_happened.is_set()
+    expected = list(make(shards, batch_size=4).epoch(0))
+    assert len(batches) == len(expected)
+    assert all(same(batch, other) for batch, other in zip(batches, expected, strict=True))

@@ -1,9 +1,11 @@
 """Training steps, and going on after a stop, to the last bit."""
 
+import resource
 from dataclasses import replace
 
 import pytest
 import torch
+from support.late_files import late_shards
 from support.methods import tuned_clip
 from support.tuning import CAPTIONS, make_shards, tokenize
 
@@ -52,6 +54,35 @@ def test_the_next_epoch_is_read_while_the_last_steps_of_this_one_run(batches, mo
     assert len(list(one.epoch(batches))) == batches.steps_per_epoch
     assert len(announced) == 2 * len(CAPTIONS)
     assert len(list(one.epoch(batches))) == batches.steps_per_epoch  # more than was planned for
+
+
+@pytest.fixture
+def few_descriptors():
+    """This process may open 256 files."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def one_step(shards):
+    """The weights after a step over 300 videos."""
+    captions = {f"v{number:03}": [f"caption {number}"] for number in range(300)}
+    batches = TrainingBatches(shards, captions, tokenize, frames=4, batch_size=300, draw="one", seed=0)
+    one = tuner(batches, epochs=1, batch_size=300, warmup=0)
+    train(one, batches, 1)
+    return weights(one)
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_step_reads_more_shards_than_files_may_be_open(tmp_path, few_descriptors, place):
+    expected = one_step(make_shards(tmp_path / "one", videos=300, per_shard=300))
+
+    shards = make_shards(tmp_path / "many", videos=300, per_shard=1)
+    if place == "bucket":
+        shards = late_shards(tmp_path / "many", tmp_path / "cache", lambda: None)
+    found = one_step(shards)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("name", ["vop_p", "cross_modal_adapter"])
