@@ -50,9 +50,12 @@ def _main(argv: Sequence[str]) -> int:
     )
 
     # imported step by step, as --help and a mistake in the config should not wait for torch and Ray
-    from vopcore.config import read_matrix
+    from vopcore.config import draft_cells, read_matrix
 
     matrix = read_matrix(arguments.matrix, arguments.overrides)
+
+    # every cell's mistakes that can be told without torch; the benchmark itself tells the others
+    draft_cells(matrix)
 
     from pipelines.matrix.benchmark import run_benchmark
 

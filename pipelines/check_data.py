@@ -6,10 +6,12 @@
 Exit codes: 0 the splits can be used (there may be warnings), 1 they cannot, 2 the config is wrong.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(
     0,
@@ -18,6 +20,11 @@ sys.path.insert(
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, FAILED, exit_code_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vopcore.config import RunConfig
 
 
 def num_headers(text: str) -> int | None:
@@ -50,26 +57,47 @@ def _main(argv: Sequence[str]) -> int:
     arguments = CLI.parse_intermixed_args(argv)
 
     # imported step by step, as --help and a mistake in the config should not wait for torch
-    from vopcore.config import read_config
+    from vopcore.config import read_draft
 
-    config = read_config(arguments.config, arguments.overrides)
+    draft = read_draft(arguments.config, arguments.overrides)
 
-    from pipelines.experiment.data_check import as_text, report_on, token_counter, unreadable_data
-    from pipelines.experiment.kept_output import working_folder
+    from pipelines.experiment.annotations import read_dataset
+    from pipelines.experiment.data_report import as_text, unreadable_data
     from vopcore.datasets import DatasetError
 
-    missing_list = Path(arguments.missing or working_folder(config.output) / "missing_videos.txt")
-    count = token_counter(config)
     try:
-        report = report_on(config, count, arguments.headers, missing_list)
+        table = read_dataset(draft.data)
     except DatasetError as error:
-        report = unreadable_data(config, error)
+        report = unreadable_data(draft, error)
+    else:
+        report = _report(arguments, draft, table)
 
     if arguments.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
         print(as_text(report))
     return DONE if report["usable"] else FAILED
+
+
+def _report(
+    arguments: argparse.Namespace,
+    draft: "RunConfig",
+    table: "pa.Table",
+) -> dict[str, Any]:
+    """The report on annotations that can be read."""
+    # only now, as a tokenizer and the size of frames may be the model's to say: torch is loaded for them
+    from pipelines.experiment.data_check import report_on
+    from vopcore.config import complete
+    from vopcore.storage import working_folder
+
+    config = complete(draft, arguments.config)
+    missing_list = arguments.missing or working_folder(config.output) / "missing_videos.txt"
+    return report_on(
+        config,
+        table,
+        arguments.headers,
+        Path(missing_list),
+    )
 
 
 if __name__ == "__main__":

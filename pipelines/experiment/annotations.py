@@ -24,19 +24,27 @@ def annotations(config: RunConfig) -> pa.Table:
 
 def read_annotations(data: Data) -> pa.Table:
     """The data set as ANNOTATIONS, with the share that `holdout` keeps apart as its val split."""
-    root = Path(data.root)
+    table = read_dataset(data)
+    return hold_out(table, data.holdout)
+
+
+def read_dataset(data: Data) -> pa.Table:
+    """The data set as ANNOTATIONS, split as its files say. Raises DatasetError."""
     read = DATASETS[data.dataset]
+    root = Path(data.root)
     videos = VideosFolder(data.videos or data.root, data.follow_links)
-    return hold_out(read(root, videos), data.holdout)
+    return read(root, videos)
 
 
 def test_rows(config: RunConfig) -> pa.Table:
     """The test split of another config, to be searched too; refuses one that has no caption or no file."""
-    rows = read_annotations(config.data)
-    rows = rows.filter(pc.equal(rows["split"], "test"))
+    table = read_annotations(config.data)
+    rows = rows_of(table, "test")
     if rows.num_rows == 0:
         raise ConfigError(f"evaluate.also: {config.name}: {config.data.root} has no caption of a test split")
-    if pc.all(pc.is_null(rows["path"])).as_py():
+
+    has_no_file = pc.is_null(rows["path"])
+    if pc.all(has_no_file).as_py():
         place = config.data.videos or config.data.root
         raise ConfigError(f"evaluate.also: {config.name}: no video of its test split is in {place}")
     return rows
@@ -48,9 +56,10 @@ def hold_out(table: pa.Table, share: float) -> pa.Table:
     """
     if not share:
         return table
-    if "val" in table["split"].unique().to_pylist():
+    if videos_of(table, "val"):
         raise ConfigError("data.holdout: the data set has a val split of its own; leave this out")
 
+    # sorted, so that the same videos are held out whatever the order of the annotations
     train = sorted(videos_of(table, "train"))
     num_held = round(share * len(train))
     if num_held == 0:
@@ -59,59 +68,81 @@ def hold_out(table: pa.Table, share: float) -> pa.Table:
         )
 
     # a generator of its own: the same videos whatever the seed of the run
-    order = np.random.default_rng(0).permutation(train)
-    held = pa.array(order[:num_held].tolist(), pa.string())
-    is_held = pc.and_(pc.equal(table["split"], "train"), pc.is_in(table["video"], held))
-    split = pc.if_else(is_held, "val", table["split"]).combine_chunks()
+    rng = np.random.default_rng(0)
+    shuffled = rng.permutation(train)
+    held = pa.array(shuffled[:num_held].tolist(), pa.string())
 
-    column = table.schema.get_field_index("split")
-    return table.set_column(column, table.schema.field(column), split)
+    # a video may stand in the test split too, and stays there
+    is_train = pc.equal(table["split"], "train")
+    is_held = pc.and_(is_train, pc.is_in(table["video"], held))
+    split = pc.if_else(is_held, "val", table["split"])
+
+    position = table.schema.get_field_index("split")
+    field = table.schema.field(position)
+    return table.set_column(position, field, split.combine_chunks())
 
 
-def usable(config: RunConfig, table: pa.Table, decoded: Collection[str]) -> pa.Table:
+def usable(
+    config: RunConfig,
+    table: pa.Table,
+    decoded: Collection[str],
+) -> pa.Table:
     """The rows to tune and measure with, once it is known which videos could be decoded.
 
     Refuses what would only fail at its end: a test split without a video, a batch that is larger than the
     training split, an option that needs rows which are not there. A val split of which nothing could be
     decoded is left out, and said so.
     """
-    known = table.filter(pc.is_in(table["video"], pa.array(decoded, pa.string())))
+    decoded_videos = pa.array(decoded, pa.string())
+    is_decoded = pc.is_in(table["video"], decoded_videos)
+    known = table.filter(is_decoded)
     if not videos_of(known, "test"):
         raise ConfigError(f"{config.data.root}: no video of the test split can be decoded")
     _check_rows(config, known)
 
-    if videos_of(table, "val") and not videos_of(known, "val"):
+    has_val = bool(videos_of(table, "val"))
+    if has_val and not videos_of(known, "val"):
         print("  no video of the val split can be decoded: nothing is measured on it")
-        return table.filter(pc.not_equal(table["split"], "val"))
+        is_other = pc.not_equal(table["split"], "val")
+        return table.filter(is_other)
     return table
+
+
+def rows_of(table: pa.Table, split: str) -> pa.Table:
+    """The rows of a split."""
+    is_in_split = pc.equal(table["split"], split)
+    return table.filter(is_in_split)
 
 
 def videos_of(table: pa.Table, split: str) -> set[str]:
     """The videos of a split."""
-    return set(table.filter(pc.equal(table["split"], split))["video"].unique().to_pylist())
+    videos = rows_of(table, split)["video"].unique()
+    return set(videos.to_pylist())
 
 
 def _print_summary(config: RunConfig, table: pa.Table) -> None:
     counts = []
     for split in SPLITS:
         num_videos = len(videos_of(table, split))
-        num_captions = pc.sum(pc.equal(table["split"], split)).as_py()
+        num_captions = rows_of(table, split).num_rows
         if num_videos:
             counts.append(f"{split} {num_videos:,} videos / {num_captions:,} captions")
     print(f"{config.data.dataset} ({layout(table)}): {', '.join(counts)}")
 
     lines = problems(table)
+    num_more = len(lines) - MOST_PROBLEMS
     for line in lines[:MOST_PROBLEMS]:
         print(f"  {line}")
-    if len(lines) > MOST_PROBLEMS:
-        print(f"  and {len(lines) - MOST_PROBLEMS} more problems")
+    if num_more > 0:
+        print(f"  and {num_more} more problems")
 
 
 def _refuse(config: RunConfig, table: pa.Table) -> None:
     if not videos_of(table, "test"):
         raise ConfigError(f"{config.data.root}: no caption of the test split, so nothing can be measured")
 
-    with_file = table.filter(pc.is_valid(table["path"]))
+    has_file = pc.is_valid(table["path"])
+    with_file = table.filter(has_file)
     if with_file.num_rows == 0:
         num_videos = pc.count_distinct(table["video"]).as_py()
         place = config.data.videos or config.data.root
@@ -125,9 +156,11 @@ def _check_rows(config: RunConfig, table: pa.Table) -> None:
     if "tune" not in config.stages:
         return
     train = videos_of(table, "train")
+    has_val = bool(videos_of(table, "val"))
 
+    # of several learning rates the one is kept that is best on val
     searches = any(not isinstance(run.train.lr, float) for run in config.methods)
-    if searches and not videos_of(table, "val"):
+    if searches and not has_val:
         raise ConfigError(
             "train.lr: a search over learning rates needs a val split, and there is none; data.holdout=5%"
             " keeps a share of the training videos apart"
@@ -139,6 +172,7 @@ def _check_rows(config: RunConfig, table: pa.Table) -> None:
             "evaluate: qb_norm compares with the captions of the train split, and there is none"
         )
 
+    # a batch holds a video once, unless repeat_videos lets it come again
     for run in config.methods:
         trains = is_trained(run) and not run.train.repeat_videos
         if trains and len(train) < run.train.batch_size:

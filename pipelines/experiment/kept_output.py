@@ -60,11 +60,6 @@ class KeptOutput:
             yield
 
 
-def working_folder(output: str) -> Path:
-    """Where the results of an output folder or bucket are on this machine."""
-    return Mirror(output).folder if is_uri(output) else Path(output)
-
-
 @contextmanager
 def kept_output(output: str) -> Iterator[KeptOutput]:
     """Be the only command that writes to an output folder or bucket, as long as the block runs.

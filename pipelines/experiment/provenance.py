@@ -45,6 +45,7 @@ ASIDE = (  # what only chooses runs or shows numbers
     "pipelines/check_data.py",
     "pipelines/methods.py",
     "pipelines/experiment/data_check.py",
+    "pipelines/experiment/data_report.py",
     "pipelines/experiment/method_costs.py",
     "vopcore/config/matrix.py",
     "vopcore/metrics/verdict.py",

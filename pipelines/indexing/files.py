@@ -4,12 +4,15 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyarrow import fs
 
 from vopcore.datasets.match import SUFFIXES
-from vopcore.index import IndexedVideo
 from vopcore.storage import is_uri, open_uri
+
+if TYPE_CHECKING:
+    from vopcore.index import IndexedVideo
 
 
 class FolderError(ValueError):
@@ -31,7 +34,7 @@ class Listing:
     """The videos below a root, and the files with a video's suffix that are never opened, with the reason."""
 
     files: list[VideoFile]
-    refused: list[IndexedVideo]
+    refused: list["IndexedVideo"]
 
 
 def list_videos(root: str) -> Listing:
@@ -87,7 +90,10 @@ def _facts(root: Path, path: Path) -> os.stat_result:
     return facts
 
 
-def _refused(video: str, reason: str) -> IndexedVideo:
+def _refused(video: str, reason: str) -> "IndexedVideo":
+    # only here: a folder that does not exist is refused without torch
+    from vopcore.index import IndexedVideo
+
     return IndexedVideo(
         video=video,
         size=0,

@@ -8,13 +8,13 @@ import pyarrow as pa
 from pipelines import track
 from pipelines.experiment.annotations import read_annotations
 from pipelines.experiment.identity import data_hash
-from pipelines.experiment.kept_output import working_folder
 from pipelines.experiment.provenance import code_version
 from pipelines.experiment.quickstart import render_videos
 from pipelines.experiment.runs import run_experiment
 from pipelines.reproduction.card import CardError, Reference, make_card, read_card, write_card
 from pipelines.reproduction.verdict import verdict_lines, verdicts
 from vopcore.config import RunConfig, read_config
+from vopcore.storage import working_folder
 
 PLACES = ("output=", "data.root=")  # overrides that a card leaves out
 

@@ -7,8 +7,8 @@ from vopcore.config.identity import (
     is_trained,
     training_settings,
 )
-from vopcore.config.matrix import Cell, Matrix, cells, read_matrix
-from vopcore.config.read import ConfigError, read_config, read_others
+from vopcore.config.matrix import Cell, Matrix, cells, draft_cells, read_matrix
+from vopcore.config.read import ConfigError, complete, read_config, read_draft, read_others
 from vopcore.config.sections import (
     ConfigEntry,
     Evaluate,
@@ -32,9 +32,12 @@ __all__ = [
     "Train",
     "backbone",
     "cells",
+    "complete",
+    "draft_cells",
     "fingerprint",
     "is_trained",
     "read_config",
+    "read_draft",
     "read_matrix",
     "read_others",
     "settings",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from vopcore.config.identity import fingerprint, training_settings
 from vopcore.config.messages import first_mistake, unknown
-from vopcore.config.read import ConfigError, dotlist, flat, load, mapping, read_config
+from vopcore.config.read import ConfigError, complete, dotlist, flat, load, mapping, read_draft
 from vopcore.config.sections import (
     ConfigEntry,
     Finite,
@@ -75,7 +75,8 @@ class Cell:
     seed: int
     file: str
     config: RunConfig  # with this cell's method alone
-    identity: str  # two cells with the same settings, in two tables, are one run
+    # two cells with the same settings, in two tables, are one run; empty in a draft
+    identity: str = ""
     tuned_on: str = ""  # the config's name in the matrix
     variant: str = ""
 
@@ -103,6 +104,12 @@ def cells(matrix: Matrix) -> list[Cell]:
     Raises:
         ConfigError: one line naming the cell.
     """
+    # All are drafted before the first is completed: a mistake in the last should not wait for torch.
+    return [_complete_cell(draft) for draft in draft_cells(matrix)]
+
+
+def draft_cells(matrix: Matrix) -> list[Cell]:
+    """The cells with drafts of their configs, see `read_draft`. Raises ConfigError naming the cell."""
     listed = []
     for title, table in matrix.tables.items():
         for config in _configs(matrix, table):
@@ -182,18 +189,25 @@ def _cell(
         f"mlflow.uri={json.dumps(matrix.mlflow.uri)}",
     ]
     try:
-        config = read_config(file, [*overrides, *places])
+        draft = read_draft(file, [*overrides, *places])
     except ConfigError as error:
         raise ConfigError(f"{row}: {error}") from None
     return Cell(
         row,
         seed,
         file,
-        config,
-        _identity(config),
+        draft,
         tuned_on=name,
         variant=variant,
     )
+
+
+def _complete_cell(draft: Cell) -> Cell:
+    try:
+        config = complete(draft.config, draft.file)
+    except ConfigError as error:
+        raise ConfigError(f"{draft.row}: {error}") from None
+    return replace(draft, config=config, identity=_identity(config))
 
 
 def _identity(config: RunConfig) -> str:
@@ -217,7 +231,7 @@ def _methods(
     entry = matrix.configs[config]
     try:
         settings = _with_own_configs(matrix, config, matrix.set | entry.set)
-        run_config = read_config(entry.file, dotlist(settings))
+        run_config = read_draft(entry.file, dotlist(settings))
     except ConfigError as error:
         raise ConfigError(f"{title}: {config}: {error}") from None
     return [run.name for run in run_config.methods]
@@ -273,7 +287,11 @@ def _table(
     return table
 
 
-def _section(kind: type[Section], raw: object, key: str) -> Any:  # noqa: ANN401 - the kind given
+def _section(
+    kind: type[Section],
+    raw: object,
+    key: str,
+) -> Any:  # noqa: ANN401 - the kind given
     raw = mapping(raw, key)
     if "set" in kind.model_fields:
         raw["set"] = _settings(raw.get("set"), f"{key}.set")

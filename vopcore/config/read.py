@@ -12,11 +12,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vopcore.config.messages import first_mistake, section_of, unknown
+from vopcore.config.method_options import arguments_of, option_classes
 from vopcore.config.sections import Backbone, MethodRun, RunConfig, Train, Video
 from vopcore.datasets import DATASETS
 
 # of `video`: what a model may decide
 PREPROCESSING_KEYS = ("size", "resize", "interpolation")
+
+# Of a method's section: all that is no option of the method itself.
+RUN_KEYS = ("merge", "pooling", "train")
 NOT_GIVEN = "methods: none given; write `method: {name: vop}` or `methods: {vop: {}, full: {}}`"
 
 
@@ -30,6 +34,14 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one line naming the file, the key and what would be right.
     """
+    return complete(read_draft(path, overrides), path)
+
+
+def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """What `read_config` finds before it loads torch: names, types, places, what excludes each other.
+
+    In the place of each method stand its options alone. Raises ConfigError.
+    """
     raw = load(Path(path), overrides, RunConfig)
     try:
         return _typed(_with_other_files(raw, Path(path)))
@@ -37,6 +49,22 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_mistake(error, RunConfig)}") from None
+
+
+def complete(draft: RunConfig, path: str | Path) -> RunConfig:
+    """The config of a draft that was read from `path`: with the methods, and what the model decides.
+
+    Raises:
+        ConfigError: an unknown sampler, an option out of its method's range, an unknown model.
+    """
+    from vopcore.video.sample import SAMPLERS  # loads torch and the decoder
+
+    try:
+        _check_known("video.sampler", draft.video.sampler, list(SAMPLERS), "sampler")
+        runs = [_with_method(run) for run in draft.methods]
+        return _with_model_facts(draft.model_copy(update={"methods": tuple(runs)}))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def read_backbone(settings: Mapping[str, Any]) -> Backbone:
@@ -78,13 +106,19 @@ def _with_other_files(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(evaluate, dict) or not evaluate.get("also"):
         return raw
 
+    # one entry needs no list, and one without settings no section
     also = evaluate["also"]
+    if not isinstance(also, list):
+        also = [also]
+
     entries = []
-    for entry in also if isinstance(also, list) else [also]:
+    for entry in also:
         named = entry if isinstance(entry, dict) else {"file": entry}
-        if not isinstance(named.get("file"), str):
+        name = named.get("file")
+        if not isinstance(name, str):
             raise ConfigError(f"evaluate.also: must be names or files of configs, got {entry!r}")
-        entries.append(named | {"file": str(_other_file(named["file"], path))})
+        file = _other_file(name, path)
+        entries.append(named | {"file": str(file)})
     return raw | {"evaluate": evaluate | {"also": entries}}
 
 
@@ -184,8 +218,11 @@ def _override(item: str, model: type[BaseModel]) -> DictConfig:
 def _takes_text(key: str, model: type[BaseModel]) -> bool:
     """Whether a key such as `data.root` or `configs.shapes.set.data.root` takes a text."""
     parts = key.split(".")
-    if "set" in parts:  # a benchmark's settings over those of its configs
-        parts = parts[parts.index("set") + 1 :]
+
+    # a benchmark's settings over those of its configs
+    if "set" in parts:
+        start = parts.index("set") + 1
+        parts = parts[start:]
         model = RunConfig
 
     for number, part in enumerate(parts):
@@ -195,32 +232,40 @@ def _takes_text(key: str, model: type[BaseModel]) -> bool:
         section = section_of(annotation)
         if section is None:
             options = [annotation, *getattr(annotation, "__args__", ())]
-            return str in options and number == len(parts) - 1
+            is_last = number == len(parts) - 1
+            return str in options and is_last
         model = section
     return False
 
 
 def _typed(raw: dict[str, Any]) -> RunConfig:
-    """The config, checked from what is cheap to check to what needs the methods' code."""
+    """The draft of a config."""
     raw = dict(raw)
     shared = mapping(raw.pop("train", None), "train")
     known = mapping(raw.pop("methods", None), "methods")
     chosen = raw.pop("compare", None)
-    if "method" in raw:  # one method, on top of what the file says of it
+
+    # one method, on top of what the file says of it
+    if "method" in raw:
         single = mapping(raw.pop("method"), "method")
         name = single.pop("name", None)
         if name is None:
             raise ConfigError("method.name: missing, for example method.name=vop")
-        known = known | {name: _merged(mapping(known.get(name), f"methods.{name}"), single)}
+        in_file = mapping(known.get(name), f"methods.{name}")
+        known = known | {name: _merged(in_file, single)}
         chosen = [name]
 
     names = _chosen_methods(chosen, list(known))
     if not names:
         raise ConfigError(NOT_GIVEN)
+
+    # told here, as the keys that were taken out above are known too
     for key in raw:
         if key not in RunConfig.model_fields:
-            extra = ("train", "method", "compare")
-            raise ConfigError(unknown(key, key, [*RunConfig.model_fields, *extra]))
+            known_keys = [*RunConfig.model_fields, "train", "method", "compare"]
+            raise ConfigError(unknown(key, key, known_keys))
+
+    # told before it is laid under a method's own: `train.lr`, not `methods.vop.train.lr`
     try:
         Train(**shared)
     except ValidationError as error:
@@ -228,19 +273,25 @@ def _typed(raw: dict[str, Any]) -> RunConfig:
 
     config = RunConfig(**raw, methods=())
     _check_names(config)
-    runs = [_method_run(name, mapping(known.get(name), f"methods.{name}"), shared) for name in names]
+    runs = []
+    for name in names:
+        entry = mapping(known.get(name), f"methods.{name}")
+        runs.append(_method_run(name, entry, shared))
     for run in runs:
         _check_training(run, config)
-    return _with_model_facts(config.model_copy(update={"methods": tuple(runs)}))
+    return config.model_copy(update={"methods": tuple(runs)})
 
 
 def _with_model_facts(config: RunConfig) -> RunConfig:
     """`auto` replaced by what the model's own config says; of several sizes its own comes first."""
     preprocessing = [getattr(config.video, key) for key in PREPROCESSING_KEYS]
     chosen = [config.clip.words, *preprocessing]
-    if "auto" not in chosen and not isinstance(config.video.size, tuple):
+    has_several_sizes = isinstance(config.video.size, tuple)
+    if "auto" not in chosen and not has_several_sizes:
         return config
-    from vopcore.clip import model_input  # loads torch and open_clip
+
+    # only here: it loads torch and open_clip
+    from vopcore.clip import model_input
 
     try:
         facts = model_input(config.clip.model, config.clip.pretrained)
@@ -259,8 +310,11 @@ def _with_model_facts(config: RunConfig) -> RunConfig:
         video = Video(**config.video.model_dump() | frames)
     except ValidationError as error:
         # A model config of one's own may want what no decoder of ours does.
-        raise ConfigError(f"{config.clip.model}: {first_mistake(error, Video, 'video.')}") from None
-    return config.model_copy(update={"clip": clip, "video": video.seen_by(facts.size)})
+        mistake = first_mistake(error, Video, "video.")
+        raise ConfigError(f"{config.clip.model}: {mistake}") from None
+
+    video = video.seen_by(facts.size)
+    return config.model_copy(update={"clip": clip, "video": video})
 
 
 def _chosen_methods(compare: object, known: list[str]) -> list[str]:
@@ -283,9 +337,6 @@ def _chosen_methods(compare: object, known: list[str]) -> list[str]:
 def _check_names(config: RunConfig) -> None:
     """What types cannot say."""
     _check_known("data.dataset", config.data.dataset, list(DATASETS), "dataset")
-    from vopcore.video.sample import SAMPLERS  # loads the decoder
-
-    _check_known("video.sampler", config.video.sampler, list(SAMPLERS), "sampler")
     if config.video.kept < config.video.frames:
         raise ConfigError(
             f"video.stored_frames: {config.video.kept} is fewer than video.frames, {config.video.frames}"
@@ -333,26 +384,41 @@ def _method_run(
     entry: dict[str, Any],
     shared: dict[str, Any],
 ) -> MethodRun:
-    from vopcore.methods import METHODS  # loads torch and open_clip
+    """A method's section; its options are known and of the right types, their ranges are not looked at."""
+    known_methods = option_classes()
+    if name not in known_methods:
+        raise ConfigError(unknown("methods", name, list(known_methods), "method"))
+    settings = {key: entry.pop(key) for key in RUN_KEYS if key in entry}
+    own_training = mapping(settings.get("train"), f"methods.{name}.train")
+    settings["train"] = shared | own_training
 
-    if name not in METHODS:
-        raise ConfigError(unknown("methods", name, list(METHODS), "method"))
-    settings = {key: entry.pop(key) for key in ("merge", "pooling", "train") if key in entry}
-    settings["train"] = shared | mapping(settings.get("train"), f"methods.{name}.train")
-
-    fields = [field.name for field in dataclasses.fields(METHODS[name])]
+    options_class = known_methods[name]
+    fields = [field.name for field in dataclasses.fields(options_class)]
     for key in entry:
         if key not in fields:
-            raise ConfigError(unknown(f"methods.{name}.{key}", key, [*fields, "merge", "pooling", "train"]))
+            raise ConfigError(unknown(f"methods.{name}.{key}", key, [*fields, *RUN_KEYS]))
     try:
-        method = TypeAdapter(METHODS[name]).validate_python(entry)
+        options = TypeAdapter(options_class).validate_python(entry)
         return MethodRun(
             name=name,
-            method=method,
+            method=options,
             **settings,
         )
     except ValidationError as error:
         raise ConfigError(first_mistake(error, MethodRun, f"methods.{name}.")) from None
+
+
+def _with_method(run: MethodRun) -> MethodRun:
+    """The method itself in the place of its options."""
+    from vopcore.methods import METHODS  # loads torch and open_clip
+
+    options = arguments_of(run.method)
+    try:
+        method = TypeAdapter(METHODS[run.name]).validate_python(options)
+    except ValidationError as error:
+        mistake = first_mistake(error, MethodRun, f"methods.{run.name}.")
+        raise ConfigError(mistake) from None
+    return run.model_copy(update={"method": method})
 
 
 def mapping(value: object, key: str) -> dict[str, Any]:

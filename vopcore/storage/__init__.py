@@ -4,7 +4,7 @@ from vopcore.storage.address import below, display, is_uri, local_path, open_uri
 from vopcore.storage.cache import ShardCache
 from vopcore.storage.hashing import file_sha256
 from vopcore.storage.lock import LockedError, Writer, current_writer, writer_lock
-from vopcore.storage.mirror import Mirror
+from vopcore.storage.mirror import Mirror, working_folder
 from vopcore.storage.probe import probe
 from vopcore.storage.retry import StorageError, with_retries
 from vopcore.storage.source import (
@@ -39,6 +39,7 @@ __all__ = [
     "source_sha256",
     "sweep",
     "with_retries",
+    "working_folder",
     "write_whole",
     "writer_lock",
     "written_whole",

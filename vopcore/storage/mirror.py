@@ -9,12 +9,13 @@ import shutil
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vopcore.storage.address import is_uri
 from vopcore.storage.store import Store
 from vopcore.storage.whole import scratch_folder, write_whole
 
@@ -54,15 +55,15 @@ class Mirror:
         Returns the folder that it was pushed from; None: there is nothing newer than what is here.
         """
         pushed = self._pushed()
-        if pushed is None or pushed.token == self._state()[0]:
+        token_here, _ = self._state()
+        if pushed is None or pushed.token == token_here:
             return None
 
         if self.folder.is_dir():
             aside = self.folder.with_name(f"{self.folder.name}.before")
             shutil.rmtree(aside, ignore_errors=True)
             self.folder.rename(aside)
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(self._download, pushed.files))
+        self._in_parallel(self._download, pushed.files)
         self._remember(pushed.token)
         return Path(pushed.folder)
 
@@ -75,15 +76,16 @@ class Mirror:
         if not changed and not gone:
             return
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(self._upload, changed))
+        self._in_parallel(self._upload, changed)
         for name in gone:
             self.store.delete(name)
 
         # Last: until it is there, everybody has what was pushed before.
-        pushed = Pushed(uuid.uuid4().hex, str(self.folder), sorted(now))
-        self.store.write(PUSHED, json.dumps(asdict(pushed), indent=1).encode())
-        self._remember(pushed.token, now)
+        token = uuid.uuid4().hex
+        pushed = Pushed(token, str(self.folder), sorted(now))
+        content = json.dumps(asdict(pushed), indent=1)
+        self.store.write(PUSHED, content.encode())
+        self._remember(token, now)
 
     def _pushed(self) -> Pushed | None:
         try:
@@ -97,22 +99,39 @@ class Mirror:
             state = json.loads((self.folder / STATE).read_text())
         except (FileNotFoundError, ValueError):
             return None, {}
+
+        # JSON has made lists of the pairs
         files = {name: (size, changed) for name, (size, changed) in state["files"].items()}
         return state["token"], files
 
-    def _remember(self, token: str, files: dict[str, FileState] | None = None) -> None:
-        state = {"token": token, "files": self._files() if files is None else files}
+    def _remember(
+        self,
+        token: str,
+        files: dict[str, FileState] | None = None,
+    ) -> None:
+        if files is None:
+            files = self._files()
+        state = {"token": token, "files": files}
         write_whole(self.folder / STATE, json.dumps(state))
 
     def _files(self) -> dict[str, FileState]:
         """All that is worth keeping, by its path in the folder."""
         files = {}
         for path in sorted(self.folder.rglob("*")):
-            is_passing = path.name.startswith(".") or path.name.endswith(PASSING) or path.name == "lock"
-            if is_passing or not path.is_file():
+            is_hidden = path.name.startswith(".")
+            is_passing = path.name.endswith(PASSING) or path.name == "lock"
+            if is_hidden or is_passing or not path.is_file():
                 continue
-            files[str(path.relative_to(self.folder))] = _state_of(path)
+            name = str(path.relative_to(self.folder))
+            files[name] = _state_of(path)
         return files
+
+    @staticmethod
+    def _in_parallel(copy: Callable[[str], None], names: Sequence[str]) -> None:
+        """Call `copy` for each name, several at once; the first error is raised here."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(copy, names):
+                pass
 
     def _upload(self, name: str) -> None:
         try:
@@ -125,13 +144,22 @@ class Mirror:
         self.store.download(name, self.folder / name)
 
 
+def working_folder(place: str) -> Path:
+    """Where the files of a folder or a bucket are on this machine while they are worked on."""
+    if not is_uri(place):
+        return Path(place)
+    return Mirror(place).folder
+
+
 def _state_of(path: Path) -> FileState:
     status = path.stat()
     wal = path.with_name(f"{path.name}-wal")  # where SQLite may put what is new
     if not wal.is_file():
         return status.st_size, status.st_mtime_ns
     added = wal.stat()
-    return status.st_size + added.st_size, max(status.st_mtime_ns, added.st_mtime_ns)
+    size = status.st_size + added.st_size
+    changed = max(status.st_mtime_ns, added.st_mtime_ns)
+    return size, changed
 
 
 @contextmanager
