@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vopcore.clip.interface import CLIP, LibraryModule
 from vopcore.clip.onednn_linear import OneDNNLinear
 from vopcore.clip.tokens import Tokens
-from vopcore.clip.towers import Branch, Projection, TextTower, parameters_of, text_module
+from vopcore.clip.towers import Branch, Projection, TextTower, parameters_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ class AttentionBeside(nn.Module):
         self.attention = attention
         self.adapter = adapter
 
-    def forward(self, hidden_states: Tensor, **options: object) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        **options: object,
+    ) -> tuple[Tensor, Tensor | None]:
         """What transformers hands to the attention."""
         output, weights = self.attention(hidden_states=hidden_states, **options)
         return output + self.adapter(hidden_states).to(output.dtype), weights
@@ -136,7 +140,7 @@ class HuggingFaceText(TextTower):
     @property
     def model(self) -> LibraryModule:
         """The model of transformers."""
-        return text_module(self.clip).transformer
+        return self.text.transformer
 
     @property
     def parts(self) -> LayerParts:
@@ -157,7 +161,7 @@ class HuggingFaceText(TextTower):
         """ids Int [N, L] -> features [N, D]"""
         from transformers.modeling_outputs import BaseModelOutput
 
-        text = text_module(self.clip)
+        text = self.text
         hidden = ids == text.config.pad_token_id
         tokens = Tokens(
             x=self._embed(ids),
@@ -228,11 +232,11 @@ class HuggingFaceText(TextTower):
 
     def output_projection(self) -> list[nn.Parameter]:
         """The linear layer or the MLP that open_clip puts behind the pooler."""
-        return parameters_of([text_module(self.clip).proj])
+        return parameters_of([self.text.proj])
 
     def head(self) -> list[nn.Parameter]:
         """The last norm, where there is one, and what stands behind the pooler."""
-        return parameters_of([getattr(self.model, "layer_norm", None), text_module(self.clip).proj])
+        return parameters_of([getattr(self.model, "layer_norm", None), self.text.proj])
 
     def set_grad_checkpointing(self, enabled: bool) -> None:
         """Layers of transformers recompute themselves."""

@@ -22,7 +22,6 @@ from vopcore.clip.towers import (
     Tower,
     VisionTower,
     parameters_of,
-    text_module,
 )
 from vopcore.clip.training_block import (
     TrainingBlock,
@@ -213,21 +212,6 @@ class OpenClipVision(OpenClipTower, VisionTower):
         """frames Float [N, 3, H, W], normalised -> [N, L, width]: the class token, then the patches."""
         return self.clip.visual._embeds(frames)
 
-    def tokens(
-        self,
-        x: Tensor,
-        frames: int,
-        real: Tensor | None,
-    ) -> Tokens:
-        """The class token is the prefix."""
-        return Tokens(
-            x=x,
-            tower=self,
-            prefix=1,
-            frames=frames,
-            real=real,
-        )
-
     def pool(self, tokens: Tokens) -> Tensor:
         """-> features [N, D]"""
         visual = self.clip.visual
@@ -299,11 +283,6 @@ class OpenClipText(OpenClipTower, TextTower):
         if not isinstance(transformer, Transformer):
             return False
         return all(isinstance(block, Block | ResidualAttentionBlock) for block in transformer.resblocks)
-
-    @property
-    def text(self) -> LibraryModule:
-        """What holds the embedding, the transformer and the projection."""
-        return text_module(self.clip)
 
     @property
     def transformer(self) -> Transformer:

@@ -164,14 +164,23 @@ class VisionTower(Tower):
     def embed(self, frames: Tensor) -> Tensor:
         """frames Float [N, 3, H, W], normalised -> what enters the first block, [N, L, width]."""
 
-    @abstractmethod
     def tokens(
         self,
         x: Tensor,
         frames: int,
         real: Tensor | None,
     ) -> Tokens:
-        """x [B * F, L, width] as `Tokens`, with the positions that blocks ask for; `real` Bool [B, F]."""
+        """x [B * F, L, width] as `Tokens`, with the positions that blocks ask for; `real` Bool [B, F].
+
+        The first token, of the class or of a whole frame, is the prefix, in most families.
+        """
+        return Tokens(
+            x=x,
+            tower=self,
+            prefix=1,
+            frames=frames,
+            real=real,
+        )
 
     @abstractmethod
     def pool(self, tokens: Tokens) -> Tensor:
@@ -209,6 +218,11 @@ class TextTower(Tower):
     """A tower that reads token ids."""
 
     name = "text"
+
+    @property
+    def text(self) -> LibraryModule:
+        """What holds the embedding, the blocks and the projection."""
+        return text_module(self.clip)
 
     @abstractmethod
     def encode(self, ids: Tensor) -> Tensor:

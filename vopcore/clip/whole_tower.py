@@ -7,7 +7,6 @@ tower.
 
 from typing import NoReturn
 
-import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from vopcore.clip.towers import (
     VisionTower,
     model_name,
     parameters_of,
-    text_module,
 )
 
 WORKS = "zero_shot, full, bias, proj"
@@ -127,21 +125,6 @@ class WholeVision(WholeTower, VisionTower):
         """frames Float [N, 3, H, W], normalised -> their features [N, 1, D]."""
         return self.module(frames).unsqueeze(1)
 
-    def tokens(
-        self,
-        x: Tensor,
-        frames: int,
-        real: Tensor | None,
-    ) -> Tokens:
-        """The feature of a frame is its only token."""
-        return Tokens(
-            x=x,
-            tower=self,
-            prefix=1,
-            frames=frames,
-            real=real,
-        )
-
     def pool(self, tokens: Tokens) -> Tensor:
         """-> features [N, D]"""
         return tokens.x[:, 0]
@@ -161,11 +144,6 @@ class WholeVision(WholeTower, VisionTower):
             return parameters_of([visual.trunk.get_classifier(), visual.head])
         return parameters_of([getattr(visual, "proj", None)])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which it takes pixels."""
-        return next(self.module.parameters()).dtype
-
 
 class WholeText(WholeTower, TextTower):
     """A text tower that is called as a whole."""
@@ -173,7 +151,7 @@ class WholeText(WholeTower, TextTower):
     @property
     def module(self) -> LibraryModule:
         """What open_clip built."""
-        return text_module(self.clip)
+        return self.text
 
     def encode(self, ids: Tensor) -> Tensor:
         """ids Int [N, L] -> features [N, D]"""
