@@ -32,7 +32,11 @@ def cost_table(model: str, frames: int = 12) -> list[dict[str, Any]]:
         frozen = blank(model)
         total = sum(parameter.numel() for parameter in frozen.parameters())
         plain = flops(frozen, frames)
-        return [row(name, model, frames, total, plain) for name in METHODS]
+
+        rows = []
+        for name in METHODS:
+            rows.append(row(name, model, frames, total, plain))
+        return rows
 
 
 def row(
@@ -47,6 +51,7 @@ def row(
         clip = tune(blank(model), METHODS[name](), frames)
     except ValueError as error:
         return {"method": name, "refused": str(error)}
+
     count = sum(parameter.numel() for parameter in tuned(clip).values())
     out = {
         "method": name,
@@ -57,8 +62,13 @@ def row(
         "extra_flops": flops(clip, frames) - plain,
         "frozen_flops": plain,
     }
-    if name in PAPER and model.startswith("ViT-B-32") and frames == 12:
-        out["paper"], out["why"] = PAPER[name]
+
+    # what a paper prints is of its own model and frames
+    is_of_paper = model.startswith("ViT-B-32") and frames == 12
+    if name in PAPER and is_of_paper:
+        number, why = PAPER[name]
+        out["paper"] = number
+        out["why"] = why
     return out
 
 
@@ -68,32 +78,45 @@ OURS = ("vopcore.methods", "vopcore.clip.wrap")
 
 def by_tower(clip: CLIP) -> dict[str, int]:
     """Parameters of `vision`, of `text`, and those `shared` by both (logit_scale among them)."""
-    seen: dict[int, set[str]] = {}
+    # a parameter that stands in both towers has a name in each
+    towers_of: dict[int, set[str]] = {}
     for name, parameter in clip.named_parameters(remove_duplicate=False):
-        towers = {"vision" if "visual." in name else "text"}
+        named = {"vision" if "visual." in name else "text"}
         if name == "logit_scale":
-            towers = {"vision", "text"}
-        seen.setdefault(id(parameter), set()).update(towers)
-    counts = Counter({"vision": 0, "text": 0, "shared": 0})
+            named = {"vision", "text"}
+        towers_of.setdefault(id(parameter), set()).update(named)
+
+    counts = {"vision": 0, "text": 0, "shared": 0}
     for parameter in tuned(clip).values():
-        of_towers = seen[id(parameter)]
-        counts["shared" if len(of_towers) == 2 else min(of_towers)] += parameter.numel()
-    return dict(counts)
+        tower, *others = towers_of[id(parameter)]
+        if others:
+            tower = "shared"
+        counts[tower] += parameter.numel()
+    return counts
 
 
 def by_kind(clip: CLIP) -> dict[str, int]:
     """Parameters by the class of ours that holds them (`frame prompts`), the rest being CLIP's own."""
     counts: Counter[str] = Counter()
     for name, parameter in tuned(clip).items():
-        path = name.split(".")[:-1]
-        holders = [clip.get_submodule(".".join(path[:i])) for i in range(len(path), 0, -1)]
-        ours = next(
-            (type(m).__name__ for m in holders if type(m).__module__.startswith(OURS)),
-            None,
-        )
-        kind = re.sub(r"(?<!^)(?=[A-Z])", " ", ours).lower() if ours else "CLIP's own"
+        kind = "CLIP's own"
+        holder_name = name.rpartition(".")[0]
+
+        # from the module that holds it outwards, up to the first that is ours
+        while holder_name:
+            holder = type(clip.get_submodule(holder_name))
+            if holder.__module__.startswith(OURS):
+                kind = _in_words(holder.__name__)
+                break
+            holder_name = holder_name.rpartition(".")[0]
         counts[kind] += parameter.numel()
     return dict(counts)
+
+
+def _in_words(class_name: str) -> str:
+    """`FramePrompts` is `frame prompts`."""
+    spaced = re.sub(r"(?<!^)(?=[A-Z])", " ", class_name)
+    return spaced.lower()
 
 
 def flops(clip: CLIP, frames: int) -> int:
@@ -122,13 +145,18 @@ def as_text(rows: list[dict[str, Any]]) -> str:
         if "refused" in one:
             lines.append(f"{one['method']:20}  {one['refused']}")
             continue
-        towers = one["by_tower"]
-        what = ", ".join(f"{count:,} {kind}" for kind, count in one["by_kind"].items()) or "nothing"
-        lines.append(
-            f"{one['method']:20}{one['parameters']:>13,}{one['percent']:>11.3f}{towers['vision']:>13,}"
-            f"{towers['text']:>12,}{towers['shared']:>9,}{one['extra_flops'] / 1e9:>9.2f}  {what}"
-        )
+
+        trained = f"{one['method']:20}{one['parameters']:>13,}{one['percent']:>11.3f}"
+        counts = one["by_tower"]
+        by_tower = f"{counts['vision']:>13,}{counts['text']:>12,}{counts['shared']:>9,}"
+        gigaflops = one["extra_flops"] / 1e9
+        kinds = [f"{count:,} {kind}" for kind, count in one["by_kind"].items()]
+        what = ", ".join(kinds) or "nothing"
+        lines.append(f"{trained}{by_tower}{gigaflops:>9.2f}  {what}")
         if "paper" in one:
             lines.append(f"{'':20}{one['paper']:>13,}  in the paper: {one['why']}")
+
+    # every row that was not refused knows it
     frozen = next((one["frozen_flops"] for one in rows if "frozen_flops" in one), 0)
-    return "\n".join([*lines, f"{'frozen CLIP, one video':77}{frozen / 1e9:>10.2f} GFLOPs"])
+    lines.append(f"{'frozen CLIP, one video':77}{frozen / 1e9:>10.2f} GFLOPs")
+    return "\n".join(lines)

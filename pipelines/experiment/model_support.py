@@ -84,6 +84,7 @@ def _attempt(
     """The mark of a method on a model, and the reason where it does not just work."""
     options = METHODS[method]()
     try:
+        # on a copy, as a method changes the CLIP that it is given
         with torch.device("meta"):
             tune(empty_copy(clip), options, FRAMES)
     except ValueError as error:
@@ -93,39 +94,58 @@ def _attempt(
 
     # What is wrong with an option begins with its name.
     names = [field.name for field in dataclasses.fields(options)]
-    is_option = reason.partition(":")[0] in names
-    return (OTHER_OPTIONS if is_option else IMPOSSIBLE), reason
+    first_word = reason.partition(":")[0]
+    if first_word in names:
+        return OTHER_OPTIONS, reason
+    return IMPOSSIBLE, reason
 
 
 def as_text(rows: list[ModelSupport]) -> str:
     """The rows as a table to read, the names of the methods downwards above their column of marks."""
-    left = f"{'model':38}{'parameters':>15}{'pixels':>8}{'words':>7}  {'tokenizer':38}"
-    height = max(len(method) for method in METHODS)
-    names = [method.rjust(height) for method in METHODS]
-    lines = []
-    for letter in range(height):
-        is_last = letter == height - 1
-        column = left if is_last else " " * len(left)
-        lines.append(column + "".join(name[letter] for name in names) + (" why not" if is_last else ""))
+    lines = _header()
 
+    # many models share a reason: it is written once, and has a number
     notes: dict[str, int] = {}
     for row in rows:
-        numbers = [notes.setdefault(reason, len(notes) + 1) for reason in row.reasons.values()]
+        numbers = set()
+        for reason in row.reasons.values():
+            number = notes.setdefault(reason, len(notes) + 1)
+            numbers.add(number)
+
         parameters = "" if row.parameters is None else f"{row.parameters:,}"
         facts = f"{row.model:38}{parameters:>15}{row.size:>8}{row.words:>7}  {row.tokenizer:38}"
         marks = "".join(row.marks.values())
-        lines.append(f"{facts}{marks} {','.join(str(number) for number in sorted(set(numbers)))}".rstrip())
+        listed = ",".join(str(number) for number in sorted(numbers))
+        lines.append(f"{facts}{marks} {listed}".rstrip())
 
     lines += ["", LEGEND]
-    lines += [f"{number:>4}  {reason}" for reason, number in notes.items()]
+    for reason, number in notes.items():
+        lines.append(f"{number:>4}  {reason}")
     return "\n".join([*lines, "", *_summary(rows)])
+
+
+def _header() -> list[str]:
+    """The names of the columns; those of the methods end in the last line."""
+    left = f"{'model':38}{'parameters':>15}{'pixels':>8}{'words':>7}  {'tokenizer':38}"
+    height = max(len(method) for method in METHODS)
+    names = [method.rjust(height) for method in METHODS]
+
+    lines = []
+    *upper_letters, last_letters = zip(*names, strict=True)
+    for letters in upper_letters:
+        lines.append(" " * len(left) + "".join(letters))
+    lines.append(f"{left}{''.join(last_letters)} why not")
+    return lines
 
 
 def _summary(rows: list[ModelSupport]) -> list[str]:
     """How many of the models each method can tune, and how many all methods can."""
     counts: Counter[str] = Counter()
     for row in rows:
-        counts.update(method for method, mark in row.marks.items() if mark in (WORKS, OTHER_OPTIONS))
+        for method, mark in row.marks.items():
+            if mark in (WORKS, OTHER_OPTIONS):
+                counts[method] += 1
+
     num_all = sum(row.takes_all for row in rows)
     per_method = ", ".join(f"{method} {counts[method]}" for method in METHODS)
     return [f"of {len(rows)} models every method can tune {num_all}; each method: {per_method}"]

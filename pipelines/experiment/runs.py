@@ -93,21 +93,30 @@ def run_methods(experiment: Experiment, kept: KeptOutput) -> list[RunResult]:
     print("\n" + table(results))
     print_coverage(results)
     print_where_to_look(store, [store.experiment], kept)
+
+    # the quickstart shows what comes next
     if experiment.config.shapes is not None:
-        print(
-            "\n  ".join(["\nSearch the videos with what was tuned:", *search_commands(experiment, results)])
-        )
+        commands = search_commands(experiment, results)
+        print("\n  ".join(["\nSearch the videos with what was tuned:", *commands]))
     return results
 
 
-def search_commands(experiment: Experiment, results: list[RunResult]) -> list[str]:
+def search_commands(
+    experiment: Experiment,
+    results: list[RunResult],
+) -> list[str]:
     """How to index the videos of the run with the best recall, and how to open them in a browser."""
     config = experiment.config
     best = max(results, key=lambda result: result.metrics.get(names.T2V_R1, 0.0))
     videos = config.data.videos or config.data.root
     index = f"{config.output}/index"
-    model = f"runs:/{best.run_id}/{best.method}"
-    options = shlex.join([f"model={model}", f"mlflow_uri={experiment.store.uri}", f"index={index}"])
+
+    overrides = [
+        f"model=runs:/{best.run_id}/{best.method}",
+        f"mlflow_uri={experiment.store.uri}",
+        f"index={index}",
+    ]
+    options = shlex.join(overrides)
     return [
         f"python pipelines/index.py {shlex.quote(videos)} {options}",
         f"python pipelines/serve.py {shlex.quote(index)}",
@@ -119,7 +128,9 @@ def finished(experiment: Experiment, run: MethodRun) -> RunResult | None:
     results = []
     for single in _single_rates(run):
         files = result_files(experiment, single)
-        if not files.numbers.is_file() or files.unlogged.is_dir():
+        is_measured = files.numbers.is_file()
+        is_logged = not files.unlogged.is_dir()
+        if not is_measured or not is_logged:
             return None
         results.append(RunResult.read(files.numbers))
     return max(results, key=_val_recall)
@@ -130,15 +141,20 @@ def run_method(experiment: Experiment, run: MethodRun) -> RunResult:
     (t2v R@1).
     """
     single_rates = _single_rates(run)
+    is_search = len(single_rates) > 1
     results = []
+    recalls = []
     for single in single_rates:
         result = _run_single(experiment, single)
+        recall = _val_recall(result)
         results.append(result)
-        if len(single_rates) > 1:
-            print(f"{run.name}: learning rate {single.train.lr:g}: val t2v R@1 {_val_recall(result):.1f}")
+        recalls.append(recall)
+        if is_search:
+            print(f"{run.name}: learning rate {single.train.lr:g}: val t2v R@1 {recall:.1f}")
 
-    best = max(range(len(results)), key=lambda number: _val_recall(results[number]))
-    if len(single_rates) > 1:
+    # of equal ones the first, in the order of the config
+    best = recalls.index(max(recalls))
+    if is_search:
         print(f"{run.name}: learning rate {single_rates[best].train.lr:g} is kept")
     return results[best]
 
@@ -147,23 +163,46 @@ def result_files(experiment: Experiment, run: MethodRun) -> ResultFiles:
     """Where the results of a run with one learning rate are, once it is finished."""
     data = experiment.data
     others = [(other.name, other.data_hash, other.decode_hash) for other in data.others]
-    key = run_key(data.config, run, data.data_hash, data.shards, data.decode_hash, others)
-    return ResultFiles(Path(data.config.output) / "results", key)
+    key = run_key(
+        data.config,
+        run,
+        data.data_hash,
+        data.shards,
+        data.decode_hash,
+        others,
+    )
+    folder = Path(data.config.output) / "results"
+    return ResultFiles(folder, key)
 
 
 def _single_rates(run: MethodRun) -> list[MethodRun]:
     """The run once for each learning rate it is to be tried with."""
-    rates = run.train.lr if isinstance(run.train.lr, tuple) else (run.train.lr,)
-    trains = [run.train.model_copy(update={"lr": rate}) for rate in rates]
-    return [run.model_copy(update={"train": train}) for train in trains]
+    rates = run.train.lr
+    if not isinstance(rates, tuple):
+        rates = (rates,)
+
+    runs = []
+    for rate in rates:
+        train = run.train.model_copy(update={"lr": rate})
+        runs.append(run.model_copy(update={"train": train}))
+    return runs
 
 
 def _task(experiment: Experiment, run: MethodRun) -> Task:
     """What the workers of a run need to know."""
     data = experiment.data
     distill = run.train.distill
-    teacher = None if distill is None else data.teachers[distill.teacher]
-    return Task(data.config, run, data.annotations, data.shards, data.others, teacher=teacher)
+    teacher = None
+    if distill is not None:
+        teacher = data.teachers[distill.teacher]
+    return Task(
+        data.config,
+        run,
+        data.annotations,
+        data.shards,
+        data.others,
+        teacher=teacher,
+    )
 
 
 def _val_recall(result: RunResult) -> float:
@@ -183,39 +222,75 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
     task = _task(experiment, run)
     try:
         with track.watch_machine(experiment.store, run_id):
-            measured, checkpoint = tune_on_ray(config, run, task, files.key, experiment.store, run_id)
+            measured, checkpoint = tune_on_ray(
+                config,
+                run,
+                task,
+                files.key,
+                experiment.store,
+                run_id,
+            )
     except RunFailedError as error:
-        track.end_run(experiment.store, run_id, "FAILED", {"error": str(error)})
+        reason = {"error": str(error)}
+        track.end_run(experiment.store, run_id, "FAILED", reason)
         raise
     except KeyboardInterrupt:
         track.end_run(experiment.store, run_id, "KILLED")
         raise
 
     # the results first: nothing that follows can lose them
-    result = RunResult(run.name, config.seed, files.key, run_id, measured.metrics)
+    result = RunResult(
+        run.name,
+        config.seed,
+        files.key,
+        run_id,
+        measured.metrics,
+    )
     files.write(result, measured, checkpoint)
     _log(experiment, run, files, result)
     return result
 
 
-def _start_run(experiment: Experiment, run: MethodRun, key: str) -> str:
+def _start_run(
+    experiment: Experiment,
+    run: MethodRun,
+    key: str,
+) -> str:
     """Begin or go on with the MLflow run of `key`; returns its id."""
     store = experiment.store
     name = f"{run.name} seed {experiment.config.seed}"
-    run_id = track.start_run(store, key, name, settings(experiment.config, run), tags(experiment, run, key))
+    run_id = track.start_run(
+        store,
+        key,
+        name,
+        settings(experiment.config, run),
+        tags(experiment, run, key),
+    )
     track.log_config(store, run_id, experiment.source)
     log_data(experiment, run_id)
     return run_id
 
 
-def _log(experiment: Experiment, run: MethodRun, files: ResultFiles, result: RunResult) -> None:
+def _log(
+    experiment: Experiment,
+    run: MethodRun,
+    files: ResultFiles,
+    result: RunResult,
+) -> None:
     """Bring to MLflow what of a finished run is not there yet; what fails is a warning, and can be tried
     again.
     """
     if not files.unlogged.is_dir():
         return
     try:
-        log_result(experiment.data, experiment.store, run, files, result, settings(experiment.config, run))
+        log_result(
+            experiment.data,
+            experiment.store,
+            run,
+            files,
+            result,
+            settings(experiment.config, run),
+        )
     except Exception as error:
         # whatever it is: the run is finished, and its numbers are safe
         reason = str(error).strip().splitlines() or [""]
@@ -234,26 +309,48 @@ def log_data(experiment: Experiment, run_id: str) -> None:
     """Which data went in, split by split."""
     data = experiment.config.data
     rows = experiment.data.annotations
-    counts = rows.group_by("split").aggregate([("caption", "count"), ("video", "count_distinct")])
-    splits = {
-        row["split"]: {"captions": row["caption_count"], "videos": row["video_count_distinct"]}
-        for row in counts.to_pylist()
-    }
-    name = experiment.config.name if data.dataset == "folder" else data.dataset
-    track.log_data(experiment.store, run_id, name, experiment.data.data_hash, data.root, splits)
+    counted = [("caption", "count"), ("video", "count_distinct")]
+    counts = rows.group_by("split").aggregate(counted)
+    splits = {}
+    for row in counts.to_pylist():
+        splits[row["split"]] = {
+            "captions": row["caption_count"],
+            "videos": row["video_count_distinct"],
+        }
+
+    # every folder of one's own is of the dataset `folder`: only the config tells them apart
+    name = data.dataset
+    if name == "folder":
+        name = experiment.config.name
+    track.log_data(
+        experiment.store,
+        run_id,
+        name,
+        experiment.data.data_hash,
+        data.root,
+        splits,
+    )
 
 
-def tags(experiment: Experiment, run: MethodRun, key: str) -> dict[str, str]:
+def tags(
+    experiment: Experiment,
+    run: MethodRun,
+    key: str,
+) -> dict[str, str]:
     """What runs are grouped and filtered by."""
     config = experiment.config
     model = config.clip.model
+
+    # a model config of one's own goes by the name of its file
+    if model.endswith(".json"):
+        model = Path(model).stem
     return {
         "benchmark": config.name,
         "dataset": config.data.dataset,
         "split": "test",
         "method": run.name,
         "seed": str(config.seed),
-        "backbone": Path(model).stem if model.endswith(".json") else model,
+        "backbone": model,
         "checkpoint": "last epoch",
         "config_hash": key.rsplit("-", 1)[-1],
         "data_hash": experiment.data.data_hash,
@@ -266,12 +363,24 @@ def tags(experiment: Experiment, run: MethodRun, key: str) -> dict[str, str]:
 
 def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:
     """Everything that was set, flat: `method.name`, `train.lr`, `video.frames`, ..."""
-    shared = config.model_dump(mode="json", exclude={"methods", "stages"}, exclude_none=True)
+    shared = config.model_dump(
+        mode="json",
+        exclude={"methods", "stages"},
+        exclude_none=True,
+    )
     shared["video"]["size"] = config.video.side
-    method = {"name": run.name, "pooling": run.pooling, **asdict(run.method)}
+
+    method = {
+        "name": run.name,
+        "pooling": run.pooling,
+        **asdict(run.method),
+    }
+    # left out where nothing is merged, as in the runs from before there was merging
     if run.merge:
         method["merge"] = run.merge
-    return track.flat(shared | {"method": method, "train": run.train.model_dump()})
+
+    own = {"method": method, "train": run.train.model_dump()}
+    return track.flat(shared | own)
 
 
 def table(results: Sequence[RunResult]) -> str:
@@ -284,7 +393,10 @@ def table(results: Sequence[RunResult]) -> str:
     rows = [(*COLUMNS, *more_columns)]
     for result in results:
         metrics = result.metrics
-        more = [f"{metrics[name]:.1f}" if name in metrics else "" for name in more_columns.values()]
+        more = []
+        for name in more_columns.values():
+            more.append(f"{metrics[name]:.1f}" if name in metrics else "")
+
         rows.append(
             (
                 result.method,
@@ -297,12 +409,18 @@ def table(results: Sequence[RunResult]) -> str:
             )
         )
 
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = zip(*rows, strict=True)
+    name_width, *widths = [max(map(len, column)) for column in columns]
     lines = []
     for name, *numbers in rows:
-        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]))
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        cells = [name.ljust(name_width)]
+        for number, width in zip(numbers, widths, strict=True):
+            cells.append(number.rjust(width))
+        lines.append("  ".join(cells))
+
+    header, *body = lines
+    rule = "-" * len(header)
+    return "\n".join([header, rule, *body])
 
 
 def _more_columns(results: Sequence[RunResult]) -> dict[str, str]:
@@ -313,10 +431,11 @@ def _more_columns(results: Sequence[RunResult]) -> dict[str, str]:
 
     columns = {}
     for metric in measured:
+        other_data = names.tested_on(metric)
         if metric == names.UPSTREAM_R1:
             columns["kept"] = metric
-        elif names.tested_on(metric):
-            columns[f"{names.tested_on(metric)} t2v R@1"] = metric
+        elif other_data:
+            columns[f"{other_data} t2v R@1"] = metric
     return columns
 
 
@@ -335,21 +454,35 @@ def coverage(metrics: Mapping[str, float]) -> str | None:
     expected = metrics[names.GALLERY_EXPECTED]
     if found == expected:
         return None
-    most = 100 * metrics[names.QUERIES_FOUND] / metrics[names.QUERIES_EXPECTED]
+
+    # a query whose video is not found is never a hit
+    num_queries_found = metrics[names.QUERIES_FOUND]
+    most = 100 * num_queries_found / metrics[names.QUERIES_EXPECTED]
     return f"test: {found:,.0f} of {expected:,.0f} videos found; R@1 cannot exceed {most:.1f}"
 
 
-def print_where_to_look(store: track.RunStore, experiments: Sequence[str], kept: KeptOutput) -> None:
+def print_where_to_look(
+    store: track.RunStore,
+    experiments: Sequence[str],
+    kept: KeptOutput,
+) -> None:
     """How to see the results in a browser and on one page, from where the command was typed."""
     is_server = store.uri.startswith("http")
     lines = track.browse(store.uri, store.experiment_id)
     is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if is_job and not is_server:
         # A job runs on the head: its port has to come to the laptop, and the shell there has no environment.
-        program = Path(sys.executable).with_name("mlflow")
-        lines = [f"ray attach cluster.yaml -p {track.PORT}", f"{program.parent}/{lines[0]}", *lines[1:]]
+        programs = Path(sys.executable).parent
+        first, *others = lines
+        lines = [
+            f"ray attach cluster.yaml -p {track.PORT}",
+            f"{programs}/{first}",
+            *others,
+        ]
+
     print("\n  ".join(["\nCompare them in a browser:", *lines]))
-    print(f"or on one page:\n  {report_command(experiments, kept.address_of(store.uri))}")
+    command = report_command(experiments, kept.address_of(store.uri))
+    print(f"or on one page:\n  {command}")
 
 
 def report_command(experiments: Sequence[str], uri: str) -> str:

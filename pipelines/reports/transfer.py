@@ -1,13 +1,14 @@
 """What is found of other data than a method was tuned on, less what the frozen CLIP finds of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from vopcore.metrics.verdict import Evidence, common_variance, estimate_of, hits, paired
 
+QUERY = ["caption", "video"]  # the columns that say which query a row of PREDICTIONS is
 SEED_STD = 0.5  # points of R@1 between seeds, assumed where no row has two
 
 # PREDICTIONS of one method on one test split, a table for each seed
@@ -61,12 +62,22 @@ def transfers(tested: Sequence[Tested], seed_std: float = SEED_STD) -> list[Tran
 
     rows = []
     for one, found in zip(tested, evidence, strict=True):
-        place = (one.method, one.tuned_on, one.tested_on, one.recall)
-        if found is None:
-            rows.append(Transfer(*place))
-            continue
-        estimate = estimate_of(found, common)
-        rows.append(Transfer(*place, estimate.change, estimate.low, estimate.high))
+        row = Transfer(
+            one.method,
+            one.tuned_on,
+            one.tested_on,
+            one.recall,
+        )
+        # without evidence the recall is all there is to say
+        if found is not None:
+            estimate = estimate_of(found, common)
+            row = replace(
+                row,
+                change=estimate.change,
+                low=estimate.low,
+                high=estimate.high,
+            )
+        rows.append(row)
     return rows
 
 
@@ -76,25 +87,38 @@ def _evidence(tested: Tested) -> Evidence | None:
 
     # the frozen CLIP has nothing that a seed decides: its first table stands for all
     frozen = tested.zero_shot[0]
-    queries = frozen.select(["caption", "video"])
-    if not all(table.select(["caption", "video"]).equals(queries) for table in tested.tables):
-        return None
+    queries = frozen.select(QUERY)
 
-    before = hits(frozen["rank"].to_numpy())
-    now = [hits(table["rank"].to_numpy()) for table in tested.tables]
-    _, video_numbers = np.unique(frozen["video"].to_pylist(), return_inverse=True)
-    return paired([before] * len(now), now, video_numbers)
+    # compared query by query, so every table must hold the same ones in the same order
+    hits_now = []
+    for table in tested.tables:
+        if not table.select(QUERY).equals(queries):
+            return None
+        ranks = table["rank"].to_numpy()
+        hits_now.append(hits(ranks))
+
+    frozen_ranks = frozen["rank"].to_numpy()
+    hits_before = [hits(frozen_ranks)] * len(hits_now)
+
+    # captions of a video are not independent: the interval is told from videos
+    videos = frozen["video"].to_pylist()
+    _, video_numbers = np.unique(videos, return_inverse=True)
+    return paired(hits_before, hits_now, video_numbers)
 
 
 def matrix_rows(rows: Sequence[Transfer]) -> list[tuple[str, ...]]:
     """Tuned on x tested on, a line per method and what it was tuned on; the first is the header."""
-    columns = list(dict.fromkeys(row.tested_on for row in rows))
+    # columns and lines in the order in which they come first
+    columns: dict[str, None] = {}
     words: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
+        columns[row.tested_on] = None
         line = words.setdefault((row.method, row.tuned_on), {})
         line[row.tested_on] = row.words
 
-    lines = [("t2v R@1 less zero-shot's", "tuned on", *[f"on {column}" for column in columns])]
+    titles = [f"on {column}" for column in columns]
+    lines: list[tuple[str, ...]] = [("t2v R@1 less zero-shot's", "tuned on", *titles)]
     for (method, tuned_on), line in words.items():
-        lines.append((method, tuned_on, *[line.get(column, "") for column in columns]))
+        cells = [line.get(column, "") for column in columns]
+        lines.append((method, tuned_on, *cells))
     return lines

@@ -75,7 +75,10 @@ def _pictures(height: int, width: int) -> Tensor:
     """Two normalised pictures, float32 [2, 1, 3, H, W]: brighter to the right, and brighter to the bottom."""
     to_the_right = torch.linspace(-1.5, 1.5, width).expand(height, width)
     to_the_bottom = torch.linspace(-1.5, 1.5, height)[:, None].expand(height, width)
-    return torch.stack([to_the_right, to_the_bottom])[:, None, None].expand(-1, 1, 3, -1, -1).contiguous()
+    grey = torch.stack([to_the_right, to_the_bottom])
+    frames = grey[:, None, None]
+    colours = frames.expand(-1, 1, 3, -1, -1)
+    return colours.contiguous()
 
 
 def _are_one(vectors: Tensor) -> bool:

@@ -34,7 +34,9 @@ def stop_dropping(clip: CLIP) -> None:
     """
     for module in clip.modules():
         for name in DROP_RATES:
-            if isinstance(getattr(module, name, None), float):
+            rate = getattr(module, name, None)
+            # a module may keep something else under such a name
+            if isinstance(rate, float):
                 setattr(module, name, 0.0)
 
 
@@ -58,8 +60,11 @@ def keep_in_bf16(clip: CLIP) -> None:
     What autocast would do again at each call: half the memory, and under autocast the same numbers. The
     parameters that are tuned, embeddings, norms and what `parametrize` holds stay as they are.
     """
+    # the weights are known by their hash, which rounding changes
     if hasattr(clip, "tuning"):
-        clip.tuning = dataclasses.replace(clip.tuning, backbone=frozen_hash(clip))
+        backbone = frozen_hash(clip)
+        clip.tuning = dataclasses.replace(clip.tuning, backbone=backbone)
+
     for module in clip.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
             for parameter in module.parameters(recurse=False):
@@ -73,10 +78,13 @@ def share(clip: CLIP) -> CLIP:
     Wrapping or thawing the copy leaves `clip` as it is. Move `clip` to its device first: `.to(...)` ends
     the sharing.
     """
-    memo: dict[int, Tensor] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in clip.parameters()
-    }
-    memo |= {id(b): b for b in clip.buffers()}
+    # deepcopy takes what stands in its memo instead of copying it
+    memo: dict[int, Tensor] = {}
+    for parameter in clip.parameters():
+        values = parameter.detach()
+        memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
+    for buffer in clip.buffers():
+        memo[id(buffer)] = buffer
     return copy.deepcopy(clip, memo).eval()
 
 
@@ -84,10 +92,8 @@ def empty_copy(clip: CLIP) -> CLIP:
     """A CLIP of the same shapes on the meta device: it takes no memory, whatever is put into it."""
     memo: dict[int, Tensor] = {}
     for parameter in clip.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            parameter.detach().to("meta"),
-            requires_grad=False,
-        )
+        shape_alone = parameter.detach().to("meta")
+        memo[id(parameter)] = nn.Parameter(shape_alone, requires_grad=False)
     for buffer in clip.buffers():
         memo[id(buffer)] = buffer.to("meta")
     return copy.deepcopy(clip, memo).eval()
@@ -109,5 +115,9 @@ def update(
 ) -> None:
     """Feed one named tensor to a hash."""
     tensor = tensor.detach().cpu().contiguous()
-    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-    digest.update(tensor.flatten().view(dtype=torch.uint8).numpy().data)
+    header = f"{name} {tensor.dtype} {list(tensor.shape)}\n"
+    digest.update(header.encode())
+
+    # as bytes, since NumPy has no bf16
+    content = tensor.flatten().view(dtype=torch.uint8)
+    digest.update(content.numpy().data)

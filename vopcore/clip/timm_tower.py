@@ -196,13 +196,15 @@ class TimmVision(VisionTower):
     def projections(self, block: LibraryModule) -> dict[str, Projection]:
         """Query, key and value are rows of one matrix, or three matrices (EVA02)."""
         attention = block.attn
-        if attention.qkv is not None:
-            places = {letter: Projection(attention.qkv, "weight", i) for i, letter in enumerate("qkv")}
-        else:
-            places = {
-                letter: Projection(getattr(attention, f"{letter}_proj"), "weight", 0) for letter in "qkv"
-            }
-        return places | {"o": Projection(attention.proj, "weight", 0)}
+        places = {}
+        for part, letter in enumerate("qkv"):
+            if attention.qkv is not None:
+                places[letter] = Projection(attention.qkv, "weight", part)
+            else:
+                matrix = getattr(attention, f"{letter}_proj")
+                places[letter] = Projection(matrix, "weight", 0)
+        places["o"] = Projection(attention.proj, "weight", 0)
+        return places
 
     def set_grad_checkpointing(self, enabled: bool) -> None:
         """As timm keeps it."""

@@ -58,16 +58,22 @@ class BatchFirstAttention(nn.MultiheadAttention):
 
         heads = []
         for rows in self.project(query, key):
-            heads.append(rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
+            by_head = rows.unflatten(-1, (self.num_heads, -1))
+            heads.append(by_head.transpose(1, 2))
         q, k, v = heads
 
-        mask = attn_mask if key_padding_mask is None else key_padding_mask[:, None, None]
+        # one mask that broadcasts to [N, heads, L, K]
+        mask = attn_mask
+        if key_padding_mask is not None:
+            mask = key_padding_mask[:, None, None]
         if mask is not None and mask.dim() == 3:
             mask = mask.unflatten(0, (-1, self.num_heads))
         if mask is not None:
             mask = mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), None
+
+        attended = F.scaled_dot_product_attention(q, k, v, mask)
+        joined = attended.transpose(1, 2).flatten(2)
+        return self.out_proj(joined), None
 
     def project(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         """Queries [N, L, D], keys and values [N, K, D]."""
@@ -76,17 +82,23 @@ class BatchFirstAttention(nn.MultiheadAttention):
         width = self.embed_dim
         dtype = autocast_dtype(query)
         if dtype is not None and is_frozen(weight, bias):
+            # None: keys and values are of the same x, so one product makes all three
+            other = None if query is key else key.to(dtype)
             return FrozenProjection.apply(
                 query.to(dtype),
-                None if query is key else key.to(dtype),
+                other,
                 weight.to(dtype),
                 bias.to(dtype),
             )
 
         if query is key:
-            return linear(query, weight, bias).chunk(3, dim=-1)
+            projected = linear(query, weight, bias)
+            return projected.chunk(3, dim=-1)
+
+        # the first rows of the matrix make queries, the others keys and values
         queries = linear(query, weight[:width], bias[:width])
-        keys, values = linear(key, weight[width:], bias[width:]).chunk(2, dim=-1)
+        projected = linear(key, weight[width:], bias[width:])
+        keys, values = projected.chunk(2, dim=-1)
         return queries, keys, values
 
 
@@ -126,12 +138,17 @@ class OneFunctionMLP(nn.Sequential):
         dtype = autocast_dtype(x)
         into = self.c_fc
         out = self.c_proj
-        plain = type(into) is OneDNNLinear and type(out) is OneDNNLinear
-        if not self.training or dtype is None or not plain or not is_frozen(*self.parameters()):
+
+        # a method may have put something else in their place
+        is_plain = type(into) is OneDNNLinear and type(out) is OneDNNLinear
+        is_fixed = is_plain and is_frozen(*self.parameters())
+        if not self.training or dtype is None or not is_fixed:
             return super().forward(x)  # type: ignore[no-untyped-call]  # nn.Sequential has no types
 
+        # scaled once, before it is rounded
         if self._scaled_bias is None or self._scaled_bias.device != x.device:
-            self._scaled_bias = (SLOPE * into.bias.detach().float()).to(dtype)
+            bias = into.bias.detach().float()
+            self._scaled_bias = (SLOPE * bias).to(dtype)
         weights = (
             into.weight.to(dtype),
             self._scaled_bias,
@@ -165,8 +182,12 @@ class AutocastLayerNorm(LayerNorm):  # type: ignore[misc]  # open_clip has no ty
         """Weight and bias in the dtype of x; rounded once if they are frozen."""
         if not is_frozen(self.weight, self.bias):
             return self.weight.to(x.dtype), self.bias.to(x.dtype)
+
+        # once more where the CLIP has moved to another device
         if self._rounded is None or self._rounded[0].device != x.device:
-            self._rounded = self.weight.detach().to(x.dtype), self.bias.detach().to(x.dtype)
+            weight = self.weight.detach().to(x.dtype)
+            bias = self.bias.detach().to(x.dtype)
+            self._rounded = (weight, bias)
         return self._rounded
 
 
@@ -185,17 +206,21 @@ class PatchEmbedding(nn.Conv2d):
             return super().forward(x)
 
         # [N, C, rows, height, columns, width] -> a row of pixels per patch, in the kernel's order
-        by_patch = x.to(dtype).unflatten(-1, (-1, width)).unflatten(-3, (-1, height))
+        by_column = x.to(dtype).unflatten(-1, (-1, width))
+        by_patch = by_column.unflatten(-3, (-1, height))
         pixels = by_patch.permute(0, 2, 4, 1, 3, 5).flatten(3)
-        embedded = F.linear(pixels, self.weight.flatten(1), self.bias)
+        kernels = self.weight.flatten(1)
+        embedded = F.linear(pixels, kernels, self.bias)
         return embedded.permute(0, 3, 1, 2)
 
 
 def patches_for_training(module: nn.Module) -> None:
     """Make a convolution of patches side by side a PatchEmbedding, in place; others are left as they are."""
-    if type(module) is not nn.Conv2d or module.groups != 1 or module.dilation != (1, 1):
+    if type(module) is not nn.Conv2d:
         return
-    if module.stride == module.kernel_size and module.padding == (0, 0):
+    is_whole = module.groups == 1 and module.dilation == (1, 1)
+    is_side_by_side = module.stride == module.kernel_size and module.padding == (0, 0)
+    if is_whole and is_side_by_side:
         module.__class__ = PatchEmbedding
 
 
@@ -243,8 +268,10 @@ def attend(
     keys = normed
     if prompts.shape[1]:
         normed_prompts = block.ln_1(prompts).to(normed.dtype)
-        keys = torch.cat([normed_prompts.expand(len(x), -1, -1), normed], dim=1)
+        of_each_sequence = normed_prompts.expand(len(x), -1, -1)
+        keys = torch.cat([of_each_sequence, normed], dim=1)
 
+    # of what nobody reads only keys and values are needed
     queries = normed
     if block.training and read is not None:
         queries = normed[:, :read]
@@ -263,4 +290,5 @@ def attend(
         **masks,
     )
     x = x + block.ls_1(attended)
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    changed = block.mlp(block.ln_2(x))
+    return x + block.ls_2(changed)

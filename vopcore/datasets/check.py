@@ -17,25 +17,37 @@ COUNTED = 100_000  # captions of a split whose tokens are counted, at 30 us each
 def by_split(table: pa.Table) -> dict[str, pa.Table]:
     """The rows of each split that has any, with a column `normal`: the captions as `normal` makes them."""
     captions = table.column("caption")
+
+    # piece by piece: a million captions at once would be gigabytes of Python's objects
     pieces = []
     for start in range(0, len(captions), CHUNK):
         texts = captions.slice(start, CHUNK).to_pylist()
-        pieces.append(pa.array([normal(text) for text in texts], pa.string()))
-    table = table.append_column("normal", pa.chunked_array(pieces, pa.string()))
+        normal_texts = [normal(text) for text in texts]
+        pieces.append(pa.array(normal_texts, pa.string()))
+    normal_captions = pa.chunked_array(pieces, pa.string())
+    table = table.append_column("normal", normal_captions)
 
     splits = {}
+    split_of_row = table.column("split")
     for split in SPLITS:
-        rows = table.filter(pc.equal(table.column("split"), split))
+        is_in_split = pc.equal(split_of_row, split)
+        rows = table.filter(is_in_split)
         if len(rows):
             splits[split] = rows
     return splits
 
 
-def counts(rows: pa.Table, published: tuple[int | None, int] | None) -> dict[str, object]:
+def counts(
+    rows: pa.Table,
+    published: tuple[int | None, int] | None,
+) -> dict[str, object]:
     """Videos, captions, their files, and the published (videos, captions) beside them."""
-    num_captions = rows.group_by("video").aggregate([([], "count_all")]).column("count_all")
+    captions_of_video = rows.group_by("video").aggregate([([], "count_all")])
+    num_captions = captions_of_video.column("count_all")
     num_videos = len(num_captions)
-    num_with_file = pc.count_distinct(with_file(rows).column("video")).as_py()
+
+    videos_with_file = with_file(rows).column("video")
+    num_with_file = pc.count_distinct(videos_with_file).as_py()
 
     published_counts = None
     if published is not None:
@@ -63,11 +75,13 @@ def with_file(rows: pa.Table) -> pa.Table:
 
 def missing(splits: Mapping[str, pa.Table]) -> list[tuple[str, str]]:
     """(split, video) of all videos without a file, each once, in order."""
-    videos = []
+    missing_videos = []
     for split, rows in splits.items():
-        without_file = rows.filter(pc.is_null(rows.column("path")))
-        videos += [(split, video) for video in without_file.column("video").unique().to_pylist()]
-    return videos
+        has_no_file = pc.is_null(rows.column("path"))
+        videos = rows.filter(has_no_file).column("video")
+        for video in videos.unique().to_pylist():
+            missing_videos.append((split, video))
+    return missing_videos
 
 
 def duplicates(rows: pa.Table) -> dict[str, int]:
@@ -77,15 +91,20 @@ def duplicates(rows: pa.Table) -> dict[str, int]:
     another video; as queries they cannot all be first, so R@1 stays below 100. `files_of_several_videos`:
     files that several videos share, as they do where videos are moments of a file.
     """
-    num_distinct = len(rows.group_by(["video", "caption"]).aggregate([]))
+    distinct = rows.group_by(["video", "caption"]).aggregate([])
+    num_distinct = len(distinct)
 
-    of_captions = [("video", "count_distinct"), ([], "count_all")]
-    captions = rows.group_by("normal").aggregate(of_captions)
+    # captions are the same query if CLIP's tokenizer cannot tell them apart
+    num_videos = ("video", "count_distinct")
+    num_rows: tuple[list[str], str] = ([], "count_all")
+    captions = rows.group_by("normal").aggregate([num_videos, num_rows])
     is_shared = pc.greater(captions.column("video_count_distinct"), 1)
-    num_shared_captions = pc.sum(captions.filter(is_shared).column("count_all")).as_py() or 0
+    shared_captions = captions.filter(is_shared)
+    num_shared_captions = pc.sum(shared_captions.column("count_all")).as_py() or 0
 
-    files = with_file(rows).group_by("path").aggregate([("video", "count_distinct")])
-    num_shared_files = num_true(pc.greater(files.column("video_count_distinct"), 1))
+    files = with_file(rows).group_by("path").aggregate([num_videos])
+    is_shared_file = pc.greater(files.column("video_count_distinct"), 1)
+    num_shared_files = num_true(is_shared_file)
     return {
         "within_a_video": len(rows) - num_distinct,
         "of_several_videos": num_shared_captions,
@@ -93,7 +112,10 @@ def duplicates(rows: pa.Table) -> dict[str, int]:
     }
 
 
-def leakage(table: pa.Table, splits: Mapping[str, pa.Table]) -> dict[str, dict[str, int]]:
+def leakage(
+    table: pa.Table,
+    splits: Mapping[str, pa.Table],
+) -> dict[str, dict[str, int]]:
     """What a later split shares with train.
 
     `videos`, `files`: those that are in train too. `clips_of_shared_sources`: videos cut from a film or
@@ -105,23 +127,33 @@ def leakage(table: pa.Table, splits: Mapping[str, pa.Table]) -> dict[str, dict[s
     cut_from = sources(table)
     videos = pa.array(cut_from.keys(), pa.string())
     films = pa.array(cut_from.values(), pa.string())
+    train = splits["train"]
+    train_captions = train.column("normal").unique()
+
     report = {}
     for split, rows in splits.items():
-        if split != "train":
-            train = splits["train"]
-            report[split] = {
-                "videos": num_shared(rows, train, "video"),
-                "files": num_shared(rows, train, "path"),
-                "clips_of_shared_sources": num_of_shared_films(rows, train, videos, films),
-                "captions": num_true(pc.is_in(rows.column("normal"), train.column("normal").unique())),
-            }
+        if split == "train":
+            continue
+        is_in_train = pc.is_in(rows.column("normal"), train_captions)
+        report[split] = {
+            "videos": num_shared(rows, train, "video"),
+            "files": num_shared(rows, train, "path"),
+            "clips_of_shared_sources": num_of_shared_films(rows, train, videos, films),
+            "captions": num_true(is_in_train),
+        }
     return report
 
 
-def num_shared(rows: pa.Table, train: pa.Table, column: str) -> int:
+def num_shared(
+    rows: pa.Table,
+    train: pa.Table,
+    column: str,
+) -> int:
     """How many values of a column stand in train too, each counted once."""
     values = rows.column(column).unique().drop_null()
-    return num_true(pc.is_in(values, train.column(column).unique()))
+    train_values = train.column(column).unique()
+    is_in_train = pc.is_in(values, train_values)
+    return num_true(is_in_train)
 
 
 def num_of_shared_films(
@@ -133,9 +165,14 @@ def num_of_shared_films(
     """Videos of a split cut from a film that train's are cut from too; `films` String[N], what `videos`
     String[N] were cut from.
     """
-    films_of_train = films.filter(pc.is_in(videos, train.column("video").unique()))
-    films_of_split = films.filter(pc.is_in(videos, rows.column("video").unique()))
-    return num_true(pc.is_in(films_of_split, films_of_train))
+    train_videos = train.column("video").unique()
+    split_videos = rows.column("video").unique()
+    films_of_train = films.filter(pc.is_in(videos, train_videos))
+    films_of_split = films.filter(pc.is_in(videos, split_videos))
+
+    # one entry for each video of the split, so this counts videos and not films
+    is_of_train = pc.is_in(films_of_split, films_of_train)
+    return num_true(is_of_train)
 
 
 def num_true(mask: pa.Array | pa.ChunkedArray) -> int:
@@ -162,19 +199,24 @@ def tokens(
     """
     captions = rows.column("caption")
     if len(captions) > most:
-        drawn = random.Random(seed).sample(range(len(captions)), most)
+        every_row = range(len(captions))
+        drawn = random.Random(seed).sample(every_row, most)
         captions = captions.take(pa.array(sorted(drawn)))
 
     # captions repeat, and counting is slow: each text once
     distinct = pc.value_counts(captions)
-    lengths = pa.array([count(caption) for caption in distinct.field("values").to_pylist()], pa.int64())
+    texts = distinct.field("values").to_pylist()
+    lengths = pa.array([count(text) for text in texts], pa.int64())
     times = distinct.field("counts")
-    excess = pc.max_element_wise(pc.subtract(lengths, limit), 0)
+
+    beyond_limit = pc.subtract(lengths, limit)
+    excess = pc.max_element_wise(beyond_limit, 0)
+    times_of_cut = times.filter(pc.greater(excess, 0))
 
     num_captions = len(captions)
     num_tokens = pc.sum(pc.multiply(lengths, times)).as_py()
     num_tokens_cut = pc.sum(pc.multiply(excess, times)).as_py()
-    num_cut = pc.sum(times.filter(pc.greater(excess, 0))).as_py() or 0
+    num_cut = pc.sum(times_of_cut).as_py() or 0
     return {
         "limit": limit,
         "captions_counted": num_captions,
@@ -197,13 +239,18 @@ def unreadable(
 
     `probe` says what is wrong with a file, and None of a good one.
     """
-    paths = pa.chunked_array([rows.column("path").unique() for rows in splits.values()], pa.string())
+    paths_of_splits = [rows.column("path").unique() for rows in splits.values()]
+    paths = pa.chunked_array(paths_of_splits, pa.string())
+
+    # sorted, so that the same files are drawn whatever the order of the annotations
     files = paths.unique().drop_null()
-    files = files.take(pc.array_sort_indices(files))
+    order = pc.array_sort_indices(files)
+    files = files.take(order)
 
     chosen = files
     if sample is not None and sample < len(files):
-        drawn = random.Random(seed).sample(range(len(files)), sample)
+        every_file = range(len(files))
+        drawn = random.Random(seed).sample(every_file, sample)
         chosen = files.take(pa.array(sorted(drawn), pa.int64()))
 
     bad_files = []

@@ -182,7 +182,11 @@ def read_csv(
     return records
 
 
-def read_json(path: Path, reading: Reading, kind: type) -> Any:  # noqa: ANN401 - JSON is anything
+def read_json(
+    path: Path,
+    reading: Reading,
+    kind: type,
+) -> Any:  # noqa: ANN401 - JSON is anything
     """The value in the file, which must be a `kind`. Raises DatasetError naming file and line if it is not
     JSON.
     """
@@ -274,5 +278,9 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was pickled, of p
 class PlainUnpickler(pickle.Unpickler):
     """Builds plain values only: no class or function is looked up."""
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as in the base class
+    def find_class(
+        self,
+        module: str,
+        name: str,
+    ) -> Any:  # noqa: ANN401 - as in the base class
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -117,7 +117,12 @@ class MsrvttCaptions:
         path: Path,
         reading: Reading,
     ) -> None:
-        for video, caption in entries(items, {id_key: str, "caption": str}, path, reading):
+        for video, caption in entries(
+            items,
+            {id_key: str, "caption": str},
+            path,
+            reading,
+        ):
             self.captions[video].append(caption)
 
     def _read_videos(

@@ -70,7 +70,9 @@ class SharedAdapter(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z [N, L, D], the output of a sub-layer -> [N, L, D]"""
-        hidden = self.dropout(self.activation(F.linear(z, self.down_weight, self.down_bias)))
+        down = F.linear(z, self.down_weight, self.down_bias)
+        hidden = self.dropout(self.activation(down))
+
         # The small matrices, not their large products.
         matrices = []
         for part in self.up:

@@ -264,7 +264,12 @@ class DGL:
     def __post_init__(self) -> None:
         require("space", self.space, self.space in SPACES, f"one of {', '.join(SPACES)}")
         require("prompts", self.prompts, self.prompts >= 1, "at least 1")
-        require("global_prompts", self.global_prompts, self.global_prompts >= 1, "at least 1")
+        require(
+            "global_prompts",
+            self.global_prompts,
+            self.global_prompts >= 1,
+            "at least 1",
+        )
 
     def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap both towers around one space of prompts."""

@@ -26,13 +26,16 @@ class LowRank(nn.Module):
         self.parts = parts
         self.scale = scale
         num_parts = len(parts)
-        self.a = nn.Parameter(tower.new(num_parts, rank, tower.width))
+        width = tower.width
+        self.a = nn.Parameter(tower.new(num_parts, rank, width))
 
         # Zero at the start, so that the weight begins as it was.
-        b = tower.new(num_parts, tower.width, rank)
-        self.b = nn.Parameter(nn.init.zeros_(b))
-        for a in self.a.data:
-            nn.init.kaiming_uniform_(a, a=5**0.5)
+        zeros = nn.init.zeros_(tower.new(num_parts, width, rank))
+        self.b = nn.Parameter(zeros)
+
+        # Each matrix for itself: together they would be taken for a convolution, with another bound.
+        for matrix in self.a.data:
+            nn.init.kaiming_uniform_(matrix, a=5**0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
         """weight [k * D, D] -> the same, updated"""
@@ -61,8 +64,9 @@ class LoRA:
 
         letters = set(self.targets)
         is_each_once = len(letters) == len(self.targets)
-        fits = letters and is_each_once and letters <= set("qkvo")
-        require("targets", repr(self.targets), bool(fits), "letters of qkvo, each once")
+        is_known = letters <= set("qkvo")
+        fits = bool(letters) and is_each_once and is_known
+        require("targets", repr(self.targets), fits, "letters of qkvo, each once")
 
     def attach(self, clip: CLIP, frames: int) -> None:
         """Parametrize the projections."""

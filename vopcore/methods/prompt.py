@@ -71,7 +71,12 @@ class VPT:
 
     def __post_init__(self) -> None:
         require("prompts", self.prompts, self.prompts >= 0, "at least 0")
-        require("layers", self.layers, self.layers is None or self.layers >= 0, "at least 0")
+        require(
+            "layers",
+            self.layers,
+            self.layers is None or self.layers >= 0,
+            "at least 0",
+        )
 
     def attach(self, clip: CLIP, frames: int) -> None:
         """Wrap the vision tower."""

@@ -51,22 +51,30 @@ def save_tuned(
     pooling: str,
 ) -> None:
     """Write `tuned(clip)` and how to use it; `path` is there whole or not at all."""
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in tuned(clip).items()}
+    tensors = {}
+    for name, parameter in tuned(clip).items():
+        tensors[name] = parameter.detach().cpu().contiguous()
+
+    # weights rounded to bf16 have another hash than those the CLIP was loaded with, which was kept
+    tuning = clip.tuning
+    backbone = tuning.backbone or frozen_hash(clip)
     settings = {
-        "method": clip.tuning.name,
-        "options": dataclasses.asdict(clip.tuning.method),
-        "frames": clip.tuning.frames,
+        "method": tuning.name,
+        "options": dataclasses.asdict(tuning.method),
+        "frames": tuning.frames,
         "pooling": pooling,
         "model": model_name(clip),
         "tokenizer": tokenizer_name(clip),
         "activation": activation(clip),
-        "backbone": clip.tuning.backbone or frozen_hash(clip),
+        "backbone": backbone,
         "tensors": tensors_hash(tensors),
     }
-    if clip.tuning.merge:
-        settings["merge"] = clip.tuning.merge
+    if tuning.merge:
+        settings["merge"] = tuning.merge
+
     part = Path(f"{path}.part")
-    save_file(tensors, part, {"format": FORMAT, "settings": json.dumps(settings)})
+    metadata = {"format": FORMAT, "settings": json.dumps(settings)}
+    save_file(tensors, part, metadata)
     part.replace(path)
 
 
@@ -100,11 +108,17 @@ def attach_tuned(
         method = _method(settings)
         frames = settings["frames"]
         merge = settings.get("merge", 0)
+
         # A file may ask for more than there is memory: shapes are compared where they cost none.
-        check_tensors(
-            _tuned_copy(empty_copy(clip), method, frames, merge, tensors),
+        empty = _tuned_copy(
+            empty_copy(clip),
+            method,
+            frames,
+            merge,
             tensors,
         )
+        check_tensors(empty, tensors)
+
         copy = _tuned_copy(
             share(clip),
             method,
@@ -114,14 +128,21 @@ def attach_tuned(
         )
         assign(copy, tensors)
     except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        message = " ".join(str(error).split())
+        raise ValueError(f"{path}: {message}") from None
 
-    if activation(clip) != settings["activation"]:
+    # shapes agree all the same, so nothing else would notice
+    given = activation(clip)
+    if given != settings["activation"]:
         needed = f"tuned on {settings['model']} with {settings['activation']}"
-        raise ValueError(f"{path}: {needed}, this CLIP has {activation(clip)}")
-    if settings.get("tokenizer", tokenizer_name(clip)) != tokenizer_name(clip):
+        raise ValueError(f"{path}: {needed}, this CLIP has {given}")
+
+    # files of older versions do not say which tokenizer
+    given = tokenizer_name(clip)
+    if settings.get("tokenizer", given) != given:
         needed = f"tuned with the tokenizer {settings['tokenizer']}"
-        raise ValueError(f"{path}: {needed}, this CLIP has {tokenizer_name(clip)}")
+        raise ValueError(f"{path}: {needed}, this CLIP has {given}")
+
     copy.tuning = dataclasses.replace(copy.tuning, pooling=settings["pooling"])
     return copy, settings
 
@@ -134,7 +155,9 @@ def _tuned_copy(
     tensors: Mapping[str, Tensor],
 ) -> CLIP:
     copy = tune(copy, method, frames, merge)
-    if "logit_scale" in tensors:  # learnt beside the method, or part of it
+
+    # learnt beside the method, or part of it
+    if "logit_scale" in tensors:
         thaw([copy.logit_scale])
     return copy
 
@@ -146,7 +169,8 @@ def assign(clip: CLIP, tensors: Mapping[str, Tensor]) -> None:
     """
     check_tensors(clip, tensors)
     for name, parameter in tuned(clip).items():
-        parameter.data = tensors[name].to(parameter.device).clone()
+        tensor = tensors[name].to(parameter.device)
+        parameter.data = tensor.clone()
 
 
 def check_tensors(clip: CLIP, tensors: Mapping[str, Tensor]) -> None:
@@ -163,21 +187,25 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     """The settings and the tensors of a file of tuned weights, checked against its own hash."""
     try:
         with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {}).get("settings", "null"))
+            metadata = file.metadata() or {}
+            settings = json.loads(metadata.get("settings", "null"))
+
             # a safe_open has keys() and cannot be iterated
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: not a whole file of tuned weights: {' '.join(str(error).split())}"
-        ) from None
+        message = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a whole file of tuned weights: {message}") from None
+
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: safetensors without vopcore's settings: not saved by save_tuned")
     for name, kind in SETTINGS.items():
         value = settings.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{path}: its setting {name} is {str(value)[:50]!r}, not a {kind.__name__}")
-    if settings["pooling"] not in POOLINGS:
-        raise ValueError(f"{path}: its pooling {settings['pooling'][:50]!r} is none of {', '.join(POOLINGS)}")
+
+    pooling = settings["pooling"]
+    if pooling not in POOLINGS:
+        raise ValueError(f"{path}: its pooling {pooling[:50]!r} is none of {', '.join(POOLINGS)}")
     if tensors_hash(tensors) != settings["tensors"]:
         raise ValueError(f"{path}: the tensors are not those that were saved")
     return settings, tensors
@@ -209,4 +237,8 @@ def _method(settings: dict[str, Any]) -> Method:
 
 
 def _kind(tensor: Tensor | None) -> str:
-    return "none" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    """`float32 [8, 512]`"""
+    if tensor is None:
+        return "none"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype} {list(tensor.shape)}"

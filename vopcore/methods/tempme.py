@@ -359,7 +359,12 @@ class TempMe:
     def __post_init__(self) -> None:
         require("rank", self.rank, self.rank >= 1, "at least 1")
         require("frame_merges", self.frame_merges, self.frame_merges >= 0, "at least 0")
-        require("joined_share", self.joined_share, 0 <= self.joined_share <= 0.5, "in 0..0.5")
+        require(
+            "joined_share",
+            self.joined_share,
+            0 <= self.joined_share <= 0.5,
+            "in 0..0.5",
+        )
         require("share", self.share, 0 <= self.share <= 0.5, "in 0..0.5")
 
     def attach(self, clip: CLIP, frames: int) -> None:

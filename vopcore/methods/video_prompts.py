@@ -213,14 +213,27 @@ class Joint(Block):
         prefix = x[:, :, : tokens.prefix]
         patches = x[:, :, tokens.prefix :]
 
+        # One sequence of a video: all prefixes, then all patches.
+        joint = torch.cat([prefix.flatten(1, 2), patches.flatten(1, 2)], dim=1)
+
+        hidden = None
+        if tokens.real is not None:
+            hidden = _padding(tokens.real, prefix.shape[2], patches.shape[2])
+        rope = None
+        if tokens.rope is not None:
+            rope = tokens.rope.repeat(frames, 1)
+        read = None
+        if tokens.read is not None:
+            read = tokens.read * frames
+
         video = replace(
             tokens,
-            x=torch.cat([prefix.flatten(1, 2), patches.flatten(1, 2)], dim=1),
+            x=joint,
             prefix=tokens.prefix * frames,
             frames=1,
-            hidden=None if tokens.real is None else _padding(tokens.real, prefix.shape[2], patches.shape[2]),
-            rope=None if tokens.rope is None else tokens.rope.repeat(frames, 1),
-            read=None if tokens.read is None else tokens.read * frames,
+            hidden=hidden,
+            rope=rope,
+            read=read,
         )
         video = with_prompts(self.block, video, self.prompts(x))
 

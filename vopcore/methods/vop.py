@@ -86,7 +86,12 @@ class SpecificPrompts(DeepPrompts):
     def __post_init__(self) -> None:
         super().__post_init__()
         limit = f"in 0..{self.vision_prompts}, vision_prompts"
-        require("specific", self.specific, 0 <= self.specific <= self.vision_prompts, limit)
+        require(
+            "specific",
+            self.specific,
+            0 <= self.specific <= self.vision_prompts,
+            limit,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,12 @@ class VoPC(SpecificPrompts):
     def __post_init__(self) -> None:
         super().__post_init__()
         kinds = ("bilstm", "lstm", "transformer")
-        require("context", self.context, self.context in kinds, f"one of {', '.join(kinds)}")
+        require(
+            "context",
+            self.context,
+            self.context in kinds,
+            f"one of {', '.join(kinds)}",
+        )
 
     @property
     def fixed_frames(self) -> bool:
@@ -160,7 +170,12 @@ class VoPF(DeepPrompts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("spatial_layers", self.spatial_layers, self.spatial_layers >= 0, "at least 0")
+        require(
+            "spatial_layers",
+            self.spatial_layers,
+            self.spatial_layers >= 0,
+            "at least 0",
+        )
 
     def attach_vision(self, vision: Tower, frames: int) -> None:
         """Layers before and after K_s."""

@@ -57,7 +57,8 @@ class VideoCounter:
     def add(self, rows: Tensor, scores: Tensor) -> None:
         """Count a block: `scores` Float[n, V] of the captions `rows` Int64[n], on any device."""
         # a caption whose video is missing is counted against the first column, and masked in `ranks`
-        column = self._column[rows].clamp(min=0).to(scores.device)
+        column = self._column[rows].clamp(min=0)
+        column = column.to(scores.device)
         correct = scores.gather(1, column[:, None])
         self.correct_scores[rows] = correct[:, 0].double().cpu()
 
@@ -72,26 +73,39 @@ class VideoCounter:
             self.top_columns[rows] = top.columns.cpu()
             self.top_scores[rows] = top.scores.float().cpu()
 
-    def add_candidates(self, rows: Tensor, candidates: Candidates, correct: Tensor) -> None:
+    def add_candidates(
+        self,
+        rows: Tensor,
+        candidates: Candidates,
+        correct: Tensor,
+    ) -> None:
         """Count the block of captions `rows` Int64[n], of whose own videos the scores are `correct`
         Float32[n].
         """
         places, columns, scores = candidates
-        correct = correct.to(scores.device)[places]
         num_rows = len(rows)
-        above = torch.bincount(places[scores > correct], minlength=num_rows)
-        tied = torch.bincount(places[scores == correct], minlength=num_rows)
+
+        # what is no candidate scores below the own video, so it is neither above nor tied
+        correct = correct.to(scores.device)
+        correct_of_pair = correct[places]
+        places_above = places[scores > correct_of_pair]
+        places_tied = places[scores == correct_of_pair]
+        above = torch.bincount(places_above, minlength=num_rows)
+        tied = torch.bincount(places_tied, minlength=num_rows)
         self.above[rows] = above.cpu()
         self.tied[rows] = tied.cpu()
 
         num_top = self.top_scores.shape[1]
         order, ranks = best_first(scores, places, num_rows)
         is_top = ranks < num_top
-        order = order[is_top].cpu()
-        top_rows = rows[places.cpu()[order]]
         top_ranks = ranks[is_top].cpu()
-        self.top_columns[top_rows, top_ranks] = columns.cpu()[order]
-        self.top_scores[top_rows, top_ranks] = scores.cpu()[order]
+
+        # the pairs that stand on top, and the captions of the split that they belong to
+        top_pairs = order[is_top].cpu()
+        top_places = places.cpu()[top_pairs]
+        top_rows = rows[top_places]
+        self.top_columns[top_rows, top_ranks] = columns.cpu()[top_pairs]
+        self.top_scores[top_rows, top_ranks] = scores.cpu()[top_pairs]
 
     def add_up(self, workers: Workers) -> None:
         """Bring together what the workers counted, each for captions of its own."""
@@ -149,7 +163,8 @@ class CaptionCounter:
             self._caption_counts += count_above_and_equal(scores, self.bounds)
 
             # the captions of a video stand together in a block: each run of rows becomes its best scores
-            _, num_captions = self._truth.video[rows].unique(return_counts=True)
+            videos = self._truth.video[rows]
+            _, num_captions = videos.unique(return_counts=True)
             num_captions = num_captions.to(scores.device)
             scores = torch.segment_reduce(scores, "max", lengths=num_captions)
 
@@ -161,13 +176,16 @@ class CaptionCounter:
         if self._has_several:
             self._caption_counts += count_candidates(columns, scores, self.bounds)
 
-            # of the captions of a video only the best counts
+            # of the captions of a video only the best counts: one key for each pair of videos
             num_columns = self.bounds.shape[1]
             videos = self._truth.video[rows].to(places.device)
-            keys = videos[places] * num_columns + columns
+            video_of_score = videos[places]
+            keys = video_of_score * num_columns + columns
             keys, group_of_score = keys.unique(return_inverse=True)
-            best = scores.new_full(keys.shape, -torch.inf)
-            scores = best.scatter_reduce(0, group_of_score, scores, "amax")
+
+            # and the largest score of each key
+            lowest = scores.new_full(keys.shape, -torch.inf)
+            scores = lowest.scatter_reduce(0, group_of_score, scores, "amax")
             columns = keys % num_columns
 
         self._set_counts += count_candidates(columns, scores, self.bounds[:1])
@@ -196,6 +214,7 @@ class CaptionCounter:
             return None
 
         truth = self._truth
+        num_captions = len(self._correct_scores)
         above, tied = per_video(self._caption_counts, truth)
         gain = gain_of_all(
             above,
@@ -207,19 +226,21 @@ class CaptionCounter:
 
         # several captions of a video may share its best score
         tied_right = num_equal(self._best[0], self._correct_scores, truth.video)
+        tied_right = tied_right.masked_fill(~truth.is_found, 1)
         return Ranks(
             above[0],
             tied[0],
-            tied_right=tied_right.masked_fill(~truth.is_found, 1),
+            tied_right=tied_right,
             is_found=truth.is_found,
             ndcg=gain * truth.is_found,
-            candidates=len(self._correct_scores),
+            candidates=num_captions,
         )
 
 
 def count_true(mask: Tensor, dim: int) -> Tensor:
     """Int64: how many of `mask` are true along `dim`; twice as fast as adding up in int64."""
-    return mask.sum(dim, dtype=torch.int32).long()
+    count = mask.sum(dim, dtype=torch.int32)
+    return count.long()
 
 
 def count_above_and_equal(scores: Tensor, bounds: Tensor) -> Tensor:
@@ -236,7 +257,11 @@ def count_above_and_equal(scores: Tensor, bounds: Tensor) -> Tensor:
     return counts.cpu()
 
 
-def count_candidates(columns: Tensor, scores: Tensor, bounds: Tensor) -> Tensor:
+def count_candidates(
+    columns: Tensor,
+    scores: Tensor,
+    bounds: Tensor,
+) -> Tensor:
     """Int64[2, S, V]: `count_above_and_equal` of `scores` Float[P], each of a column Int64[P]."""
     bounds = bounds.to(scores.device, scores.dtype)
     num_columns = bounds.shape[1]
@@ -244,8 +269,10 @@ def count_candidates(columns: Tensor, scores: Tensor, bounds: Tensor) -> Tensor:
     equal = []
     for bound in bounds:
         bound_of_score = bound[columns]
-        above.append(torch.bincount(columns[scores > bound_of_score], minlength=num_columns))
-        equal.append(torch.bincount(columns[scores == bound_of_score], minlength=num_columns))
+        columns_above = columns[scores > bound_of_score]
+        columns_equal = columns[scores == bound_of_score]
+        above.append(torch.bincount(columns_above, minlength=num_columns))
+        equal.append(torch.bincount(columns_equal, minlength=num_columns))
 
     counts = torch.stack([torch.stack(above), torch.stack(equal)])
     return counts.cpu()
@@ -255,8 +282,12 @@ def per_video(counts: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
     """(above, tied) Int64[..., M] of counts Int64[2, ..., V] by column; (0, 1) where a video is missing."""
     column = truth.column.clamp(min=0)
     above, tied = counts[..., column]
+
+    # a missing video was counted against the first column, and ties with itself alone
     is_missing = ~truth.is_found
-    return above.masked_fill(is_missing, 0), tied.masked_fill(is_missing, 1)
+    above = above.masked_fill(is_missing, 0)
+    tied = tied.masked_fill(is_missing, 1)
+    return above, tied
 
 
 def best_correct(correct_scores: Tensor, video: Tensor) -> Tensor:
@@ -273,12 +304,19 @@ def best_correct(correct_scores: Tensor, video: Tensor) -> Tensor:
     num_best = min(NDCG_TOP, most_captions)
     num_videos = len(num_captions)
     best = torch.full((num_best, num_videos), torch.inf, dtype=correct_scores.dtype)
+
     is_best = place < num_best
-    best[place[is_best], sorted_videos[is_best]] = sorted_scores[is_best]
+    best_place = place[is_best]
+    best_video = sorted_videos[is_best]
+    best[best_place, best_video] = sorted_scores[is_best]
     return best
 
 
-def best_first(scores: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+def best_first(
+    scores: Tensor,
+    groups: Tensor,
+    num_groups: int,
+) -> tuple[Tensor, Tensor]:
     """Sorts scores [P] within their groups, Int64[P] below `num_groups`.
 
     Returns Int64[P], the order in which each group stands together, best first, and Int64[P], the rank in its
@@ -289,10 +327,13 @@ def best_first(scores: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor,
     by_group = groups[by_score].argsort(stable=True)
     order = by_score[by_group]
 
+    # the rank in a group is the distance to the place where the group begins
     sizes = torch.bincount(groups, minlength=num_groups)
     first_place = sizes.cumsum(0) - sizes
     place = torch.arange(len(groups), device=groups.device)
-    return order, place - first_place[groups[order]]
+    sorted_groups = groups[order]
+    ranks = place - first_place[sorted_groups]
+    return order, ranks
 
 
 def num_equal(
@@ -301,8 +342,11 @@ def num_equal(
     video: Tensor,
 ) -> Tensor:
     """Int64[M]: how many of a video's captions score exactly `bound` Float64[M]."""
-    is_equal = (correct_scores == bound[video]).double()
-    return torch.bincount(video, weights=is_equal, minlength=len(bound)).long()
+    bound_of_caption = bound[video]
+    is_equal = correct_scores == bound_of_caption
+    num_videos = len(bound)
+    count = torch.bincount(video, weights=is_equal.double(), minlength=num_videos)
+    return count.long()
 
 
 def gain_of_all(
@@ -349,13 +393,17 @@ def refuse_infinite(
     bad_in_row = torch.zeros(num_captions, dtype=torch.int64)
     bad_in_column = torch.zeros(len(truth.gallery), dtype=torch.int64)
     for rows in truth.blocks(block):
-        is_bad = ~torch.isfinite(similarity(rows)).cpu()
+        scores = similarity(rows)
+        is_bad = ~torch.isfinite(scores).cpu()
         bad_in_row[rows] = is_bad.sum(dim=1)
         bad_in_column += is_bad.sum(dim=0)
 
     # a video is at fault if all its similarities are bad, a caption if it has bad ones with other videos
-    bad_columns = (bad_in_column == num_captions).nonzero()[:, 0].tolist()
-    bad_rows = (bad_in_row > len(bad_columns)).nonzero()[:, 0].tolist()
+    is_bad_column = bad_in_column == num_captions
+    bad_columns = is_bad_column.nonzero()[:, 0].tolist()
+    is_bad_row = bad_in_row > len(bad_columns)
+    bad_rows = is_bad_row.nonzero()[:, 0].tolist()
+
     culprits = [f"video {truth.gallery[column]}" for column in bad_columns]
     for row in bad_rows:
         video = truth.videos[truth.video[row]]

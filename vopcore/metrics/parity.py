@@ -29,7 +29,8 @@ def clip4clip(similarity: Tensor, owner: Tensor) -> Numbers:
     Several captions: t2v sorts NaN first, leaves ties as the sort leaves them, and takes the lower of the two
     middle ranks as median. v2t takes a video's best caption, which is never NaN, and then counts as above.
     """
-    each_video_once = torch.arange(similarity.shape[1])
+    num_videos = similarity.shape[1]
+    each_video_once = torch.arange(num_videos)
     if torch.equal(owner, each_video_once):
         t2v = repeated_ranks(similarity)
         v2t = repeated_ranks(similarity.T)
@@ -42,7 +43,8 @@ def clip4clip(similarity: Tensor, owner: Tensor) -> Numbers:
     numbers = named(names.T2V, t2v)
     if len(t2v):
         # torch's median is the lower of the two middle ranks, NumPy's is their mean
-        numbers[names.of(names.T2V, "MdR")] = t2v.median().item() + 1.0
+        lower_median = t2v.median().item()
+        numbers[names.of(names.T2V, "MdR")] = lower_median + 1.0
     return numbers | named(names.V2T, v2t)
 
 
@@ -54,8 +56,10 @@ def xpool(similarity: Tensor, owner: Tensor) -> Numbers:
     R100 is printed as well.
     """
     padded_scores = padded(similarity, owner)
-    best_scores = best_caption(padded_scores)
     t2v = sorted_ranks(padded_scores)
+
+    # a video is a row of one slot, and every video's row is counted
+    best_scores = best_caption(padded_scores)
     v2t = sorted_ranks(best_scores[:, None], keep_all=True)
 
     numbers = named(names.T2V, t2v) | named(names.V2T, v2t)
@@ -77,13 +81,16 @@ def qb_norm(similarity: Tensor, owner: Tensor) -> Numbers:
     t2v = mean_ranks(similarity, right_scores)
 
     # each caption is ranked among all captions by the column of its video; the best counts for the video
-    caption_ranks = mean_ranks(similarity.T[owner], right_scores)
+    scores_of_captions = similarity.T[owner]
+    caption_ranks = mean_ranks(scores_of_captions, right_scores)
     best_ranks = []
     for video in owner.unique():
         best_ranks.append(caption_ranks[owner == video].min())
     v2t = torch.stack(best_ranks)
 
-    numbers = qb_norm_numbers(names.T2V, t2v) | qb_norm_numbers(names.V2T, v2t)
+    t2v_numbers = qb_norm_numbers(names.T2V, t2v)
+    v2t_numbers = qb_norm_numbers(names.V2T, v2t)
+    numbers = t2v_numbers | v2t_numbers
     return {name: one_decimal(name, number) for name, number in numbers.items()}
 
 
@@ -94,10 +101,14 @@ def qb_norm_numbers(direction: str, ranks: Tensor) -> Numbers:
     # a rank of 0.5 is a tie of two, which the script does not count as a hit
     numbers[f"{direction}/R1"] = share(ranks, 0.5)
 
-    shares = np.array([numbers[f"{direction}/R{top}"] for top in (1, 5, 10)])
+    recalls = [numbers[f"{direction}/R{top}"] for top in (1, 5, 10)]
+    shares = np.array(recalls)
+
+    # a share of 0 has no logarithm, and makes the mean 0
     geometric = 0.0
     if shares.all():
-        geometric = float(np.exp(np.log(shares).mean()))
+        mean_log = np.log(shares).mean()
+        geometric = float(np.exp(mean_log))
     numbers[f"{direction}/geometric"] = geometric
     return numbers
 
@@ -130,6 +141,8 @@ def published(
     similarities.
     """
     column_of_video = {video: column for column, video in enumerate(gallery)}
+
+    # pairs of a caption and the column of its video
     rows = []
     columns = []
     for row, video in enumerate(captions):
@@ -184,12 +197,16 @@ def repeated_ranks(similarity: Tensor) -> Tensor:
     right_scores = similarity.diagonal()[:, None]
     above = (similarity > right_scores).sum(dim=1)
     tied = (similarity == right_scores).sum(dim=1)
-    tied = tied * right_scores[:, 0].isfinite()
+
+    # a query whose right score is NaN or infinite gives no rank
+    is_counted = right_scores[:, 0].isfinite()
+    tied = tied * is_counted
 
     # a query with m tied candidates gives the ranks above, above + 1, ..., above + m - 1
     first_rank = above.repeat_interleave(tied)
     start_of_query = tied.cumsum(0) - tied
-    place_in_query = torch.arange(len(first_rank)) - start_of_query.repeat_interleave(tied)
+    start_of_rank = start_of_query.repeat_interleave(tied)
+    place_in_query = torch.arange(len(first_rank)) - start_of_rank
     return first_rank + place_in_query
 
 
@@ -198,7 +215,10 @@ def mean_ranks(similarity: Tensor, right_scores: Tensor) -> Tensor:
     the same.
     """
     above = (similarity > right_scores).sum(dim=1)
-    tied_others = (similarity == right_scores).sum(dim=1) - 1
+    tied = (similarity == right_scores).sum(dim=1)
+
+    # the right candidate is one of the tied
+    tied_others = tied - 1
     return above + tied_others.double() / 2
 
 
@@ -208,10 +228,14 @@ def sorted_ranks(padded_scores: Tensor, keep_all: bool = False) -> Tensor:
     A descending sort that is not stable decides about ties. The ranks stand caption slot by caption slot;
     rows whose right score is not finite are left out, unless `keep_all`.
     """
-    slots = padded_scores.permute(1, 0, 2)
+    slots = padded_scores.permute(1, 0, 2)  # [T, V, V]
     order = slots.argsort(dim=-1, descending=True)
-    right_columns = torch.arange(padded_scores.shape[0])
-    ranks = (order == right_columns[:, None]).int().argmax(dim=-1)
+
+    # the rank is the place at which the sort has put the right column
+    num_videos = padded_scores.shape[0]
+    right_columns = torch.arange(num_videos)
+    is_right = order == right_columns[:, None]
+    ranks = is_right.int().argmax(dim=-1)
     if keep_all:
         return ranks.flatten()
 
@@ -225,12 +249,12 @@ def padded(similarity: Tensor, owner: Tensor) -> Tensor:
     num_captions = owner.bincount(minlength=num_videos)
     most_captions = int(num_captions.max())
 
+    # captions of a video stand together, so a caption's slot is its distance to the first of them
     first_caption = num_captions.cumsum(0) - num_captions
     slot = torch.arange(len(owner)) - first_caption[owner]
-    padded_scores = similarity.new_full(
-        (num_videos, most_captions, num_videos),
-        -torch.inf,
-    )
+
+    shape = (num_videos, most_captions, num_videos)
+    padded_scores = similarity.new_full(shape, -torch.inf)
     padded_scores[owner, slot] = similarity
     return padded_scores
 
@@ -239,5 +263,7 @@ def best_caption(padded_scores: Tensor) -> Tensor:
     """Float[V, V]: row v, column u is the score of video v for the best caption of video u; NaN is never the
     best.
     """
-    numbers = padded_scores.masked_fill(padded_scores.isnan(), -torch.inf)
-    return numbers.amax(dim=1).T
+    is_nan = padded_scores.isnan()
+    numbers = padded_scores.masked_fill(is_nan, -torch.inf)
+    best = numbers.amax(dim=1)
+    return best.T

@@ -42,13 +42,18 @@ class Ranks:
         # The tied group fills its places at random. All are wrong with a probability of
         # C(tied_wrong, places) / C(tied, places), which is a product over the places; beyond
         # tied_wrong + 1 of them it is 0 already.
-        num_factors = int(min(places.max(), tied_wrong.max() + 1))
+        most_places = places.max()
+        most_wrong = tied_wrong.max()
+        num_factors = int(min(most_places, most_wrong + 1))
         missed = torch.ones(len(places), dtype=torch.float64)
         for place in range(num_factors):
             wrong_left = (tied_wrong - place).clamp(min=0)
             tied_left = (self.tied - place).clamp(min=1)
             still_missed = missed * (wrong_left / tied_left)
-            missed = torch.where(place < places, still_missed, missed)
+
+            # a query with fewer places left has no such factor
+            has_place = place < places
+            missed = torch.where(has_place, still_missed, missed)
         return (1 - missed) * self.is_found
 
     def ranks(self) -> Tensor:
@@ -99,4 +104,5 @@ def ideal_gains() -> Tensor:
     none = torch.zeros(1, dtype=torch.float64)
     ranks = torch.arange(1, NDCG_TOP + 1, dtype=torch.float64)
     discounts = 1 / torch.log2(ranks + 1)
-    return torch.cat([none, discounts.cumsum(0)])
+    gains = discounts.cumsum(0)
+    return torch.cat([none, gains])

@@ -64,7 +64,10 @@ class TwoStage:
         self._video = video
         self._temperature = temperature
         self._is_real = video.any(dim=-1)  # Bool[V, F]
-        self._unit_text = torch.nn.functional.normalize(text, dim=-1).bfloat16()
+        unit_text = torch.nn.functional.normalize(text, dim=-1)
+        self._unit_text = unit_text.bfloat16()
+
+        # chunk by chunk: scaling takes several times the memory of the frames
         self._chunks: list[Tensor] = []  # BFloat16[F * v, D], scaled frames
         alongs = []
         slacks = []
@@ -87,7 +90,8 @@ class TwoStage:
             return False
 
         has_direction = (lengths > 0).all()
-        has_frame = video.any(dim=-1).any(dim=-1).all()
+        is_real = video.any(dim=-1)
+        has_frame = is_real.any(dim=-1).all()
         return bool(has_direction and has_frame)
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -106,13 +110,17 @@ class TwoStage:
             # counts rise, so the last video of the batch is the widest
             width = int(grouped.num_pairs[end - 1])
             place = torch.arange(width, device=device)
-            is_pair = place < grouped.num_pairs[start:end, None]  # Bool[v, width]
+            num_pairs = grouped.num_pairs[start:end, None]
+            is_pair = place < num_pairs  # Bool[v, width]
 
             # padding repeats some pair, and is dropped below
             places = first_pair[start:end, None] + place
             numbers = grouped.order[places.clamp(max=last)]
-            exact = self._exact(rows[numbers], grouped.videos[start:end])
-            scores[numbers[is_pair]] = exact[is_pair]
+            videos = grouped.videos[start:end]
+            exact = self._exact(rows[numbers], videos)
+
+            real_numbers = numbers[is_pair]
+            scores[real_numbers] = exact[is_pair]
         return scores
 
     def block(
@@ -138,12 +146,14 @@ class TwoStage:
         can_matter |= bound >= column_floor
         places, columns = can_matter.nonzero(as_tuple=True)
 
+        # a pair matters for its caption, for its video, or for both
         lower_floor = torch.minimum(row_floor[places], column_floor[columns])
         closer = self._closer_bound(rows, products, places, columns)
         can_matter = closer >= lower_floor
         places = places[can_matter]
         columns = columns[can_matter]
-        return Candidates(places, columns, self.pairs(rows[places], columns))
+        scores = self.pairs(rows[places], columns)
+        return Candidates(places, columns, scores)
 
     def _top_floor(
         self,
@@ -158,7 +168,8 @@ class TwoStage:
         num_videos = bound.shape[1]
         num_likely = min(2 * num_top, num_videos)
         columns = top_scores(bound, num_likely).columns
-        likely = self.pairs(rows.repeat_interleave(num_likely), columns.flatten())
+        row_of_pair = rows.repeat_interleave(num_likely)
+        likely = self.pairs(row_of_pair, columns.flatten())
         likely = likely.view(columns.shape)
 
         num_best = min(num_top, num_likely)
@@ -211,12 +222,17 @@ class TwoStage:
         pair_products = self._gathered(products, places, columns)  # p_j
         along = self._along[columns].double()  # b_j, 0 for padding
         slack = self._slack[columns].double()
-        sharpness = self._text.norm(dim=-1)[rows][places].double() / self._temperature
+        text_lengths = self._text.norm(dim=-1)
+        length_of_pair = text_lengths[rows][places]
+        sharpness = length_of_pair.double() / self._temperature
 
+        # the weights of a_j / b_j in the average: w_j b_j, which add up to 1
         logits = sharpness[:, None] * along * pair_products
         logits = logits.masked_fill(along == 0, -torch.inf)
         weights = logits.softmax(dim=1) * along
         weights = weights / weights.sum(dim=1, keepdim=True)
+
+        # P, by which other weights could move the average up
         average = (weights * pair_products).sum(dim=1)
         above = pair_products - average[:, None]
         excess = (weights * above.clamp(min=0)).sum(dim=1)
@@ -237,13 +253,21 @@ class TwoStage:
     ) -> Tensor:
         """Float64[P, F]: the products of pairs; `places` are rows of the block."""
         num_frames = self._video.shape[1]
-        gathered = self._slack.new_empty(len(places), num_frames, dtype=torch.float64)
+        num_pairs = len(places)
+        gathered = self._slack.new_empty(num_pairs, num_frames, dtype=torch.float64)
+
+        # pairs whose products stand in the same chunk are gathered together
         chunk_of_pair = columns // CHUNK
         by_chunk = chunk_of_pair.argsort(stable=True)
-        sizes = torch.bincount(chunk_of_pair, minlength=len(products)).tolist()
-        for number, (product, pairs) in enumerate(zip(products, by_chunk.split(sizes), strict=True)):
-            column_in_chunk = columns[pairs] - number * CHUNK
-            gathered[pairs] = product[places[pairs], :, column_in_chunk].double()
+        sizes = torch.bincount(chunk_of_pair, minlength=len(products))
+        pairs_of_chunk = by_chunk.split(sizes.tolist())
+
+        first_column = 0
+        for product, pairs in zip(products, pairs_of_chunk, strict=True):
+            column_in_chunk = columns[pairs] - first_column
+            place = places[pairs]
+            gathered[pairs] = product[place, :, column_in_chunk].double()
+            first_column += CHUNK
         return gathered
 
     def _batches(self, num_pairs: Tensor) -> Iterator[tuple[int, int]]:
@@ -278,7 +302,8 @@ class TwoStage:
         product = (weights * products).sum(dim=-1)
         pooled = weights @ frames
         length = pooled.norm(dim=-1).clamp(min=SMALLEST_LENGTH)
-        cosine = product / (length * text.norm(dim=-1))
+        text_length = text.norm(dim=-1)
+        cosine = product / (length * text_length)
         return cosine.float()
 
 
@@ -302,8 +327,10 @@ def pairs_by_video(columns: Tensor) -> PairsByVideo:
     )
     by_count = num_pairs.argsort(stable=True)
 
+    # where each group goes, and with it each of its pairs
+    num_groups = len(by_count)
     position_of_group = torch.empty_like(by_count)
-    position_of_group[by_count] = torch.arange(len(by_count), device=columns.device)
+    position_of_group[by_count] = torch.arange(num_groups, device=columns.device)
     position_of_pair = position_of_group[group_of_pair]
     order = position_of_pair.argsort(stable=True)
     return PairsByVideo(order, videos[by_count], num_pairs[by_count])
@@ -326,11 +353,14 @@ def scaled_frames(video: Tensor, is_real: Tensor) -> ScaledFrames:
     """The frames of some videos, Float32[v, F, D], real ones Bool[v, F], as bounds need them."""
     # the first real frame in the place of padding: a maximum over frames stays what it is
     num_frames = video.shape[1]
-    frame_numbers = torch.arange(num_frames, device=video.device).expand(is_real.shape)
+    frame_numbers = torch.arange(num_frames, device=video.device)
+    frame_numbers = frame_numbers.expand(is_real.shape)
     first_real = is_real.int().argmax(dim=1)
     frame_numbers = torch.where(is_real, frame_numbers, first_real[:, None])
-    frames = video.gather(1, frame_numbers[:, :, None].expand(video.shape))
+    of_each_number = frame_numbers[:, :, None].expand(video.shape)
+    frames = video.gather(1, of_each_number)
 
+    # c, the direction that the frames have in common
     directions = torch.nn.functional.normalize(video, dim=-1)  # zero for padding
     centre = directions.sum(dim=1)
     centre = torch.nn.functional.normalize(centre, dim=-1)

@@ -88,7 +88,11 @@ class ShardIndex:
         """The rows of many videos, int32; null for those that are not there."""
         return pc.index_in(videos, value_set=self._columns["video"])
 
-    def value(self, column: str, position: int) -> Any:  # noqa: ANN401 - as the column's type
+    def value(
+        self,
+        column: str,
+        position: int,
+    ) -> Any:  # noqa: ANN401 - as the column's type
         """One cell of the table."""
         return self._columns[column][position].as_py()
 
@@ -101,7 +105,8 @@ class ShardIndex:
         """The index with other times of change of some source files, float64 [N]; the sidecars keep the old
         ones.
         """
-        column = self._columns["source_mtime"].to_numpy(zero_copy_only=False).copy()
+        stored = self._columns["source_mtime"].to_numpy(zero_copy_only=False)
+        column = stored.copy()
         column[positions.to_numpy()] = mtimes.to_numpy()
 
         # NumPy has NaN for null, `from_pandas` makes it null again
@@ -121,8 +126,10 @@ class ShardIndex:
         if videos is not None:
             wanted = pc.unique(pa.array(videos, pa.string()))
             positions = self.positions(wanted).drop_null()
-            in_order = positions.take(pc.array_sort_indices(positions))
-            rows = self.table.take(in_order)
+
+            # in the order of the table, whatever the order they were asked for
+            order = pc.array_sort_indices(positions)
+            rows = self.table.take(positions.take(order))
 
         digest = hashlib.sha256()
         for name in ("video", "status", "num_frames", "start", "end", "content"):
@@ -131,11 +138,14 @@ class ShardIndex:
         # how many times each video has, and all of them
         times = _one_chunk(rows.column("times"))
         num_times = pc.list_value_length(times)
-        digest.update(num_times.to_numpy(zero_copy_only=False).tobytes())
-        digest.update(times.flatten().to_numpy().tobytes())
+        num_times = num_times.to_numpy(zero_copy_only=False)
+        all_times = times.flatten().to_numpy()
+        digest.update(num_times.tobytes())
+        digest.update(all_times.tobytes())
 
         # Shards written before frames were hashed: the file that was decoded has to do.
-        unhashed = rows.filter(pc.is_null(rows.column("content")))
+        has_no_hash = pc.is_null(rows.column("content"))
+        unhashed = rows.filter(has_no_hash)
         for name in ("video", "source_size", "source_mtime"):
             digest.update(_bytes_of(unhashed.column(name)))
         return digest.hexdigest()[:16]
@@ -205,7 +215,8 @@ def save_index(store: Store, index: ShardIndex) -> None:
     folder = store.child(FOLDER)
     shards = [asdict(shard) for _, shard in sorted(index.shards.items())]
     facts = json.dumps(shards)
-    table = index.table.combine_chunks().replace_schema_metadata({"shards": facts})
+    table = index.table.combine_chunks()
+    table = table.replace_schema_metadata({"shards": facts})
 
     # Another name for another content: who has the old file open is not disturbed.
     key = hashlib.sha256(facts.encode())
@@ -218,7 +229,10 @@ def save_index(store: Store, index: ShardIndex) -> None:
         ):
             writer.write_table(table)
         sha256 = file_sha256(path)
-    folder.write(CURRENT, json.dumps({"file": name, "sha256": sha256}).encode())
+
+    # Last: whoever reads CURRENT finds the file that it names.
+    current = json.dumps({"file": name, "sha256": sha256})
+    folder.write(CURRENT, current.encode())
     index.is_saved = True
 
     # Who has the old one open keeps it; who is about to open it makes the index from the sidecars.
@@ -282,12 +296,12 @@ def _shard_file(
 
 def _rows(number: int, entries: Sequence[dict[str, Any]]) -> pa.Table:
     """What a sidecar says of its videos; what it does not say, as one of an older version, is null."""
-    names = SCHEMA.names[2:]
-    columns = [
-        pa.array(np.full(len(entries), number, np.int32)),
-        pa.array(np.arange(len(entries), dtype=np.int32)),
-    ]
-    for name in names:
+    # the shard and the row there come first; the other columns are what the sidecar says
+    num_rows = len(entries)
+    shards = np.full(num_rows, number, np.int32)
+    rows = np.arange(num_rows, dtype=np.int32)
+    columns = [pa.array(shards), pa.array(rows)]
+    for name in SCHEMA.names[2:]:
         values = [entry.get(name) for entry in entries]
         columns.append(pa.array(values, SCHEMA.field(name).type))
     return pa.table(columns, schema=SCHEMA)
@@ -300,9 +314,11 @@ def _latest(table: pa.Table) -> pa.Table:
     if table.num_rows < 2:
         return table
 
+    # a row counts if the one above it is of another video
     videos = _one_chunk(table.column("video"))
     following = videos.slice(1)
-    is_another = pc.not_equal(videos.slice(0, len(following)), following)
+    preceding = videos.slice(0, len(following))
+    is_another = pc.not_equal(preceding, following)
     is_first = pa.concat_arrays([pa.array([True]), is_another])
     return table.filter(is_first).combine_chunks()
 

@@ -56,7 +56,10 @@ def _refuse_repeated(moments: pa.Table) -> None:
     if len(videos) < 2:
         return
     following = videos.slice(1)
-    is_repeated = pc.equal(videos.slice(0, len(following)), following)
+    preceding = videos.slice(0, len(following))
+    is_repeated = pc.equal(preceding, following)
+
+    # -1 where there is none
     row = is_repeated.index(True).as_py()
     if row < 0:
         return
@@ -151,7 +154,8 @@ def rows_per_shard(
 
     Counts all videos, committed or not, so that a run that is resumed cuts the same shards.
     """
-    fitting = max(shard_megabytes * 2**20 // bytes_per_video, 1)
+    shard_bytes = shard_megabytes * 2**20
+    fitting = max(shard_bytes // bytes_per_video, 1)
     num_tasks = TASKS_PER_CPU * num_cpus
     share = -(-num_videos // num_tasks)  # rounded up
     return min(fitting, max(share, 1))

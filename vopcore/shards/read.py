@@ -41,10 +41,12 @@ def sidecars(store: Store) -> list[Sidecar]:
     # an object store answers late, and many requests at once
     num_threads = 1 if store.is_local else 32
     names = [sidecar_name(number) for number in numbers]
+    listed = []
     with ThreadPoolExecutor(num_threads) as pool:
         contents = pool.map(store.read, names)
-        rows = zip(numbers, contents, strict=True)
-        return [_sidecar(number, json.loads(content)) for number, content in rows]
+        for number, content in zip(numbers, contents, strict=True):
+            listed.append(_sidecar(number, json.loads(content)))
+    return listed
 
 
 def _sidecar(number: int, content: dict[str, Any]) -> Sidecar:
@@ -81,7 +83,8 @@ class Shards:
         """The ids of all videos that have frames, sorted."""
         table = self._index.table
         has_frames = pc.greater(table.column("num_frames"), 0)
-        return table.column("video").filter(has_frames).combine_chunks()
+        videos = table.column("video").filter(has_frames)
+        return videos.combine_chunks()
 
     def digest(self, videos: Sequence[str] | pa.Array | None = None) -> str:
         """Sixteen characters that change when one of `videos` (None: all) gives other frames; see
@@ -172,11 +175,13 @@ def verify(folder: str | Path) -> list[str]:
             faults.append(f"{place}: is missing")
             continue
 
+        # an object store's file is copied, as it is read twice: to be hashed, and as a memory map
         with scratch_folder() as scratch:
             path = Path(place)
             if not store.is_local:
                 path = scratch / name
-                fs.copy_files(place, str(path), store.filesystem, fs.LocalFileSystem())
+                disk = fs.LocalFileSystem()
+                fs.copy_files(place, str(path), store.filesystem, disk)
             faults += [f"{place}: {fault}" for fault in _faults(path, sidecar)]
     return faults
 

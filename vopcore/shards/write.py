@@ -40,7 +40,11 @@ class ShardWriter:
 
 
 @contextmanager
-def writing_shard(store: Store, number: int, layout: Layout) -> Iterator[ShardWriter]:
+def writing_shard(
+    store: Store,
+    number: int,
+    layout: Layout,
+) -> Iterator[ShardWriter]:
     """Shard `number`, whole when the block ends without an error; holds one video in memory at a time.
 
     The Arrow file appears when it is whole; the shard counts once its sidecar is there, which comes last.

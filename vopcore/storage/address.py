@@ -40,16 +40,19 @@ def open_uri(place: str) -> tuple[fs.FileSystem, str]:
     """
     match = SCHEME.match(place)
     if match is None:
-        return fs.LocalFileSystem(), os.path.abspath(place)  # noqa: PTH100 - Path.absolute() keeps the dots
+        path = os.path.abspath(place)  # noqa: PTH100 - Path.absolute() keeps the dots
+        return fs.LocalFileSystem(), path
 
     scheme = match[1].lower()
+    rest = place[match.end() :]
     if scheme == "file":
-        return fs.LocalFileSystem(), unquote(place[match.end() :])
+        return fs.LocalFileSystem(), unquote(rest)
 
     try:
+        # others, such as hdfs://, are for pyarrow to read
         if scheme not in OBJECT_STORES:
             return fs.FileSystem.from_uri(place)
-        return _open_bucket(scheme, place[match.end() :])
+        return _open_bucket(scheme, rest)
     except (OSError, ValueError) as error:
         raise ValueError(f"{display(place)}: {error}") from error
 
@@ -63,6 +66,8 @@ def _open_bucket(scheme: str, rest: str) -> tuple[fs.FileSystem, str]:
 
     address = f"{scheme}://{bucket}/{options}"
     filesystem, root = fs.FileSystem.from_uri(address)
+
+    # the key goes behind the bucket as it is written
     path = root.rstrip("/")
     if key:
         path = f"{path}/{key}"
@@ -77,15 +82,18 @@ def split_options(place: str) -> tuple[str, str]:
     match = OPTIONS.search(place)
     if match is None:
         return place, ""
-    return place[: match.start()], match[0]
+    location = place[: match.start()]
+    return location, match[0]
 
 
 def below(place: str, name: str) -> str:
     """The path or URI of `name`, one of our own plain names, in the folder `place`; options stay last."""
-    if not is_uri(place):
-        return f"{place.rstrip('/')}/{name}"
-    location, options = split_options(place)
-    return f"{location.rstrip('/')}/{name}{options}"
+    location = place
+    options = ""
+    if is_uri(place):
+        location, options = split_options(place)
+    folder = location.rstrip("/")
+    return f"{folder}/{name}{options}"
 
 
 def display(place: str) -> str:
@@ -97,5 +105,7 @@ def display(place: str) -> str:
     location, _ = split_options(place)
     scheme, _, rest = location.partition("://")
     bucket, slash, key = rest.partition("/")
+
+    # access_key:secret_key@bucket
     _, _, bucket = bucket.rpartition("@")
     return f"{scheme}://{bucket}{slash}{key}"

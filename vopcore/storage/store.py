@@ -92,10 +92,10 @@ class Store:
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file to a local path, whole or not at all. Raises FileNotFoundError."""
+        stored = self.path(name)
+        disk = fs.LocalFileSystem()
         with written_whole(path) as partial:
-            self.tried(
-                lambda: fs.copy_files(self.path(name), str(partial), self.filesystem, fs.LocalFileSystem())
-            )
+            self.tried(lambda: fs.copy_files(stored, str(partial), self.filesystem, disk))
 
     def _upload(self, path: Path, name: str) -> None:
         partial = self.path(f"{name}.part")

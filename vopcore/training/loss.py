@@ -165,7 +165,14 @@ def loss_of(
     )
     if lesson is None:
         return loss
-    return loss + lesson.weight * _distance_from(lesson, compare, blocks, retriever.clip, is_small)
+    distance = _distance_from(
+        lesson,
+        compare,
+        blocks,
+        retriever.clip,
+        is_small,
+    )
+    return loss + lesson.weight * distance
 
 
 def _distance_from(
