@@ -398,7 +398,7 @@ def _method_run(
         if key not in fields:
             raise ConfigError(unknown(f"methods.{name}.{key}", key, [*fields, *RUN_KEYS]))
     try:
-        options = TypeAdapter(options_class).validate_python(entry)
+        options: Any = TypeAdapter(options_class).validate_python(entry)
         return MethodRun(
             name=name,
             method=options,
