@@ -65,7 +65,7 @@ class RunStore:
 
     @property
     def client(self) -> MlflowClient:
-        _settle()
+        settle()
         return MlflowClient(tracking_uri=self.uri)
 
 
@@ -79,7 +79,7 @@ def open_store(
     Called once, on the driver, before any worker logs: several processes racing on a new SQLite file fail.
     Raises StoreError; ServerAwayError where it may help to wait.
     """
-    _settle()
+    settle()
     uri = store_uri(uri, folder)
 
     # A server knows where its artifacts go. A file would put them into the working folder.
@@ -178,7 +178,7 @@ def find_store(uri: str | None, experiment: str) -> RunStore:
 
     uri: None is where a run of `experiment` keeps its numbers unless told otherwise.
     """
-    _settle()
+    settle()
     uri = local_uri(store_uri(uri, Path("outputs") / experiment))
     _check_sqlite(uri)
 
@@ -219,7 +219,7 @@ def one_line(uri: str) -> Iterator[None]:
         raise StoreError(message) from error
 
 
-def _settle() -> None:
+def settle() -> None:
     """Have MLflow as this project wants it; whatever the user set stays."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
