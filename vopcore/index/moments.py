@@ -18,6 +18,10 @@ WHOLE = 1.5  # a video of at most this many window lengths is one window
 MERGE_LEVEL = 0.75
 FRAME_LEVEL = 0.5
 BEYOND_LEVEL = 0.9
+
+# Seconds. What is looked for may be much shorter than a window, so the answer scores what its best stretch
+# does; single frames would say more of their noise than of what they show.
+STRETCH = 2.0
 SLACK = 1e-6  # seconds; sums of float32 steps are not exact
 
 
@@ -142,7 +146,7 @@ def refine(
     them; scores: float [F], their cosines with the query; base: the mean cosine of the whole video's frames;
     found: the windows that matched, within `bounds`. The answer is the run of frames about the best frame of
     `found` whose sum of `score - threshold` is largest. The threshold is at FRAME_LEVEL of the way from
-    `base` to the mean frame of `found`, beyond `found` at BEYOND_LEVEL. A frame stands for the time up to
+    `base` to the best STRETCH of `found`, beyond `found` at BEYOND_LEVEL. A frame stands for the time up to
     half way to its neighbours.
     """
     times, scores = _each_once(times, scores)
@@ -151,7 +155,7 @@ def refine(
         return found, (found.start + found.end) / 2
 
     best = int(np.argmax(np.where(is_found, scores, -np.inf)))
-    level = float(scores[is_found].mean())
+    level = _best_stretch(times[is_found], scores[is_found], found.end)
     share = np.where(is_found, FRAME_LEVEL, BEYOND_LEVEL)
     thresholds = np.minimum(base + share * (level - base), scores[best])
     first, last = run_around(scores - thresholds, best)
@@ -163,6 +167,22 @@ def refine(
     if last + 1 < len(times):
         end = (times[last] + times[last + 1]) / 2
     return Span(float(start), float(end)), float(times[best])
+
+
+def _best_stretch(
+    times: np.ndarray,
+    scores: np.ndarray,
+    end: float,
+) -> float:
+    """The highest mean score of the frames of STRETCH seconds, of all frames where that is higher or `end`
+    comes before. times: float [F], ascending."""
+    sums = np.concatenate([[0.0], np.cumsum(scores, dtype=np.float64)])
+    firsts = np.arange(len(times))
+    stops = np.searchsorted(times, times + (STRETCH - SLACK))
+    means = (sums[stops] - sums[firsts]) / (stops - firsts)
+
+    is_whole = times + STRETCH <= end + SLACK
+    return max(float(scores.mean()), float(means[is_whole].max(initial=-np.inf)))
 
 
 def _each_once(times: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

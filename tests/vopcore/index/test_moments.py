@@ -81,6 +81,20 @@ def test_ends_are_where_frames_stop_matching():
     assert best == 4
 
 
+def test_a_scene_much_shorter_than_its_window_is_told_from_others_that_match_a_little():
+    times = np.arange(0.25, 8, 0.5)
+    scores = np.where((times > 3) & (times < 5), 1.0, 0.3)
+    span, best = refine(times, scores, 0.0, found=Span(0, 8), bounds=Span(0, 8))
+    assert span == (3, 5)
+    assert 3 < best < 5
+
+
+def test_one_frame_that_matches_by_chance_cuts_no_scene_short():
+    times = np.arange(0.25, 8, 0.5)
+    scores = np.where(times == 4.25, 1.0, 0.4)
+    assert refine(times, scores, 0.0, found=Span(0, 8), bounds=Span(0, 8))[0] == (0, 8)
+
+
 def test_frames_beyond_the_windows_have_to_match_nearly_as_well_as_those_in_them():
     times = np.arange(0, 10, dtype=np.float32)
     scores = np.array([0, 0.6, 0.6, 0.9, 1.0, 0.8, 0.95, 0.9, 0, 0], np.float32)
