@@ -15,6 +15,7 @@ Exit codes: 0 done, 1 the machines failed, 2 something to put right, 130 interru
 
 import argparse
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ sys.path.insert(
 
 from pipelines.command.arguments import CommandLine
 from pipelines.command.exit_codes import DONE, exit_code_of, stop_like_ctrl_c
+from pipelines.command.names import printable
 
 if TYPE_CHECKING:
     from pipelines.indexing.driver import Updated
@@ -116,9 +118,9 @@ def index_folder(
             if updated.changed:
                 report(updated, uri, index.table.failed)
 
-    print(
-        f'\n  python pipelines/search.py {uri} "a dog runs into the sea"\n  python pipelines/serve.py {uri}'
-    )
+    place = shlex.quote(uri)
+    print(f'\n  python pipelines/search.py {place} "a dog runs into the sea"')
+    print(f"  python pipelines/serve.py {place}")
 
 
 def report(
@@ -134,7 +136,7 @@ def report(
         flush=True,
     )
     for entry in failed[:10]:
-        print(f"  {entry.video}: {entry.error}")
+        print(f"  {printable(entry.video)}: {entry.error}")
     if len(failed) > 10:
         print(f"  and {len(failed) - 10:,} more: {uri}/failed.csv")
 

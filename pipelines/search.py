@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, also whe
 
 from pipelines.command.arguments import CommandLine, UsageError
 from pipelines.command.exit_codes import DONE, exit_code_of
+from pipelines.command.names import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,11 +115,6 @@ def clock(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02}:{rest // 10:02}.{rest % 10}"
     return f"{minutes}:{rest // 10:02}.{rest % 10}"
-
-
-def printable(name: str) -> str:
-    """A file's name without what would move the cursor of a terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import FileResponse, JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving.catalogue import Catalogue, Query, ServedIndex
 from pipelines.serving.media import thumbnail_response, video_response
@@ -146,12 +147,33 @@ def create_app(
         summary="Search videos by text, to the second",
         lifespan=lifespan,
     )
+    app.add_middleware(BodyLimit)
     if check_host:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_NAMES)
     _add_guard(app, token)
     _add_pages(app, token)
     _add_api(app, catalogue, queue)
     return app
+
+
+class BodyLimit:
+    """Refuses a request of more than MAX_BODY bytes, also one that does not say how long it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > MAX_BODY:
+                raise HTTPException(413, f"a request has at most {MAX_BODY:,} bytes")
+            return message
+
+        await self._app(scope, limited, send)
 
 
 def _add_guard(app: FastAPI, token: str | None) -> None:
@@ -164,12 +186,6 @@ def _add_guard(app: FastAPI, token: str | None) -> None:
     ) -> Response:
         if token is not None and request.url.path not in OPEN and not _is_allowed(request, token):
             return JSONResponse({"detail": "this server wants its token"}, 401)
-        if int(request.headers.get("content-length") or 0) > MAX_BODY:
-            return JSONResponse(
-                {"detail": f"a request has at most {MAX_BODY:,} bytes"},
-                413,
-            )
-
         response = await call_next(request)
         if not request.url.path.startswith(("/docs", "/redoc")):
             for name, value in SAFE_HEADERS.items():

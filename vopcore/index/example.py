@@ -27,8 +27,10 @@ def encode_example(folder: Path, file: Path) -> Tensor:
 def read_example(encoder: WindowEncoder, file: Path) -> np.ndarray:
     """The frames of a video or the one of a photo, uint8 [F, S, S, 3], as the model wants them."""
     settings = encoder.settings
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"{file}: no such file")
+    if not file.is_file():
+        raise ValueError(f"{file}: not a file; an example is a video or a photo")
     if file.suffix.lower() in PHOTO_SUFFIXES:
         return read_photo(file, settings)[None]
     try:

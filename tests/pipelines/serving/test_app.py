@@ -116,7 +116,16 @@ def test_a_request_that_is_none_is_refused_with_a_reason(client, body):
 def test_a_query_of_ten_thousand_words_is_cut_and_answered(client):
     response = client.post("/search", json={"text": "word " * 10_000, "top": 1})
     assert response.status_code == 200
-    assert client.post("/search", content=b"x" * 2**21).status_code == 413
+    refused = client.post("/search", content=b"x" * 2**21)
+    assert refused.status_code == 413
+    assert refused.json()["detail"] == "a request has at most 1,048,576 bytes"
+
+
+@pytest.mark.parametrize("path", ["/search", "/login"])
+def test_a_request_that_does_not_say_how_long_it_is_is_refused_too(client, path):
+    blocks = (b" " * 2**16 for _ in range(2**6))
+    assert client.post(path, content=blocks).status_code == 413
+    assert client.get("/health").json()["status"] == "ok"
 
 
 @pytest.mark.parametrize("name", NAMES)
