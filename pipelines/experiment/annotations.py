@@ -159,8 +159,8 @@ def _check_rows(config: RunConfig, table: pa.Table) -> None:
     has_val = bool(videos_of(table, "val"))
 
     # of several learning rates the one is kept that is best on val
-    searches = any(not isinstance(run.train.lr, float) for run in config.methods)
-    if searches and not has_val:
+    chooses = any(is_trained(run) and not isinstance(run.train.lr, float) for run in config.methods)
+    if chooses and not has_val:
         raise ConfigError(
             "train.lr: a search over learning rates needs a val split, and there is none; data.holdout=5%"
             " keeps a share of the training videos apart"

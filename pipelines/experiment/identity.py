@@ -11,6 +11,10 @@ does work twice. So they are listed here, in one place, and each has a test.
     name and the same two. Not in it: where files lie, how often a checkpoint is written, threads per worker
     (they move sums in the last bit), and the version of the code, which only a benchmark compares.
 
+**Search for a learning rate** (`search_key`; `searches/KEY/`).
+    What a run's is, but for what is measured on the test split, which no search sees. The run's own key holds
+    the search too, its bounds, trials and seed, in the place of a rate.
+
 **Data** (`data_hash`).
     Split, video, caption, start and end of every row; not the paths, so data may be moved.
 
@@ -93,7 +97,37 @@ def run_key(
     data: `data_hash`; shards: the folder of shards; decode: `decode_hash`; others: name, `data_hash` and
     `decode_hash` of each config in `evaluate.also`.
     """
-    content = {
+    content = _tuning(config, run, data, shards, decode)
+    content["evaluate"] = config.evaluate.model_dump(exclude={"each_epoch", "also"})
+    if others:
+        content["also"] = list(others)
+    # the label is there for people; what tells two labels apart is in the hash
+    label = re.sub(r"[^\w.+=-]", "_", config.run)
+    middle = f"-{label}" if label else ""
+    return f"{run.name}-s{config.seed}{middle}-{fingerprint(content)}"
+
+
+def search_key(
+    config: RunConfig,
+    run: MethodRun,
+    data: str,
+    shards: str,
+    decode: str,
+) -> str:
+    """`METHOD-sSEED-HASH`, the name of the search for a run's learning rate; the arguments of `run_key`."""
+    content = _tuning(config, run, data, shards, decode)
+    return f"{run.name}-s{config.seed}-{fingerprint(content)}"
+
+
+def _tuning(
+    config: RunConfig,
+    run: MethodRun,
+    data: str,
+    shards: str,
+    decode: str,
+) -> dict[str, Any]:
+    """All that decides what tuning comes to."""
+    return {
         "method": asdict(run.method),
         "run": run.model_dump(exclude={"method", "train"} | ({"merge"} if not run.merge else set())),
         "train": training_settings(run),
@@ -101,18 +135,11 @@ def run_key(
         "label": config.run,
         "frames": config.video.frames,
         "clip": backbone(config.clip),
-        "evaluate": config.evaluate.model_dump(exclude={"each_epoch", "also"}),
         "workers": (config.resources.workers, config.resources.max_workers),
         "shards": Path(shards.partition("?")[0]).name,  # without the options of a URI
         "data": data,
         "decode": decode,
     }
-    if others:
-        content["also"] = list(others)
-    # the label is there for people; what tells two labels apart is in the hash
-    label = re.sub(r"[^\w.+=-]", "_", config.run)
-    middle = f"-{label}" if label else ""
-    return f"{run.name}-s{config.seed}{middle}-{fingerprint(content)}"
 
 
 def data_hash(annotations: pa.Table) -> str:

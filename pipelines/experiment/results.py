@@ -4,6 +4,7 @@ Results come first: the numbers are written as soon as they are known, and with 
 get. What MLflow or a model does not take afterwards costs no tuning: the same command tries it again.
 """
 
+import csv
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from pipelines import track
 from pipelines.experiment.prepare import DecodedData
 from pipelines.tune.worker import WEIGHTS, WorkerResult
 from vopcore.config import MethodRun
+from vopcore.metrics import names
 from vopcore.retriever import Precision
 from vopcore.storage import Store, scratch_folder
 from vopcore.tuned_model import ModelSettings, VideoVectors, save_model
@@ -66,6 +68,11 @@ class ResultFiles:
     def transfer(self, name: str) -> Path:
         """PREDICTIONS of the test split of the config `name`, which was searched too."""
         return self.folder / f"{self.key}.{name}.parquet"
+
+    @property
+    def search(self) -> Path:
+        """The trials of the search for the learning rate, a line each, where there was one."""
+        return self.folder / f"{self.key}.search.csv"
 
     @property
     def unlogged(self) -> Path:
@@ -123,11 +130,31 @@ def log_result(
             shutil.copy(files.transfer(name), copy)
             track.log_files(store, run_id, [copy], track.TRANSFERS)
     track.log_files(store, run_id, [files.unlogged / WEIGHTS], "tuned")
+    if files.search.is_file():
+        _log_search(store, run_id, files.search)
     track.end_run(store, run_id, tags=facts["tags"])
 
     if data.config.mlflow.model != "none":
         precision: Precision = "bf16" if facts["tags"]["precision"] == "bf16" else "fp32"
         _log_model(data, store, run, files, run_id, settings, precision)
+
+
+def _log_search(store: track.RunStore, run_id: str, file: Path) -> None:
+    """The table of the trials, and two curves over them: of rates, and of what each has come to."""
+    with scratch_folder() as folder:
+        artifact = folder / track.SEARCH
+        shutil.copy(file, artifact)
+        track.log_files(store, run_id, [artifact])
+
+    points = []
+    with file.open() as lines:
+        for number, line in enumerate(csv.DictReader(lines), 1):
+            numbers = {
+                names.SEARCH_RATE: float(line["lr"]),
+                names.SEARCH_CURVE: float(line["val_t2v_R1"]),
+            }
+            points.append((number, numbers))
+    track.log_curves(store, run_id, points)
 
 
 def _log_model(
@@ -151,8 +178,8 @@ def _log_model(
     )
     vectors = None
     if (files.unlogged / VECTORS).is_file():
-        names = json.loads((files.unlogged / NAMES).read_text())
-        vectors = VideoVectors(names, np.load(files.unlogged / VECTORS))
+        videos = json.loads((files.unlogged / NAMES).read_text())
+        vectors = VideoVectors(videos, np.load(files.unlogged / VECTORS))
 
     is_test = pc.equal(data.annotations["split"], "test")
     caption = data.annotations.filter(is_test)["caption"][0].as_py()

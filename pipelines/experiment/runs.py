@@ -14,7 +14,7 @@ from pipelines import track
 from pipelines.cluster import machines
 from pipelines.cluster.start import start_ray
 from pipelines.experiment import prepare
-from pipelines.experiment.identity import run_key
+from pipelines.experiment.identity import run_key, search_key
 from pipelines.experiment.kept_output import KeptOutput, kept_output
 from pipelines.experiment.prepare import DecodedData
 from pipelines.experiment.provenance import code_hash, code_version
@@ -25,9 +25,11 @@ from pipelines.experiment.results import (
     log_result,
 )
 from pipelines.tune.driver import RunFailedError, tune_on_ray
+from pipelines.tune.search_rate import FoundRate, search_rate
 from pipelines.tune.worker import Task
-from vopcore.config import MethodRun, RunConfig
+from vopcore.config import MethodRun, RunConfig, searches
 from vopcore.metrics import names
+from vopcore.storage import Store, below
 
 COLUMNS = ("method", "trainable", "% of total", "t2v R@1", "v2t R@1", "seconds")
 
@@ -179,13 +181,14 @@ def _single_rates(run: MethodRun) -> list[MethodRun]:
     """The run once for each learning rate it is to be tried with."""
     rates = run.train.lr
     if not isinstance(rates, tuple):
-        rates = (rates,)
+        return [run]
+    return [_at_rate(run, rate) for rate in rates]
 
-    runs = []
-    for rate in rates:
-        train = run.train.model_copy(update={"lr": rate})
-        runs.append(run.model_copy(update={"train": train}))
-    return runs
+
+def _at_rate(run: MethodRun, rate: float) -> MethodRun:
+    """The run with this learning rate, whatever it was to be tried with."""
+    train = run.train.model_copy(update={"lr": rate})
+    return run.model_copy(update={"train": train})
 
 
 def _task(experiment: Experiment, run: MethodRun) -> Task:
@@ -215,8 +218,14 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
     if files.numbers.is_file():
         print(f"{run.name}: finished before ({files.key}); run=NAME tunes it anew")
         result = RunResult.read(files.numbers)
-        _log(experiment, run, files, result)
+        rate = result.metrics.get(names.FOUND_RATE)
+        _log(experiment, run if rate is None else _at_rate(run, rate), files, result)
         return result
+
+    found = None
+    if searches(run):
+        found = _search(experiment, run)
+        run = _at_rate(run, found.rate)
 
     run_id = _start_run(experiment, run, files.key)
     task = _task(experiment, run)
@@ -239,16 +248,35 @@ def _run_single(experiment: Experiment, run: MethodRun) -> RunResult:
         raise
 
     # the results first: nothing that follows can lose them
+    metrics = measured.metrics
+    if found is not None:
+        metrics = metrics | found.metrics
+        Store(files.folder).write(files.search.name, found.as_csv().encode())
     result = RunResult(
         run.name,
         config.seed,
         files.key,
         run_id,
-        measured.metrics,
+        metrics,
     )
     files.write(result, measured, checkpoint)
     _log(experiment, run, files, result)
     return result
+
+
+def _search(experiment: Experiment, run: MethodRun) -> FoundRate:
+    """The learning rate of a run that is to find its own; at once where the same search has ended before."""
+    config = experiment.config
+    data = experiment.data
+    key = search_key(
+        config,
+        run,
+        data.data_hash,
+        data.shards,
+        data.decode_hash,
+    )
+    folder = Store(below(config.storage or config.output, "searches")).child(key)
+    return search_rate(_task(experiment, run), folder)
 
 
 def _start_run(
@@ -379,8 +407,9 @@ def settings(config: RunConfig, run: MethodRun) -> dict[str, Any]:
     if run.merge:
         method["merge"] = run.merge
 
-    own = {"method": method, "train": run.train.model_dump()}
-    return track.flat(shared | own)
+    # a run whose rate is known has nothing to look for
+    train = run.train.model_dump(exclude=None if searches(run) else {"search"})
+    return track.flat(shared | {"method": method, "train": train})
 
 
 def table(results: Sequence[RunResult]) -> str:

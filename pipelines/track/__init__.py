@@ -39,6 +39,9 @@ from pipelines.track.write import (
 # a run's artifact, see vopcore/metrics/predictions.py
 PREDICTIONS = "predictions.parquet"
 
+# a run's artifact: the learning rates that were tried, and what each came to
+SEARCH = "search.csv"
+
 # a run's folder of the same for other configs' test splits, NAME.parquet
 TRANSFERS = "transfer"
 
@@ -46,6 +49,7 @@ __all__ = [
     "ADDRESS",
     "PORT",
     "PREDICTIONS",
+    "SEARCH",
     "TRANSFERS",
     "RunStore",
     "ServerAwayError",

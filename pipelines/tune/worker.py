@@ -43,6 +43,9 @@ STATE = "state.pt"
 WEIGHTS = "tuned.safetensors"
 SECONDS = "seconds.txt"
 
+# What would fail again on every restart.
+HOPELESS = (DivergedError, ValueError, torch.OutOfMemoryError, MemoryError)
+
 # Steps between two looks of several workers at rank 0's clock.
 ASK_EVERY = 16
 
@@ -114,28 +117,50 @@ def work(loop: dict[str, Any]) -> WorkerResult:
     loop: a Task as `task`, and as `mailbox` the actor that hears how far the work is. Raises HopelessError,
     also where only one of several workers has met it: the others wait for that one, and Ray ends them.
     """
+    context = ray.train.get_context()
     try:
-        return Worker(loop["task"], loop["mailbox"]).run()
-    except (DivergedError, ValueError) as error:
-        raise HopelessError(str(error)) from error
-    except torch.OutOfMemoryError as error:
+        worker = Worker(
+            loop["task"],
+            loop["mailbox"],
+            get_device(),
+            rank=context.get_world_rank(),
+            workers=context.get_world_size(),
+        )
+        return worker.run()
+    except HOPELESS as error:
+        raise HopelessError(hopeless_reason(error)) from error
+
+
+def hopeless_reason(error: Exception) -> str:
+    """One line for one of HOPELESS, with the ways out where there are some."""
+    if isinstance(error, torch.OutOfMemoryError):
         cause = first_sentence(error)
-        raise HopelessError(f"the GPU's memory is too small ({cause}): {memory.WAYS_OUT}") from error
-    except MemoryError as error:
-        raise HopelessError(f"the memory is too small: {error}") from error
+        return f"the GPU's memory is too small ({cause}): {memory.WAYS_OUT}"
+    if isinstance(error, MemoryError):
+        return f"the memory is too small: {error}"
+    return str(error)
 
 
 class Worker:
-    """One of the processes of a run; all do the same, each with its share of every batch."""
+    """One of the processes of a run; all do the same, each with its share of every batch.
 
-    def __init__(self, task: Task, mailbox: Any) -> None:  # noqa: ANN401 - a handle of Ray's
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.workers = context.get_world_size()
+    mailbox: hears how far the work is, from rank 0; None: nobody wants to know.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        mailbox: Any,  # noqa: ANN401 - a handle of Ray's
+        device: torch.device,
+        rank: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self.rank = rank
+        self.workers = workers
         self.task = task
         self.config = task.config
         self.settings = task.run.train
-        self.device = get_device()
+        self.device = device
         self._mailbox = mailbox
         self._began = time.perf_counter()
 
@@ -254,9 +279,20 @@ class Worker:
     def _tune(self) -> tuple[int, dict[str, float]]:
         """Train on from the last checkpoint; returns the steps and the seconds, all attempts together."""
         began = time.perf_counter()
-        source = self._source()
+        source = self.source()
         prefix_seconds = time.perf_counter() - began
 
+        tuner, batches = self.tuner(source)
+        seconds_before = self._go_on(tuner)
+        tuning_seconds = self._steps(tuner, batches, seconds_before)
+
+        seconds = {names.TUNING_SECONDS: tuning_seconds}
+        if source is not self.shards:
+            seconds[names.PREFIX_SECONDS] = prefix_seconds
+        return tuner.steps_done, seconds
+
+    def tuner(self, source: Shards | prefix.Prefix) -> tuple[Tuner, TrainingBatches]:
+        """What tunes, before its first step, and the batches that it is to read from `source`."""
         settings = self.settings
         batches = TrainingBatches(
             source,
@@ -285,14 +321,7 @@ class Worker:
             micro_batch,
             teacher=self._teacher(),
         )
-
-        seconds_before = self._go_on(tuner)
-        tuning_seconds = self._steps(tuner, batches, seconds_before)
-
-        seconds = {names.TUNING_SECONDS: tuning_seconds}
-        if source is not self.shards:
-            seconds[names.PREFIX_SECONDS] = prefix_seconds
-        return tuner.steps_done, seconds
+        return tuner, batches
 
     def _teacher(self) -> Teacher | None:
         """The vectors of the run that teaches: computed by all workers once, then kept beside the shards."""
@@ -472,7 +501,7 @@ class Worker:
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
 
-    def _source(self) -> Shards | prefix.Prefix:
+    def source(self) -> Shards | prefix.Prefix:
         """Where to read training frames from.
 
         From the shards, or with `prefix_cache` from what the frozen blocks make of them: then each worker
@@ -522,8 +551,12 @@ class Worker:
 
     def _val_curves(self) -> dict[str, float]:
         """The plain numbers alone; the last epoch's come with everything else, at the end."""
-        numbers = self._evaluator("val").recall(self._rows("val"))
+        numbers = self.val_numbers()
         return {names.val(name): numbers[name] for name in names.CURVES}
+
+    def val_numbers(self) -> dict[str, float]:
+        """Recall on the val split as it is now, without intervals."""
+        return self._evaluator("val").recall(self._rows("val"))
 
     def _recall_of_stills(self) -> dict[str, float]:
         """What the quickstart's CLIP, tuned, still knows of the stills that it was pretrained on."""
@@ -602,7 +635,7 @@ class Worker:
 
     def _say(self, line: str) -> None:
         """One line of the log, which the driver prints."""
-        if self.rank == 0:
+        if self.rank == 0 and self._mailbox is not None:
             self._mailbox.put.remote(SAYS, "", 0, 0, line)
 
     def _tell(
@@ -614,7 +647,7 @@ class Worker:
         words: str,
     ) -> None:
         """How far the work is, for the driver's progress bar."""
-        if self.rank == 0:
+        if self.rank == 0 and self._mailbox is not None:
             self._mailbox.put.remote(what, unit, count, total, words)
 
 

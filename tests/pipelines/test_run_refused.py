@@ -52,6 +52,7 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(small
     assert "video.size: 48 and 96, but" in refused(capsys, config, "video.size=[48,96]")
     assert "clip.words: 99" in refused(capsys, config, "clip.words=99")
     assert "a val split" in refused(capsys, config, "train.lr=[1e-3,1e-2]")
+    assert "a val split" in refused(capsys, config, "train.lr=search")
     assert not (small / "out").exists()
 
 

@@ -5,6 +5,7 @@ from vopcore.config.identity import (
     backbone,
     fingerprint,
     is_trained,
+    searches,
     training_settings,
 )
 from vopcore.config.matrix import Cell, Matrix, cells, draft_cells, read_matrix
@@ -40,6 +41,7 @@ __all__ = [
     "read_draft",
     "read_matrix",
     "read_others",
+    "searches",
     "settings",
     "settings_text",
     "training_settings",

@@ -45,11 +45,20 @@ def is_trained(run: MethodRun) -> bool:
     return run.name != UNTRAINED and run.train.epochs > 0
 
 
+def searches(run: MethodRun) -> bool:
+    """Whether its learning rate is still to be found."""
+    return is_trained(run) and run.train.lr == "search"
+
+
 def training_settings(run: MethodRun) -> dict[str, Any]:
     """The keys of `train` that this run's numbers depend on."""
     if not is_trained(run):
         return {"epochs": 0, "precision": run.train.precision}
 
     # a setting that is new here and not used leaves the keys of runs of before as they were
-    unused = {"distill"} if run.train.distill is None else set()
-    return run.train.model_dump(exclude={"checkpoint_every"} | unused)
+    unread: Any = {"checkpoint_every": True, "search": {"at_once"}}
+    if run.train.distill is None:
+        unread["distill"] = True
+    if not searches(run):
+        unread["search"] = True
+    return run.train.model_dump(exclude=unread)

@@ -372,6 +372,11 @@ def _check_training(run: MethodRun, config: RunConfig) -> None:
         raise ConfigError(
             f"train.batch_size: {run.train.batch_size} does not divide over resources.workers = {workers}"
         )
+    search = run.train.search
+    if search.least >= search.most:
+        raise ConfigError(
+            f"methods.{run.name}.train.search: least, {search.least:g}, is not below most, {search.most:g}"
+        )
     if run.train.prefix_cache and run.train.augment:
         raise ConfigError(
             f"methods.{run.name}.train.prefix_cache: with augment every epoch sees other pixels, so"

@@ -280,6 +280,19 @@ class Distill(Section):
     """Of the distance from the teacher's similarities, beside the loss."""
 
 
+class Search(Section):
+    """How `lr: search` looks for a learning rate."""
+
+    least: LearningRate = 1e-6
+    """The lowest learning rate that is tried."""
+    most: LearningRate = 1e-2
+    """The highest; the rates lie between the two as evenly as a logarithm sees them, drawn by the seed."""
+    trials: Annotated[int, Field(ge=2)] = 16
+    """How many rates are tried; after 1, 3, 9, ... epochs only those in the best third go on."""
+    at_once: Positive | None = None
+    """Trials side by side, each with what one worker holds; null: as many as there is room for."""
+
+
 class Train(Section):
     """How a method is tuned; a method's own `train:` section overrides single keys."""
 
@@ -287,8 +300,11 @@ class Train(Section):
     """Passes over the training videos."""
     batch_size: Positive = 32
     """Videos of a step, over all workers: a caption is compared with so many."""
-    lr: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 1e-4
-    """Learning rate; several: the one that is best on `val` by t2v R@1 is kept."""
+    lr: LearningRate | Literal["search"] | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 1e-4
+    """Learning rate; several: each is tuned in full, and the one that is best on `val` by t2v R@1 is kept;
+    search: one is looked for on `val`, as `train.search` says."""
+    search: Search = Search()
+    """How `lr: search` looks for a learning rate."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.2
     """Weight decay of AdamW."""
     decay_biases_and_prompts: bool = True

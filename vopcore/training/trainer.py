@@ -134,8 +134,8 @@ class Tuner:
             if parameter.requires_grad:
                 self.tuned[name] = parameter
 
-        if isinstance(settings.lr, tuple):
-            raise ValueError(f"train.lr: {settings.lr} are several, and one tuning has one")
+        if not isinstance(settings.lr, float):
+            raise ValueError(f"train.lr: {settings.lr}, and one tuning has one learning rate")
         self._optimizer = optim.build(
             self.tuned.items(),
             lr=settings.lr,

@@ -90,6 +90,7 @@ def test_a_val_split_of_which_nothing_was_decoded_is_left_out_and_named(config, 
     ("overrides", "decoded", "refused"),
     [
         (["train.lr=[1e-3,1e-2]"], ["a", "b", "d"], r"^train.lr: a search .* needs a val split"),
+        (["train.lr=search"], ["a", "b", "d"], r"^train.lr: a search .* needs a val split"),
         (["train.epochs=0", "evaluate.post_processing=[qb_norm]"], ["c", "d"], r"^evaluate: qb_norm"),
         ([], ["a", "c", "d"], r"batch_size: 2 is more than the 1 videos"),
         ([], ["a", "b", "c"], r"no video of the test split can be decoded"),

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.experiment.identity import data_hash, decode_hash, run_key, shared_settings
+from pipelines.experiment.identity import data_hash, decode_hash, run_key, search_key, shared_settings
 from vopcore.config import read_config
 from vopcore.datasets import ANNOTATIONS
 from vopcore.shards import Entry, Layout, Shards, write_shard
@@ -27,9 +27,18 @@ def key(tmp_path):
         "video: {frames: 2, size: 32}\nmethods: {vop: {}, zero_shot: {}}\n"
     )
 
-    def of(*overrides: str, method: str = "vop", data: str = "d", decode: str = "x", others=()) -> str:
+    def of(
+        *overrides: str,
+        method: str = "vop",
+        data: str = "d",
+        decode: str = "x",
+        others=(),
+        of_search: bool = False,
+    ) -> str:
         config = read_config(path, [f"method.name={method}", *overrides])
         shards = "/shards/uniform-2x32-raw-abc"
+        if of_search:
+            return search_key(config, config.methods[0], data, shards, decode)
         return run_key(config, config.methods[0], data, shards, decode, others)
 
     return of
@@ -41,6 +50,7 @@ def key(tmp_path):
         "seed=1",
         "run=again",
         "train.lr=1e-3",
+        "train.lr=search",
         "train.epochs=1",
         "train.distill={teacher: runs:/a}",
         "method.vision_prompts=4",
@@ -82,6 +92,26 @@ def test_a_run_has_one_teacher_however_it_is_named_and_the_weight_of_its_words_c
     assert key("train.distill={teacher: runs:/a/vop_p, weight: 1.0}") == plain
     assert key("train.distill={teacher: runs:/b}") != plain
     assert key("train.distill={teacher: runs:/a, weight: 2}") != plain
+
+
+def test_a_search_is_told_by_its_range_and_trials_and_by_nothing_where_no_rate_is_searched(key):
+    searched = key("train.lr=search")
+    for override in ("train.search.least=1e-5", "train.search.most=1e-3", "train.search.trials=8", "seed=1"):
+        assert key("train.lr=search", override) != searched
+    assert key("train.lr=search", "train.search.at_once=1") == searched
+    assert key("train.search.trials=8") == key()
+    assert key("train.lr=search", "train.search.trials=8", method="zero_shot") == key(method="zero_shot")
+
+
+def test_a_search_is_the_same_whatever_is_measured_on_the_test_split(key):
+    def search(*overrides: str) -> str:
+        return key("train.lr=search", *overrides, of_search=True)
+
+    assert search("evaluate.post_processing=[dsl]") == search()
+    assert search("train.search.at_once=1") == search()
+    changes = ("seed=1", "run=again", "train.epochs=1", "method.vision_prompts=4", "train.search.trials=8")
+    keys = [search(change) for change in changes]
+    assert len({search(), *keys}) == 6
 
 
 def test_seeds_and_labels_stay_apart_whatever_is_in_the_label(key):

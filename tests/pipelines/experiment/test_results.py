@@ -9,11 +9,14 @@ from support.report import predicted
 
 from pipelines import track
 from pipelines.experiment import runs
+from pipelines.experiment.identity import search_key
 from pipelines.experiment.prepare import DecodedData
 from pipelines.experiment.results import ResultFiles, RunResult
+from pipelines.tune.search_rate import FoundRate, TrialCurve, TrialFiles, drawn_rates
 from pipelines.tune.worker import WEIGHTS, WorkerResult
 from vopcore.config import read_config
 from vopcore.datasets import ANNOTATIONS
+from vopcore.storage import Store
 from vopcore.tuned_model import VideoVectors
 
 
@@ -102,3 +105,47 @@ def test_what_is_not_logged_yet_is_logged_by_the_same_command_and_then_gone(expe
     assert {artifact.path for artifact in artifacts} >= {"predictions.parquet", "tuned", "transfer"}
     transferred = track.fetch(experiment.store, result.run_id, "transfer/msvd.parquet", tmp_path)
     assert pq.read_table(transferred)["rank"].to_pylist() == [3.0, 1.0]
+
+
+def test_a_search_is_a_table_and_two_curves_over_its_rates(experiment, tmp_path):
+    files, result = finish(experiment, tmp_path)
+    (run,) = experiment.config.methods
+    curves = [
+        TrialCurve(1e-5, [10.0], [1.0], "stopped"),
+        TrialCurve(1e-4, [20.0, 31.25], [1.0, 2.0], "finished"),
+        TrialCurve(1e-2, [0.0], [0.5], "diverged"),
+    ]
+    found = FoundRate(1e-4, curves)
+    files.search.write_text(found.as_csv())
+    runs._log(experiment, run, files, result)
+
+    client = experiment.store.client
+    for name, wanted in (("search/lr", [1e-5, 1e-4, 1e-2]), ("search/val_t2v_R1", [10.0, 31.25, 0.0])):
+        points = client.get_metric_history(result.run_id, name)
+        assert [(point.step, point.value) for point in points] == list(enumerate(wanted, 1))
+    table = track.fetch(experiment.store, result.run_id, "search.csv", tmp_path)
+    lines = Path(table).read_text().splitlines()
+    assert lines[0] == "lr,ending,seconds,val_t2v_R1,epoch_1,epoch_2"
+    assert lines[2] == "0.0001,finished,3.0,31.25,20.0,31.25"
+    assert found.metrics == {"search/found_lr": 1e-4, "search/epochs": 4, "seconds/search": 4.5}
+
+
+def test_a_search_that_has_ended_is_read_and_its_rate_is_that_of_the_run(experiment, tmp_path):
+    (run,) = experiment.config.methods
+    train = run.train.model_copy(update={"lr": "search"})
+    searched = run.model_copy(update={"train": train})
+    rates = drawn_rates(searched.train.search, seed=0)
+    data = experiment.data
+    key = search_key(data.config, searched, data.data_hash, data.shards, data.decode_hash)
+    folder = tmp_path / "out/searches" / key
+    folder.mkdir(parents=True)
+    trials = TrialFiles(Store(folder))
+    for number, rate in enumerate(rates):
+        trials.write(number, TrialCurve(rate, [5.0, float(number % 7)], [1.0, 1.0], "finished"))
+
+    found = runs._search(experiment, searched)
+    assert found.rate == min(rates[6], rates[13])
+    single = runs._at_rate(searched, found.rate)
+    assert runs.settings(data.config, single)["train.lr"] == found.rate
+    assert "train.search.trials" not in runs.settings(data.config, single)
+    assert runs.result_files(experiment, single).key != runs.result_files(experiment, searched).key

@@ -35,7 +35,7 @@ def test_types_and_defaults_are_in_the_words_of_yaml():
     by_key = {setting.key: setting for setting in SETTINGS}
     assert (by_key["data.root"].type, by_key["data.root"].default) == ("text", "required")
     assert (by_key["train.lr"].type, by_key["train.lr"].default) == (
-        "number or list of: number",
+        "number or search or list of: number",
         "0.0001",
     )
     assert (by_key["video.storage"].type, by_key["video.storage"].default) == (
@@ -44,7 +44,7 @@ def test_types_and_defaults_are_in_the_words_of_yaml():
     )
     assert (by_key["resources.gpu"].type, by_key["resources.gpu"].default) == ("true or false", "false")
     assert "seconds" in by_key["video.time_limit"].description.lower()
-    assert "train.lr  (number or list of: number, default: 0.0001)" in settings_text()
+    assert "train.lr  (number or search or list of: number, default: 0.0001)" in settings_text()
 
 
 @pytest.mark.parametrize("section", [Matrix, MatrixTable, ConfigEntry])
