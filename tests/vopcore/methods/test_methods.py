@@ -5,6 +5,8 @@ import dataclasses
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from support.methods import CLASSES, FRAMES, TRAINED, batch, method, tiny_clip, tuned_clip
 
@@ -170,6 +172,35 @@ def test_padding_changes_neither_the_loss_nor_a_gradient(name):
     for one, other in zip(*got, strict=True):
         assert one.norm() > 0
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@settings(max_examples=8, deadline=None)
+@given(
+    real=st.lists(st.booleans(), min_size=FRAMES, max_size=FRAMES).filter(any),
+    others=st.lists(st.integers(1, FRAMES), max_size=3),
+    place=st.integers(0, 3),
+    noise=st.integers(10, 99),
+)
+@torch.no_grad()
+def test_a_video_is_the_same_beside_any_others_and_whatever_its_padding_shows(
+    name, real, others, place, noise
+):
+    retriever = Retriever(tuned_clip(name, stir=0.3)).eval()
+    pixels, _ = batch(1)
+    mask = torch.tensor([real])
+    alone = retriever.video(pixels, mask)[mask]
+
+    # its neighbours have as many frames as they like, at other places of the batch
+    padded = pixels.clone()
+    padded[~mask] = batch(1, seed=noise)[0][~mask]
+    neighbours, _ = batch(len(others), seed=noise) if others else (pixels[:0], None)
+    place = min(place, len(others))
+    frames = torch.cat([neighbours[:place], padded, neighbours[place:]])
+    masks = [torch.arange(FRAMES) < count for count in others]
+    masks.insert(place, mask[0])
+    together = retriever.video(frames, torch.stack(masks))[place]
+    torch.testing.assert_close(together[mask[0]], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("context", ["bilstm", "lstm", "transformer"])
