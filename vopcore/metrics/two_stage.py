@@ -138,12 +138,14 @@ class TwoStage:
         row_floor = row_floor.to(device, bound.dtype)
         column_floor = column_floor.to(device, bound.dtype)
 
+        likely = self._likely(rows, bound, num_top)
         if num_top:
-            top_floor = self._top_floor(rows, bound, num_top)
+            top_floor = self._top_floor(likely, bound, num_top)
             row_floor = torch.minimum(row_floor, top_floor)
 
         can_matter = bound >= row_floor[:, None]
         can_matter |= bound >= column_floor
+        can_matter[likely.places, likely.columns] = False  # their scores are known
         places, columns = can_matter.nonzero(as_tuple=True)
 
         # a pair matters for its caption, for its video, or for both
@@ -153,27 +155,41 @@ class TwoStage:
         places = places[can_matter]
         columns = columns[can_matter]
         scores = self.pairs(rows[places], columns)
-        return Candidates(places, columns, scores)
+        return Candidates(
+            torch.cat([likely.places, places]),
+            torch.cat([likely.columns, columns]),
+            torch.cat([likely.scores, scores]),
+        )
 
-    def _top_floor(
+    def _likely(
         self,
         rows: Tensor,
         bound: Tensor,
         num_top: int,
-    ) -> Tensor:
-        """Float32[n]: a score that at least `num_top` videos of each text reach; below it none is on top.
-
-        It is taken from exact scores of the videos whose `bound` Float32[n, V] is largest.
+    ) -> Candidates:
+        """The exact scores of those pairs of each text whose `bound` Float32[n, V] is largest: twice
+        `num_top`, or all where there are fewer.
         """
-        num_videos = bound.shape[1]
+        num_rows, num_videos = bound.shape
         num_likely = min(2 * num_top, num_videos)
-        columns = top_scores(bound, num_likely).columns
-        row_of_pair = rows.repeat_interleave(num_likely)
-        likely = self.pairs(row_of_pair, columns.flatten())
-        likely = likely.view(columns.shape)
+        place_of_row = torch.arange(num_rows, device=bound.device)
+        places = place_of_row.repeat_interleave(num_likely)
+        columns = places  # none
+        if num_likely:
+            columns = top_scores(bound, num_likely).columns.flatten()
+        scores = self.pairs(rows[places], columns)
+        return Candidates(places, columns, scores)
 
-        num_best = min(num_top, num_likely)
-        best = likely.topk(num_best, dim=1).values
+    @staticmethod
+    def _top_floor(
+        likely: Candidates,
+        bound: Tensor,
+        num_top: int,
+    ) -> Tensor:
+        """Float32[n]: a score that at least `num_top` videos of each text reach; below it none is on top."""
+        scores = likely.scores.view(len(bound), -1)
+        num_best = min(num_top, scores.shape[1])
+        best = scores.topk(num_best, dim=1).values
         return best[:, -1]
 
     def _products(self, rows: Tensor) -> list[Tensor]:
