@@ -113,8 +113,8 @@ class SplitEvaluator:
 
     def _embed(self, split: pa.Table) -> "EmbeddedSplit":
         """The vectors of a split's captions and of its decoded videos, on every worker."""
-        owners = split["video"].to_pylist()
-        gallery = [video for video in dict.fromkeys(owners) if self._is_decoded(video)]
+        videos = split["video"].unique()
+        gallery = videos.filter(pc.is_in(videos, self._shards.decoded())).to_pylist()
 
         def embed_videos(share: list[str]) -> Tensor:
             return self._embedder.videos(share, self._read_frames, self._tell)
@@ -123,7 +123,7 @@ class SplitEvaluator:
         captions = split["caption"].to_pylist()
         text = over_workers(captions, self._embedder.texts)
         return EmbeddedSplit(
-            owners,
+            split["video"].to_pylist(),
             gallery,
             text,
             vectors,

@@ -710,14 +710,14 @@ def first_sentence(error: Exception) -> str:
 
 def training_captions(annotations: pa.Table, shards: Shards) -> dict[str, list[str]]:
     """The captions of each training video that could be decoded."""
-    decoded = {video for video, entry in shards.videos.items() if entry.num_frames}
     is_training = pc.equal(annotations["split"], "train")
+    is_decoded = pc.is_in(annotations["video"], shards.decoded())
+    rows = annotations.filter(pc.and_(is_training, is_decoded))
 
+    # column by column: an entry or a row for each of a million videos would take minutes
     captions: dict[str, list[str]] = {}
-    for row in annotations.filter(is_training).to_pylist():
-        video = row["video"]
-        if video in decoded:
-            captions.setdefault(video, []).append(row["caption"])
+    for video, caption in zip(rows["video"].to_pylist(), rows["caption"].to_pylist(), strict=True):
+        captions.setdefault(video, []).append(caption)
     return captions
 
 
