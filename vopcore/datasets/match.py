@@ -8,8 +8,9 @@ and a file whose name is almost the one that was asked for is only mentioned.
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
@@ -55,12 +56,20 @@ class VideoFiles:
 
         self.links_left_out: list[str] = []
         self.paths = set(self._list(folder))
+        self._aliases = aliases
 
-        self._paths_of_name: dict[str, list[str]] = defaultdict(list)
+    # both are made when they are first needed: who asks for paths alone, and finds all, asks for neither
+    @cached_property
+    def _paths_of_name(self) -> Mapping[str, list[str]]:
+        paths: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self.paths, key=preference):
-            for name in names_of(path, aliases):
-                self._paths_of_name[name].append(path)
-        self._names_of_folded: dict[str, str] | None = None
+            for name in names_of(path, self._aliases):
+                paths[name].append(path)
+        return paths
+
+    @cached_property
+    def _names_of_folded(self) -> Mapping[str, str]:
+        return {folded(name): name for name in self._paths_of_name}
 
     def _list(self, folder: VideosFolder) -> Iterable[str]:
         """Paths of all files, below the root."""
@@ -92,10 +101,6 @@ class VideoFiles:
 
     def near(self, names: Iterable[str]) -> str | None:
         """For names that no file goes by: a sentence on a file that almost does, if there is one."""
-        # made when it is first needed: where all videos are found nobody asks
-        if self._names_of_folded is None:
-            self._names_of_folded = {folded(name): name for name in self._paths_of_name}
-
         for name in names:
             other = self._names_of_folded.get(folded(name))
             if other is not None and other != name:
