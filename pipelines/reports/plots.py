@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from pipelines.reports.published import PublishedRow
 from pipelines.reports.ranking import Ranking
@@ -158,6 +159,9 @@ def recall_against_parameters(results: Sequence[MethodResult], looks: Palette) -
             xlabel="trainable parameters",
             ylabel="text to video R@1, %",
         )
+
+        # The axis' own labels are formulas, which STYLE does not set: 10k and 1M are plain text.
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
         # Horizontal lines alone give a log axis nothing to choose its ends by.
         if not any(result.value(names.TRAINABLE) for result in results):

@@ -242,6 +242,15 @@ def test_plots_show_parameters_on_a_log_axis_and_ranks_in_their_bins(world):
     }
 
 
+def test_the_numbers_on_a_log_axis_are_plain_text(world):
+    """Matplotlib draws text as outlines and leaves the text itself in a comment before them."""
+    for path in (world[0] / "out/plots").iterdir():
+        texts = re.findall(r"<!-- (.+?) -->", path.read_text())
+        assert not any("$" in text for text in texts), path
+    parameters = (world[0] / "out/plots/msrvtt_9k_parameters.svg").read_text()
+    assert "<!-- 100k -->" in parameters
+
+
 def test_the_page_sorts_by_a_column_in_a_real_browser(world, tmp_path):
     page = (world[0] / "out/report.html").read_text()
     press = """<script>
