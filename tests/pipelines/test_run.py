@@ -1,6 +1,7 @@
 """The whole path as a user runs it: real videos, Ray and MLflow store; interrupted and resumed."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -43,10 +45,15 @@ def short_lived_folder_of_ray():
         yield
 
 
-def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+def run(
+    folder: Path,
+    *overrides: str,
+    environment: Mapping[str, str] = os.environ,
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(folder, *overrides),
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=400,
@@ -220,6 +227,17 @@ def test_a_shard_that_was_changed_on_disk_is_found_by_the_verify_stage(whole, ru
 def table(stdout: str) -> list[str]:
     lines = stdout.splitlines()
     return lines[next(i for i, line in enumerate(lines) if line.startswith("method ")) :]
+
+
+@pytest.mark.long
+def test_a_user_without_a_home_gets_the_same_numbers(whole, tmp_path):
+    """As a service or a container is often started: whoever keeps something in the home must do without."""
+    folder, _ = whole
+    (tmp_path / "shapes").symlink_to(folder / "shapes")
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    done = run(tmp_path, "compare=[zero_shot]", environment=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert recall(tmp_path)["zero_shot"] == recall(folder)["zero_shot"]
 
 
 @pytest.mark.long
