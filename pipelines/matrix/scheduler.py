@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.failures import reason_of
 from pipelines.command.exit_codes import CommandFailedError
+from pipelines.command.secrets import SafeStream
 from pipelines.experiment import prepare, runs
 from pipelines.experiment.results import RunResult
 from pipelines.experiment.runs import Experiment
@@ -248,17 +249,20 @@ def _of_cell(experiment: Experiment, cell: Cell) -> tuple[Experiment, MethodRun]
 def _output_to(log: Path) -> Iterator[list[Failure]]:
     """All that is printed goes to a file; what goes wrong is caught, and is in the list it yields."""
     failures: list[Failure] = []
-    with log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
-        try:
-            yield failures
-        except EXPECTED as error:
-            print(f"error: {error}")
-            first_lines = str(error).split("\n")[:2]
-            failures.append(Failure(" ".join(first_lines)))
-        except Exception as error:
-            # one cell's, whatever it is, must not end the others
-            traceback.print_exc()
-            failures.append(Failure(f"{reason_of(error)} ({log} says more)"))
+    with log.open("a", buffering=1) as file:
+        # a command takes the secrets out of what it prints; in an actor nobody else does
+        safe_file = SafeStream(file)
+        with redirect_stdout(safe_file), redirect_stderr(safe_file):
+            try:
+                yield failures
+            except EXPECTED as error:
+                print(f"error: {error}")
+                first_lines = str(error).split("\n")[:2]
+                failures.append(Failure(" ".join(first_lines)))
+            except Exception as error:
+                # one cell's, whatever it is, must not end the others
+                traceback.print_exc()
+                failures.append(Failure(f"{reason_of(error)} ({log} says more)"))
 
 
 def _outcome(

@@ -205,11 +205,17 @@ def first_difference(
 ) -> str | None:
     """The first setting, by name, that is another here: `train.epochs: 1 here, 6 in the reference`.
 
-    What a number is made with comes before the machine it was made on.
+    What a number is made with comes before the machine it was made on, and both before a setting that only
+    one of the two knows: it came with another version of the code, which began with what was done before.
     """
     all_names = reference.keys() | settings.keys()
     compared = [name for name in all_names if _is_compared(name)]
-    compared.sort(key=lambda name: (name.startswith("resources."), name))
+
+    def rank(name: str) -> tuple[bool, bool, str]:
+        is_known_to_both = name in reference and name in settings
+        return not is_known_to_both, name.startswith("resources."), name
+
+    compared.sort(key=rank)
 
     for name in compared:
         here = _without_folder(name, settings.get(name, "not set"))

@@ -74,7 +74,7 @@ def on_ray(task: Task, folder: Path) -> dict[str, list[Sample]]:
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
-        driver.tune(task.config, task.run, task, "key", store, run_id)
+        driver.tune_on_ray(task.config, task.run, task, "key", store, run_id)
     finally:
         ended.set()
         watcher.join()

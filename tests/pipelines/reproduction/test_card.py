@@ -86,6 +86,9 @@ def test_what_a_number_is_made_with_comes_before_the_machine():
     assert first_difference(there, {"resources.workers": "2", "train.lr": "0.2"}).startswith("train.lr")
     assert first_difference(there, there | {"resources.workers": "2"}).startswith("resources.workers")
     assert first_difference(there, there | {"output": "/x", "mlflow.uri": "x"}) is None
+    newer = {"data.missing": "refuse", "resources.workers": "2", "train.lr": "0.1"}
+    assert first_difference(there, newer).startswith("resources.workers")
+    assert first_difference(there, there | {"data.missing": "refuse"}).startswith("data.missing: refuse here")
 
 
 def test_where_a_models_file_lies_is_no_difference():
