@@ -66,7 +66,7 @@ def update(index: Index, work: IndexWork) -> Updated:
     """
     began = time.monotonic()
     index.refresh()
-    listing = list_videos(index.header.root)
+    listing = list_videos(work.decode.root)
     changes = compare(index, listing)
 
     index.table.drop(changes.gone)

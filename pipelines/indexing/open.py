@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipelines.command.secrets import without_secrets
 from pipelines.indexing import model_source
 from pipelines.indexing.driver import IndexWork
 from pipelines.indexing.task import DecodeSettings
@@ -22,7 +23,8 @@ def open_for_update(
 ) -> tuple[Index, IndexWork]:
     """The index at `uri` of the videos below `root`, and how to work on it. scratch: an empty folder.
 
-    Raises BadIndexError where the index there is of other videos, weights or windows, or its engine is not
+    The index knows the videos' URI without the keys in it, which searching takes from the environment. Raises
+    BadIndexError where the index there is of other videos, weights or windows, or its engine is not
     installed.
     """
     require_engine(config.engine)
@@ -30,7 +32,7 @@ def open_for_update(
     facts = model_source.prepare(config, model_folder)
     settings = read_settings(model_folder)
     header = IndexHeader(
-        root=root,
+        root=without_secrets(root),
         engine=config.engine,
         dimension=facts.dimension,
         pooling=facts.pooling,

@@ -241,6 +241,11 @@ def deliver(store: RunStore) -> None:
             _deliver_run(store.client, opened.experiment_id, run_id, journal)
         journal.clear()
 
+    # Whoever keeps a call writes the address again.
+    if not waiting(store.waiting_folder):
+        address_file = Path(store.waiting_folder) / ADDRESS
+        address_file.unlink(missing_ok=True)
+
 
 def _deliver_run(
     client: MlflowClient,

@@ -295,12 +295,17 @@ def wrong_in_mlflow(server: MLflowServer) -> list[str]:
 
 
 def left_files(disk: Path) -> list[str]:
-    """The names of all files of a run, without what is another one each time: times and MLflow's ids."""
+    """The names of all files of a run, without what is another one each time.
+
+    That is the times in them, and the hash in the name of the shards' index, which is of when each shard was
+    written. Each start of the command leaves a log.
+    """
     names = []
     for path in sorted(disk.rglob("*")):
         name = str(path.relative_to(disk))
         name = re.sub(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d+(_\d+)*", "TIME", name)
-        if path.is_file():
+        name = re.sub(r"/index/[0-9a-f]{24}\.arrow$", "/index/HASH.arrow", name)
+        if path.is_file() and not name.startswith("out/logs/"):
             names.append(name)
     return sorted(names)
 
