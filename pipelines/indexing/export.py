@@ -11,8 +11,14 @@ COLUMNS = ("video", "start", "end", "best", "vector", "thumbnail")
 
 
 def export_parquet(index: Index, file: Path) -> int:
-    """Write every moment, its vector as float32; returns how many. The file is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write every moment, its vector as float32; returns how many. The file is there whole or not at all.
+
+    Raises ValueError, one line, for an empty index and for a folder that cannot be made.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{file}: its folder cannot be made: {error.strerror}") from None
     partial = file.with_name(f".{file.name}.part")
     num_moments = 0
     writer = None
