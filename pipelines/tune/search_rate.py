@@ -153,14 +153,14 @@ class TrialFiles:
 
     def read(self, number: int, rate: float) -> TrialCurve:
         """The curve so far."""
-        name = f"trial_{number:03}.json"
+        name = self._curve(number)
         if not self.folder.exists(name):
             return TrialCurve(rate)
         return TrialCurve(**json.loads(self.folder.read(name)))
 
     def write(self, number: int, curve: TrialCurve) -> None:
         """The curve; once it has ended, nobody needs the state."""
-        self.folder.write(f"trial_{number:03}.json", json.dumps(asdict(curve)).encode())
+        self.folder.write(self._curve(number), json.dumps(asdict(curve)).encode())
         if curve.ending:
             self.folder.delete(self._state(number))
 
@@ -180,6 +180,9 @@ class TrialFiles:
         """Delete what Ray Tune has left in its own folder."""
         with suppress(OSError):
             self.folder.filesystem.delete_dir(self.folder.path(TUNES_OWN))
+
+    def _curve(self, number: int) -> str:
+        return f"trial_{number:03}.json"
 
     def _state(self, number: int) -> str:
         return f"trial_{number:03}.pt"

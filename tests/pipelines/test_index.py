@@ -25,6 +25,8 @@ from pipelines import search as search_cli
 from vopcore.index import Index, open_index
 from vopcore.storage import ShardCache, open_uri
 
+pytestmark = pytest.mark.usefixtures("short_lived_folder_of_ray")
+
 WINDOWS = ["seconds=2", "every=1"]
 
 # As a user's command, but with a segment for each video: what is written while it is killed is then seen.
@@ -35,15 +37,6 @@ driver.WRITE_EVERY = 0.0
 from pipelines.index import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_lived_folder_of_ray():
-    """Ray's sockets want a short path."""
-    temporary = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
-    with temporary as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from support import ROOT
 from pipelines import run as cli
 from vopcore.clip import load
 from vopcore.methods import load_tuned, tuned
+
+pytestmark = pytest.mark.usefixtures("short_lived_folder_of_ray")
 
 SMALL = [
     "shapes.videos=48",
@@ -34,15 +35,6 @@ SMALL = [
 def command(folder: Path, *overrides: str) -> list[str]:
     places = [f"output={folder}/out", f"data.root={folder}/shapes"]
     return [sys.executable, "pipelines/run.py", "conf/quickstart.yaml", *SMALL, *places, *overrides]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_lived_folder_of_ray():
-    """Ray's sockets want a short path."""
-    temporary = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
-    with temporary as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        yield
 
 
 def run(
