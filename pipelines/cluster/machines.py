@@ -303,7 +303,7 @@ def _stores(config: RunConfig) -> dict[str, str]:
 def _places(config: RunConfig) -> dict[str, str]:
     return {
         WRITTEN: config.storage or config.output,
-        "data.videos": config.data.videos or config.data.root,
+        "data.videos": config.data.videos_place,
     }
 
 

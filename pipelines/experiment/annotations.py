@@ -32,7 +32,7 @@ def read_dataset(data: Data) -> pa.Table:
     """The data set as ANNOTATIONS, split as its files say. Raises DatasetError."""
     read = DATASETS[data.dataset]
     root = Path(data.root)
-    videos = VideosFolder(data.videos or data.root, data.follow_links)
+    videos = VideosFolder(data.videos_place, data.follow_links)
     return read(root, videos)
 
 
@@ -45,7 +45,7 @@ def test_rows(config: RunConfig) -> pa.Table:
 
     has_no_file = pc.is_null(rows["path"])
     if pc.all(has_no_file).as_py():
-        place = config.data.videos or config.data.root
+        place = config.data.videos_place
         raise ConfigError(f"evaluate.also: {config.name}: no video of its test split is in {place}")
     return rows
 
@@ -145,7 +145,7 @@ def _refuse(config: RunConfig, table: pa.Table) -> None:
     with_file = table.filter(has_file)
     if with_file.num_rows == 0:
         num_videos = pc.count_distinct(table["video"]).as_py()
-        place = config.data.videos or config.data.root
+        place = config.data.videos_place
         raise ConfigError(f"{place}: none of the {num_videos} videos of the annotations is there")
 
     _check_rows(config, table)

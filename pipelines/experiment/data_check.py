@@ -50,7 +50,7 @@ def report_on(
         missing_list = str(listed)
 
     # it was listed a moment ago, so that it opens
-    place = config.data.videos or config.data.root
+    place = config.data.videos_place
     filesystem, _ = open_uri(place)
     reason = partial(header_problem, filesystem)
 

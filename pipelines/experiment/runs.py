@@ -110,7 +110,7 @@ def search_commands(
     """How to index the videos of the run with the best recall, and how to open them in a browser."""
     config = experiment.config
     best = max(results, key=lambda result: result.metrics.get(names.T2V_R1, 0.0))
-    videos = config.data.videos or config.data.root
+    videos = config.data.videos_place
     index = f"{config.output}/index"
 
     overrides = [

@@ -178,7 +178,7 @@ class Data(Section):
 
     dataset: str
     """The data set: folder (your own videos), msrvtt_9k, msrvtt_7k, msrvtt_full, msvd, lsmdc, activitynet,
-    didemo or vatex."""
+    didemo, vatex or webdataset (tars as video2dataset writes them)."""
     root: Folder
     """Folder of the annotation files."""
     videos: Location | None = None
@@ -190,6 +190,11 @@ class Data(Section):
     """Share of the training videos kept apart as `val`, where the data set has no val split (5% or 0.05)."""
     follow_links: bool = False
     """Whether links below the videos' folder may lead out of it; false leaves such files out, and says so."""
+
+    @property
+    def videos_place(self) -> str:
+        """The folder of the videos, or its URI."""
+        return self.videos or self.root
 
 
 class Video(Section):
